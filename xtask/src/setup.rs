@@ -1,0 +1,139 @@
+//! What a machine needs beside Rust, and how it gets it: installed with apt on Debian and Ubuntu when root, else said exactly.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::Result;
+
+use crate::{Usage, steps};
+
+/// The linter of dependencies is pinned: another version may know other rules.
+const CARGO_DENY_VERSION: &str = "0.20.2";
+
+/// Something needed, the Debian package that brings it, and a sign that it is there however it came.
+struct Need {
+    package: &'static str,
+    why: &'static str,
+    sign: Sign,
+}
+
+enum Sign {
+    /// A program on PATH or in the system's folders for programs.
+    Program(&'static str),
+    /// A file whose name begins so, in one of the folders; a `*` in a folder stands for any one name.
+    File(&'static [&'static str], &'static str),
+}
+
+const NEEDS: &[Need] = &[
+    Need { package: "git", why: "fetches and serves repositories", sign: Sign::Program("git") },
+    Need { package: "make", why: "builds RocksDB and the samples", sign: Sign::Program("make") },
+    Need { package: "g++", why: "compiles RocksDB", sign: Sign::Program("c++") },
+    Need { package: "clang", why: "reads C headers for bindings", sign: Sign::Program("clang") },
+    Need { package: "pkg-config", why: "finds libseccomp", sign: Sign::Program("pkg-config") },
+    Need { package: "iproute2", why: "network namespaces in tests", sign: Sign::Program("ip") },
+    Need { package: "dpkg-dev", why: "unpacks Debian's sources in tests", sign: Sign::Program("dpkg-source") },
+    Need {
+        package: "libseccomp-dev",
+        why: "system call filters of the sandbox",
+        sign: Sign::File(&["/usr/include", "/usr/local/include"], "seccomp.h"),
+    },
+    Need {
+        package: "libclang-dev",
+        why: "reads C headers for bindings",
+        sign: Sign::File(
+            &["/usr/lib/llvm-*/lib", "/usr/lib/*-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/local/lib"],
+            "libclang.so",
+        ),
+    },
+];
+
+impl Sign {
+    fn is_there(&self) -> bool {
+        match self {
+            Sign::Program(name) => {
+                let path = env::var_os("PATH").unwrap_or_default();
+                let system = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from);
+                env::split_paths(&path).chain(system).any(|folder| folder.join(name).is_file())
+            }
+            Sign::File(folders, beginning) => {
+                // A folder may be named by the variable that the binding generator itself reads.
+                let named = env::var_os("LIBCLANG_PATH").filter(|_| *beginning == "libclang.so").map(PathBuf::from);
+                let folders = folders.iter().flat_map(|pattern| expand(pattern)).chain(named);
+                folders.into_iter().any(|folder| names_in(&folder).iter().any(|name| name.starts_with(beginning)))
+            }
+        }
+    }
+}
+
+fn names_in(folder: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
+    entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// Replaces the one `*` of a pattern by what is there.
+fn expand(pattern: &str) -> Vec<PathBuf> {
+    let Some((before, after)) = pattern.split_once('*') else { return vec![PathBuf::from(pattern)] };
+    let (folder, beginning) = before.rsplit_once('/').unwrap_or((".", before));
+    let (ending, below) = after.split_once('/').unwrap_or((after, ""));
+    let fits = |name: &String| name.starts_with(beginning) && name.ends_with(ending);
+    names_in(Path::new(folder)).into_iter().filter(fits).map(|name| Path::new(folder).join(name).join(below)).collect()
+}
+
+fn missing() -> Vec<&'static Need> {
+    NEEDS.iter().filter(|need| !need.sign.is_there()).collect()
+}
+
+fn is_root() -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0)
+}
+
+/// Installs what is missing, or ends with exit code 2 and what to install.
+pub fn run() -> Result<()> {
+    let needs = missing();
+    if needs.is_empty() {
+        println!("   all {} things needed to build are here", NEEDS.len());
+        return Ok(());
+    }
+    let packages: Vec<&str> = needs.iter().map(|need| need.package).collect();
+    if is_root() && Sign::Program("apt-get").is_there() {
+        steps::run(&mut apt("update"))?;
+        steps::run(apt("install").args(["-y", "--no-install-recommends"]).args(&packages))?;
+    }
+    let still = missing();
+    if still.is_empty() {
+        return Ok(());
+    }
+    let list: Vec<String> = still.iter().map(|need| format!("  {:<16} {}", need.package, need.why)).collect();
+    let packages: Vec<&str> = still.iter().map(|need| need.package).collect();
+    Err(Usage(format!(
+        "this machine lacks (by the names of Debian's packages):\n{}\n\nOn Debian or Ubuntu: sudo apt-get install {}\n\
+         Elsewhere: install the same by your system's names, then run this again.",
+        list.join("\n"),
+        packages.join(" ")
+    ))
+    .into())
+}
+
+fn apt(verb: &str) -> Command {
+    let mut command = Command::new("apt-get");
+    command.args(["-q", verb]).env("DEBIAN_FRONTEND", "noninteractive");
+    command
+}
+
+/// Installs cargo-deny where it is missing: once a machine, into cargo's own folder for programs.
+pub fn cargo_deny() -> Result<()> {
+    let there = steps::cargo("deny --version")?.output().is_ok_and(|output| output.status.success());
+    if there {
+        return Ok(());
+    }
+    steps::run(&mut steps::cargo(&format!("install cargo-deny --locked --version {CARGO_DENY_VERSION}"))?)
+}
+
+/// Whether cargo-nextest is here; it is used when it is, never needed.
+pub fn has_nextest() -> Result<bool> {
+    Ok(steps::cargo("nextest --version")?.output().is_ok_and(|output| output.status.success()))
+}
