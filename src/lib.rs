@@ -2,4 +2,6 @@
 //!
 //! The map of the modules; docs/ARCHITECTURE.md walks one push through them.
 
+pub mod crash;
 pub mod model;
+pub mod runner;
