@@ -291,11 +291,12 @@ async fn an_out_of_memory_kill_is_told_with_its_peak() {
 async fn a_fork_bomb_is_bounded_and_removed() {
     needs_isolation!();
     let place = Place::new();
-    let mut spec = place.container("bomb() { bomb | bomb & }; bomb; sleep 1; echo survived; bomb; sleep 600");
+    let mut spec = place.container("bomb() { bomb | bomb & }; bomb; while :; do :; done");
     spec.limits.pids = Some(40);
     spec.time_limit = Some(Millis::from_secs(3));
     let record = place.run(&spec).await;
     assert!(record.timed_out, "{record:?}");
+    assert!(place.printed(Stream::Stderr).contains("ork"), "the limit on processes was never met");
 }
 
 #[tokio::test]
