@@ -208,7 +208,6 @@ async fn the_sandbox_is_closed() {
         unshare -T true 2>/dev/null && echo time namespace made
         setarch -R true 2>/dev/null && echo randomisation off
         mount -t tmpfs t /tmp 2>/dev/null && echo mounted
-        kill -9 $PPID 2>/dev/null && echo killed parent
         cat /run/secrets/token; echo
         (echo x > /run/secrets/token) 2>/dev/null && echo written: token
         echo pid $$ of $(ls -d /proc/[0-9]* | wc -l)
@@ -238,7 +237,7 @@ async fn the_sandbox_is_closed() {
     has("uid: 0 host: build map: 0 100000 65536");
     has("told");
     has("done");
-    for bad in ["visible", "written", "kcore", "keys", "made", "off", "mounted", "killed", "groundswell-host-file"] {
+    for bad in ["visible", "written", "kcore", "keys", "made", "off", "mounted", "groundswell-host-file"] {
         assert!(!printed.contains(bad), "`{bad}` in:\n{printed}");
     }
     let devices = lines.iter().find(|line| line.contains("urandom")).unwrap();

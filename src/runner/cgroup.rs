@@ -90,8 +90,8 @@ pub struct Usage {
 
 /// Version 1 controllers that a group of ours joins. The list is that of libcontainer, so that both name the same folders.
 const V1_CONTROLLERS: [&str; 7] = ["cpu", "cpuacct", "memory", "pids", "freezer", "devices", "blkio"];
-/// Folders that only libcontainer makes; removed with the rest.
-const V1_REMOVED_TOO: [&str; 5] = ["cpuset", "hugetlb", "net_cls", "net_prio", "perf_event"];
+/// Those that only libcontainer joins. Made and removed with the rest.
+const V1_CONTAINERS_ONLY: [&str; 5] = ["cpuset", "hugetlb", "net_cls", "net_prio", "perf_event"];
 const V2_CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
 
 /// The hierarchies that this machine has mounted.
@@ -121,7 +121,7 @@ impl Hierarchies {
                 Some("cgroup2") => v2 = v2.or_else(|| Some(PathBuf::from(point))),
                 Some("cgroup") => {
                     let options = fields.nth(1).unwrap_or_default();
-                    for controller in V1_CONTROLLERS.iter().chain(&V1_REMOVED_TOO) {
+                    for controller in V1_CONTROLLERS.iter().chain(&V1_CONTAINERS_ONLY) {
                         let known = v1.iter().any(|(name, _): &(String, PathBuf)| name == controller);
                         if !known && options.split(',').any(|option| option == *controller) {
                             v1.push(((*controller).to_owned(), PathBuf::from(point)));
@@ -189,7 +189,7 @@ impl Cgroup {
     }
 
     fn all_dirs(&self) -> Vec<PathBuf> {
-        self.dirs(&[V1_CONTROLLERS.as_slice(), &V1_REMOVED_TOO].concat())
+        self.dirs(&[V1_CONTROLLERS.as_slice(), &V1_CONTAINERS_ONLY].concat())
     }
 
     fn dir_of(&self, controller: &'static str) -> Result<PathBuf, CgroupError> {
@@ -198,7 +198,8 @@ impl Cgroup {
 
     /// Creates the group in every hierarchy. Already there is fine.
     pub fn create(&self) -> Result<(), CgroupError> {
-        for dir in self.dirs(&V1_CONTROLLERS) {
+        // All of them: libcontainer would not survive another shim's removing a common parent at the same moment.
+        for dir in self.all_dirs() {
             create_dir_against_removers(&dir).map_err(io_error("creating control group", &dir))?;
         }
         if let Hierarchies::V2(point) = &self.hierarchies {

@@ -45,6 +45,12 @@ use nix::{
     unistd,
 };
 
+use tracing_subscriber::{
+    Layer,
+    filter::{LevelFilter, Targets},
+    layer::SubscriberExt,
+};
+
 pub use self::{
     reap::{ReapError, reap},
     record::{CHILD_PID_FILE, EXIT_FILE, ExitRecord, Failure, Outcome, ProcessRef, RecordError, SHIM_PID_FILE, read_exit, read_process, write_spec},
@@ -174,7 +180,13 @@ fn chain(error: &dyn std::error::Error) -> String {
 /// Warnings of ours and of libcontainer go to the log, and the log has an end.
 fn log_to(file: File) {
     let writer = std::sync::Mutex::new(BoundedLog { file, left: LOG_BYTES_MAX });
-    let subscriber = tracing_subscriber::fmt().with_writer(writer).with_ansi(false).with_max_level(tracing::Level::WARN).finish();
+    // libcgroups warns of each controller that this machine lacks, libcontainer of each call that this kernel lacks.
+    let wanted = Targets::new()
+        .with_default(LevelFilter::WARN)
+        .with_target("libcgroups", LevelFilter::ERROR)
+        .with_target("libcontainer::seccomp", LevelFilter::ERROR);
+    let layer = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(false).with_filter(wanted);
+    let subscriber = tracing_subscriber::registry().with(layer);
     // Set already: main was called twice in one process, as only a test would.
     tracing::subscriber::set_global_default(subscriber).ok();
 }
