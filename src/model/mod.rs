@@ -2,4 +2,6 @@
 
 pub mod digest;
 pub mod ids;
+pub mod pipeline_file;
+pub mod plan;
 pub mod units;
