@@ -10,6 +10,10 @@ fn answers(text: &str) {
         Ok(file) => {
             file.unsupported();
             assert_eq!(parse(&printed(&file)), file, "what is printed is read back");
+            let json = serde_json::to_string(&file).unwrap();
+            assert_eq!(serde_json::from_str::<PipelineFile>(&json).unwrap(), file);
+            let packed = rmp_serde::to_vec(&file).unwrap();
+            assert_eq!(rmp_serde::from_slice::<PipelineFile>(&packed).unwrap(), file);
         }
         Err(found) => {
             assert!(!found.is_empty() && found.len() <= 100);
@@ -33,6 +37,10 @@ fn value() -> impl Strategy<Value = String> {
         Just("-inf".to_owned()),
         Just("1.5".to_owned()),
         Just("true".to_owned()),
+        Just("\"1500000001\"".to_owned()),
+        Just("\"1500MB\"".to_owned()),
+        Just("\"1m30s250ms\"".to_owned()),
+        Just("\"12.34%\"".to_owned()),
         Just("2026-01-01".to_owned()),
         Just("[]".to_owned()),
         Just("[[[]]]".to_owned()),

@@ -47,6 +47,7 @@ fn each_mistake_is_told_with_its_place_and_a_way_out() {
                 "2:10 bad_value: `../x` leads out of the workspace (write it relative to the workspace)",
             ],
         ),
+        ("[[cache]]\nkey = []\npaths = [\"a\"]\n", &["2:7 bad_value: `cache[0].key` names no file"]),
         ("[test]\n", &["1:2 missing_key: `test` has no `run` (add a line such as `run = \"make check\"`)"]),
         (
             "paths = [\"docs/\", \"a[\"]\n",
