@@ -75,7 +75,7 @@ pub(super) mod exact_size {
         if !serializer.is_human_readable() {
             return size.serialize(serializer);
         }
-        match UNITS.iter().find(|(_, scale)| size.0 >= *scale && size.0 % scale == 0) {
+        match UNITS.iter().find(|(_, scale)| size.0 >= *scale && size.0.is_multiple_of(*scale)) {
             Some((unit, scale)) => serializer.collect_str(&format_args!("{}{unit}", size.0 / scale)),
             None => serializer.collect_str(&format_args!("{}B", size.0)),
         }
