@@ -3,7 +3,8 @@
 // Words.
 pub mod digest;
 pub mod ids;
-pub mod principal;
+pub mod pipeline_file;
+pub mod plan;
 pub mod units;
 
 // What is true.
