@@ -2,4 +2,5 @@
 
 pub mod digest;
 pub mod ids;
+pub mod routes;
 pub mod units;
