@@ -5,8 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use hyper::{
     HeaderMap, Request, Version,
-    http::uri::Authority,
     header::{self, HeaderName, HeaderValue},
+    http::uri::Authority,
 };
 
 /// Fields that concern one connection only, besides those that `Connection` names.
@@ -75,7 +75,8 @@ pub fn upgrade_wanted<B>(request: &Request<B>) -> Option<HeaderValue> {
     let protocol = headers.get(header::UPGRADE)?;
     let asked = request.version() == Version::HTTP_11 && lists_token(headers, header::CONNECTION, "upgrade");
     let one = headers.get_all(header::UPGRADE).iter().count() == 1;
-    let refused = protocol.to_str().map_or(true, |p| p.split(',').any(|p| p.trim().get(..2).is_some_and(|h| h.eq_ignore_ascii_case("h2"))));
+    let refused =
+        protocol.to_str().map_or(true, |p| p.split(',').any(|p| p.trim().get(..2).is_some_and(|h| h.eq_ignore_ascii_case("h2"))));
     (asked && one && !refused).then(|| protocol.clone())
 }
 
@@ -221,9 +222,8 @@ mod tests {
 
     #[test]
     fn only_real_upgrades_are_passed_on() {
-        let wanted = |connection: &str, protocol: &str| {
-            upgrade_wanted(&request(&[("connection", connection), ("upgrade", protocol)]))
-        };
+        let wanted =
+            |connection: &str, protocol: &str| upgrade_wanted(&request(&[("connection", connection), ("upgrade", protocol)]));
         assert_eq!(wanted("keep-alive, Upgrade", "websocket").unwrap(), "websocket");
         assert!(wanted("keep-alive", "websocket").is_none());
         assert!(wanted("upgrade", "h2c").is_none());

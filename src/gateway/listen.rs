@@ -23,7 +23,7 @@ use hyper_util::{
 use socket2::SockRef;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
+    sync::{Semaphore, watch},
     task::JoinSet,
     time::{Instant, sleep, timeout, timeout_at},
 };
@@ -39,7 +39,7 @@ use super::{
     session::{self, Identity},
     table::TableHandle,
 };
-use crate::model::routes::ServiceKey;
+use crate::model::routes::{RouteTable, ServiceKey};
 
 /// Why a gateway did not start.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +64,8 @@ pub struct Gateway {
     listeners: Vec<(TcpListener, SocketAddr, Option<Arc<ServiceKey>>)>,
     admin: Option<(TcpListener, SocketAddr)>,
     table: TableHandle,
+    /// Tables since the saved one was loaded: what is to be saved.
+    unsaved: watch::Receiver<Arc<RouteTable>>,
     meters: Arc<Meters>,
 }
 
@@ -98,6 +100,7 @@ impl Gateway {
                 Err(error) => tracing::warn!(%error, "starting without routes"),
             }
         }
+        let unsaved = table.watch();
         let mut listeners = Vec::new();
         for wanted in &config.listeners {
             let (listener, address) = listen(wanted.address).await?;
@@ -107,7 +110,7 @@ impl Gateway {
             Some(address) => Some(listen(address).await?),
             None => None,
         };
-        Ok(Self { config, listeners, admin, table, meters })
+        Ok(Self { config, listeners, admin, table, unsaved, meters })
     }
 
     /// The table in force, for applying others and for looking.
@@ -134,7 +137,7 @@ impl Gateway {
     /// [`Limits::drain_timeout`], and closes what is left. The admin address answers until the end.
     pub async fn run(self, shutdown: CancellationToken) {
         let addresses = self.addresses();
-        let Self { config, listeners, admin, table, meters } = self;
+        let Self { config, listeners, admin, table, unsaved, meters } = self;
         let stopping = Arc::new(AtomicBool::new(false));
         let proxy = Arc::new(Proxy::new(table.clone(), config.limits.clone(), config.trust_forwarded, Arc::clone(&meters)));
         let permits = Arc::new(Semaphore::new(config.limits.connections_max));
@@ -151,7 +154,7 @@ impl Gateway {
             beside.spawn(serve_admin(listener, admin, until_end.clone()));
         }
         if let Some(path) = config.table_file {
-            beside.spawn(save_tables(path, table.clone(), until_end.clone()));
+            beside.spawn(save_tables(path, unsaved, until_end.clone()));
         }
         if let Some(session) = config.session {
             let identity = Identity { name: config.name, zone: config.zone, addresses };
@@ -203,7 +206,13 @@ impl Front {
         Self { proxy, meters, service, http1: builder.clone().http1_only(), http2: builder.http2_only(), limits }
     }
 
-    async fn serve(&self, stream: TcpStream, inbound: Arc<Inbound>, graceful: Watcher, stop: &CancellationToken) -> Result<(), BoxError> {
+    async fn serve(
+        &self,
+        stream: TcpStream,
+        inbound: Arc<Inbound>,
+        graceful: Watcher,
+        stop: &CancellationToken,
+    ) -> Result<(), BoxError> {
         prepare(&stream, &self.limits)?;
         let limit = self.limits.header_read_timeout.as_duration();
         let builder = match stop.run_until_cancelled(speaks(&stream, limit)).await.transpose()? {
@@ -281,7 +290,10 @@ async fn accept(listener: TcpListener, front: Front, permits: Arc<Semaphore>, st
     }
     drop(listener);
     if timeout(front.limits.drain_timeout.as_duration(), graceful.shutdown()).await.is_err() {
-        tracing::warn!(connections = connections.len(), "closing connections with requests in flight: they took longer than `drain_timeout`");
+        tracing::warn!(
+            connections = connections.len(),
+            "closing connections with requests in flight: they took longer than `drain_timeout`"
+        );
     }
 }
 
@@ -321,8 +333,7 @@ async fn serve_admin(listener: TcpListener, admin: Admin, stop: CancellationToke
 }
 
 /// Saves each table that comes in force, the latest only when they come quickly, and the last one at the end.
-async fn save_tables(path: PathBuf, table: TableHandle, stop: CancellationToken) {
-    let mut tables = table.watch();
+async fn save_tables(path: PathBuf, mut tables: watch::Receiver<Arc<RouteTable>>, stop: CancellationToken) {
     loop {
         let more = tokio::select! {
             changed = tables.changed() => changed.is_ok(),

@@ -26,7 +26,7 @@ use super::{
     balance::Candidate,
     body::{BodyError, ClientBody, RequestBody, ResponseBody},
     config::Limits,
-    endpoint::now_ms,
+    endpoint::{InFlight, now_ms},
     headers::{self, Host},
     measure::{Meters, unix_second},
     problem::problem,
@@ -159,12 +159,17 @@ impl Proxy {
 
     /// Answers one request of a client.
     pub async fn answer(&self, request: Request<Incoming>, inbound: &Arc<Inbound>) -> Answer {
+        let version = request.version();
         let answer = match self.outgoing(request, inbound).await {
             Ok((service, outgoing)) => self.forward(service, outgoing).await,
             Err(refusal) => Err(refusal),
         };
-        answer.unwrap_or_else(|refusal| {
+        answer.unwrap_or_else(|mut refusal| {
             self.meters.refused(refusal.status().as_u16());
+            if refusal.status() == StatusCode::BAD_REQUEST && version != Version::HTTP_2 {
+                // Whatever else comes from who sent that is not to be trusted to be a request of its own.
+                refusal.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
             refusal
         })
     }
@@ -175,7 +180,8 @@ impl Proxy {
         mut request: Request<Incoming>,
         inbound: &Arc<Inbound>,
     ) -> Result<(Arc<LiveService>, Outgoing), Answer> {
-        let host = headers::host_of(&request).map_err(|what| problem(StatusCode::BAD_REQUEST, &format!("the request has {what}")))?;
+        let host =
+            headers::host_of(&request).map_err(|what| problem(StatusCode::BAD_REQUEST, &format!("the request has {what}")))?;
         if request.method() == Method::CONNECT {
             return Err(problem(StatusCode::METHOD_NOT_ALLOWED, "this is a gateway to services, not a proxy to elsewhere"));
         }
@@ -251,16 +257,17 @@ impl Proxy {
     }
 
     /// Sends a request to one instance after another until one answers or another try would not be safe.
-    async fn forward(&self, mut service: Arc<LiveService>, mut outgoing: Outgoing) -> Result<Answer, Answer> {
+    async fn forward(&self, service: Arc<LiveService>, mut outgoing: Outgoing) -> Result<Answer, Answer> {
         let began = Instant::now();
         let mut tried: Vec<SocketAddr> = Vec::new();
         service.budget.earn();
         loop {
-            let Some(candidate) = service.candidates.pick(&tried, now_ms()).cloned() else {
+            // By the table in force now: it may have moved on while a body was read, or because of what the last try met.
+            let Some((candidate, in_flight)) = self.table.begin(&service.key, &tried) else {
                 let detail = format!("no instance of {} takes requests now; try again in a second", service.key);
                 return Err(problem(StatusCode::SERVICE_UNAVAILABLE, &detail));
             };
-            let failure = match self.send(&candidate, &mut outgoing, began).await {
+            let failure = match self.send(&candidate, in_flight, &mut outgoing, began).await {
                 Ok(answer) => return Ok(answer),
                 Err(failure) => failure,
             };
@@ -277,16 +284,17 @@ impl Proxy {
                 return Err(self.gave_up(failure, &service, &outgoing));
             }
             self.meters.retries.fetch_add(1, Relaxed);
-            // The table may have moved on because of what just happened to this instance.
-            if let Some(now) = self.table.load().service(&service.key) {
-                service = Arc::clone(now);
-            }
         }
     }
 
     /// One try.
-    async fn send(&self, candidate: &Candidate, outgoing: &mut Outgoing, began: Instant) -> Result<Answer, Failure> {
-        let in_flight = candidate.endpoint.begin();
+    async fn send(
+        &self,
+        candidate: &Candidate,
+        in_flight: InFlight,
+        outgoing: &mut Outgoing,
+        began: Instant,
+    ) -> Result<Answer, Failure> {
         let mut parts = Parts::default();
         parts.scheme = Some(Scheme::HTTP);
         parts.authority = Some(candidate.endpoint.authority.clone());
@@ -387,7 +395,9 @@ impl Proxy {
                 let detail = format!("the instance of {key} broke off before answering; the request may have had its effect");
                 problem(StatusCode::BAD_GATEWAY, &detail)
             }
-            (Failure::Garbled, _) => problem(StatusCode::BAD_GATEWAY, &format!("the answer of the instance of {key} is not HTTP")),
+            (Failure::Garbled, _) => {
+                problem(StatusCode::BAD_GATEWAY, &format!("the answer of the instance of {key} is not HTTP"))
+            }
         }
     }
 }

@@ -104,7 +104,9 @@ pub async fn keep(config: SessionConfig, identity: Identity, table: TableHandle,
         let wait = backoff(failures);
         match ended {
             Ok(never) => match never {},
-            Err(error) => tracing::warn!(%server, %error, wait_ms = wait.as_millis() as u64, "without a session: serving by the last routes"),
+            Err(error) => {
+                tracing::warn!(%server, %error, wait_ms = wait.as_millis() as u64, "without a session: serving by the last routes")
+            }
         }
         tokio::select! {
             () = stop.cancelled() => return,
@@ -169,7 +171,8 @@ async fn connect(server: &str, token: &str) -> Result<Socket, SessionError> {
     let configured = |what: String| SessionError::Configured { server: server.to_owned(), what };
     let url = format!("ws://{server}/v1/gateways/session");
     let mut request = url.into_client_request().map_err(|error| configured(error.to_string()))?;
-    let mut bearer = HeaderValue::try_from(format!("Bearer {token}")).map_err(|_| configured("the token is no header value".into()))?;
+    let mut bearer =
+        HeaderValue::try_from(format!("Bearer {token}")).map_err(|_| configured("the token is no header value".into()))?;
     bearer.set_sensitive(true);
     request.headers_mut().insert(header::AUTHORIZATION, bearer);
     let config = WebSocketConfig::default().max_message_size(Some(MESSAGE_BYTES_MAX)).max_frame_size(Some(MESSAGE_BYTES_MAX));

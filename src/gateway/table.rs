@@ -4,7 +4,7 @@
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Mutex, PoisonError, Weak, atomic::Ordering::SeqCst},
 };
 
 use arc_swap::ArcSwap;
@@ -17,7 +17,7 @@ use crate::model::{
 
 use super::{
     balance::{Candidate, Candidates},
-    endpoint::{Endpoint, now_ms},
+    endpoint::{Endpoint, InFlight, now_ms},
     measure::{Meters, unix_second},
     retry::RetryBudget,
 };
@@ -122,6 +122,32 @@ impl TableHandle {
     /// The generation in force; zero before any table.
     pub fn generation(&self) -> u64 {
         self.load().source.generation
+    }
+
+    /// Chooses an instance of a service by the table in force, and counts a request to it from now on; `None` when the service
+    /// is gone or has no instance.
+    ///
+    /// Whoever applies a table without an instance and then sees [`Self::in_flight`] at zero there knows that no request comes
+    /// any more: one that chose by the table before is counted before the table is looked at again, and then chooses anew.
+    pub fn begin(&self, service: &ServiceKey, tried: &[SocketAddr]) -> Option<(Candidate, InFlight)> {
+        let mut table = self.0.live.load();
+        loop {
+            let candidate = table.service(service)?.candidates.pick(tried, now_ms())?.clone();
+            let in_flight = candidate.endpoint.begin();
+            std::sync::atomic::fence(SeqCst);
+            let now = self.0.live.load();
+            if Arc::ptr_eq(&table, &now) {
+                return Some((candidate, in_flight));
+            }
+            table = now;
+        }
+    }
+
+    /// Requests and tunnels at this address, whether it still takes new ones or not.
+    pub fn in_flight(&self, address: SocketAddr) -> usize {
+        let endpoints = self.0.endpoints.lock().unwrap_or_else(PoisonError::into_inner);
+        std::sync::atomic::fence(SeqCst);
+        endpoints.get(&address).and_then(|(endpoint, _)| endpoint.upgrade()).map_or(0, |endpoint| endpoint.in_flight())
     }
 
     /// Tells of each table that comes in force; a slow listener sees only the latest.

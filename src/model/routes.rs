@@ -243,8 +243,7 @@ mod tests {
             address: "10.0.0.1:8080".parse().unwrap(),
             state: InstanceState::Draining,
         };
-        let release =
-            ReleaseRoute { release: "shop@3".parse().unwrap(), weight: BasisPoints::ALL, instances: vec![instance] };
+        let release = ReleaseRoute { release: "shop@3".parse().unwrap(), weight: BasisPoints::ALL, instances: vec![instance] };
         let service = "shop/production/web".parse().unwrap();
         RouteTable {
             generation,
@@ -280,7 +279,10 @@ mod tests {
 
     #[test]
     fn a_host_is_tried_from_its_whole_to_its_first_label() {
-        assert_eq!(host_candidates("web.shop.prod.lan").collect::<Vec<_>>(), ["web.shop.prod.lan", "web.shop.prod", "web.shop", "web"]);
+        assert_eq!(
+            host_candidates("web.shop.prod.lan").collect::<Vec<_>>(),
+            ["web.shop.prod.lan", "web.shop.prod", "web.shop", "web"]
+        );
     }
 
     #[test]

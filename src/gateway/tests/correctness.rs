@@ -93,7 +93,7 @@ async fn trailers_cross_both_ways() {
     let upstream = Upstream::start(|_| async {
         let trailers = HeaderMap::from_iter([("x-sum".parse().unwrap(), HeaderValue::from_static("7"))]);
         let frames = [Ok(Frame::data(Bytes::from("hello"))), Ok(Frame::trailers(trailers))];
-        let mut response = Response::new(StreamBody::new(futures::stream::iter(frames)).boxed());
+        let mut response = Response::new(BodyExt::boxed(StreamBody::new(futures::stream::iter(frames))));
         response.headers_mut().insert("trailer", HeaderValue::from_static("x-sum"));
         response
     })
@@ -139,7 +139,8 @@ async fn both_lengths_at_once_smuggle_nothing() {
     let mirror = mirror().await;
     let gateway = Running::start(to(1, &[mirror.address])).await;
     let smuggled = "GET /smuggled HTTP/1.1\r\nHost: web.shop.prod\r\n\r\n";
-    for fields in ["Content-Length: 60\r\nTransfer-Encoding: chunked\r\n", "Transfer-Encoding: chunked\r\nContent-Length: 60\r\n"] {
+    for fields in ["Content-Length: 60\r\nTransfer-Encoding: chunked\r\n", "Transfer-Encoding: chunked\r\nContent-Length: 60\r\n"]
+    {
         let before = mirror.hits();
         let answer = gateway.raw(format!("POST / HTTP/1.1\r\nHost: web.shop.prod\r\n{fields}\r\n0\r\n\r\n{smuggled}")).await;
         assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("connection: close"), "{answer}");
@@ -159,7 +160,8 @@ async fn heads_and_bodies_have_bounds() {
     assert!(huge.starts_with("HTTP/1.1 431"), "{huge}");
     let many = gateway.raw(format!("GET / HTTP/1.1\r\nHost: web.shop.prod\r\n{}\r\n", "X: 1\r\n".repeat(101))).await;
     assert!(many.starts_with("HTTP/1.1 431"), "{many}");
-    let declared = gateway.raw("POST / HTTP/1.1\r\nHost: web.shop.prod\r\nConnection: close\r\nContent-Length: 1001\r\n\r\n").await;
+    let declared =
+        gateway.raw("POST / HTTP/1.1\r\nHost: web.shop.prod\r\nConnection: close\r\nContent-Length: 1001\r\n\r\n").await;
     assert!(declared.starts_with("HTTP/1.1 413"), "{declared}");
     let head = "POST / HTTP/1.1\r\nHost: web.shop.prod\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n";
     let streamed = gateway.raw(format!("{head}3e9\r\n{}\r\n0\r\n\r\n", "x".repeat(1001))).await;
@@ -208,6 +210,7 @@ async fn a_websocket_works_through_it() {
     assert!(gateway.admin("/metrics").await.1.contains("instance_in_flight{service=\"shop/prod/web\",address="));
     socket.close(None).await.unwrap();
     within("the end of the echo", echo).await.unwrap();
+    drop(socket);
     gateway.stop().await;
 }
 
@@ -217,14 +220,17 @@ async fn http_2_comes_in_and_grpc_goes_through_with_its_trailers() {
         let version = format!("{:?} {}", request.version(), request.headers()["host"].to_str().unwrap_or("?"));
         let trailers = HeaderMap::from_iter([("grpc-status".parse().unwrap(), HeaderValue::from_static("0"))]);
         let frames = [Ok(Frame::data(Bytes::from(version))), Ok(Frame::trailers(trailers))];
-        Response::new(StreamBody::new(futures::stream::iter(frames)).boxed())
+        Response::new(BodyExt::boxed(StreamBody::new(futures::stream::iter(frames))))
     })
     .await;
-    let gateway = Running::start(table(1, vec![{
-        let mut any = route(SERVICE, vec![instance(upstream.address, "a")]);
-        any.hosts = vec!["127.0.0.1".into()];
-        any
-    }]))
+    let gateway = Running::start(table(
+        1,
+        vec![{
+            let mut any = route(SERVICE, vec![instance(upstream.address, "a")]);
+            any.hosts = vec!["127.0.0.1".into()];
+            any
+        }],
+    ))
     .await;
     let client: TestClient = Client::builder(TokioExecutor::new()).http2_only(true).build_http();
     for (content_type, version) in [("application/grpc", "HTTP/2.0"), ("text/plain", "HTTP/1.1")] {

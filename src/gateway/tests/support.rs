@@ -179,6 +179,11 @@ impl Running {
         fetch(&client(), request.body(Full::default()).unwrap()).await
     }
 
+    /// Waits until no request is at this address.
+    pub async fn drained(&self, address: SocketAddr) {
+        until("the drained instance being idle", || self.table.in_flight(address) == 0).await;
+    }
+
     pub async fn admin(&self, path: &str) -> (u16, String) {
         fetch(&client(), Request::get(format!("http://{}{path}", self.admin)).body(Full::default()).unwrap()).await
     }
@@ -189,8 +194,14 @@ impl Running {
         stream.write_all(bytes.as_ref()).await.unwrap();
         let mut answer = Vec::new();
         // A reset after the answer is as good as an end.
-        within("the end of a raw answer", stream.read_to_end(&mut answer)).await.ok();
-        String::from_utf8_lossy(&answer).into_owned()
+        match timeout(PATIENCE, stream.read_to_end(&mut answer)).await {
+            Ok(_) => String::from_utf8_lossy(&answer).into_owned(),
+            Err(_) => panic!(
+                "{:?} was answered, without an end, {:?}",
+                String::from_utf8_lossy(bytes.as_ref()),
+                String::from_utf8_lossy(&answer)
+            ),
+        }
     }
 
     pub async fn stop(self) {
