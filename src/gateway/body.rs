@@ -168,7 +168,7 @@ impl Body for RequestBody {
         match self {
             Self::Empty => SizeHint::with_exact(0),
             Self::Held(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
-            Self::Streamed(streamed) => streamed.body.as_ref().map_or_else(|| streamed.source.size.clone(), Body::size_hint),
+            Self::Streamed(streamed) => streamed.body.as_ref().map_or_else(|| streamed.source.size, Body::size_hint),
         }
     }
 }

@@ -145,3 +145,40 @@ impl Limits {
         self.idle_timeout.as_duration()
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_is_read_as_people_write_it() {
+        let config: GatewayConfig = toml::from_str(
+            r#"
+            zone = "eu-1a"
+            table_file = "/var/lib/swell/routes"
+
+            [session]
+            servers = ["10.0.0.1:7400"]
+
+            [[listener]]
+            address = "0.0.0.0:8080"
+            service = "shop/production/web"
+
+            [[listener]]
+            address = "0.0.0.0:80"
+
+            [limits]
+            request_body_max = "10MiB"
+            drain_timeout = "1m"
+            "#,
+        )
+        .unwrap();
+        assert_eq!(config.listeners[0].service.as_ref().unwrap().to_string(), "shop/production/web");
+        assert_eq!((config.listeners.len(), config.limits.request_body_max), (2, ByteSize(10 << 20)));
+        assert_eq!(config.limits.drain_timeout, Millis::from_secs(60));
+        let default: GatewayConfig = toml::from_str("").unwrap();
+        assert_eq!(default.listeners[0].address.to_string(), "127.0.0.1:7480");
+        assert!(toml::from_str::<GatewayConfig>("listen = 1").is_err());
+    }
+}

@@ -1,6 +1,7 @@
 //! One request's way: which service, which instance, what crosses, and when to try again. Knows nothing of listeners.
 
 use std::{
+    borrow::Cow,
     net::SocketAddr,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
@@ -123,6 +124,18 @@ impl OutgoingBody {
 
 type Answer = Response<ResponseBody>;
 
+/// What the gateway answers itself.
+struct Refusal {
+    status: StatusCode,
+    detail: Cow<'static, str>,
+}
+
+impl Refusal {
+    fn new(status: StatusCode, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self { status, detail: detail.into() }
+    }
+}
+
 impl Proxy {
     /// A proxy that serves by `table` and counts in `meters`.
     pub fn new(table: TableHandle, limits: Limits, trust_forwarded: bool, meters: Arc<Meters>) -> Self {
@@ -164,13 +177,14 @@ impl Proxy {
             Ok((service, outgoing)) => self.forward(service, outgoing).await,
             Err(refusal) => Err(refusal),
         };
-        answer.unwrap_or_else(|mut refusal| {
-            self.meters.refused(refusal.status().as_u16());
-            if refusal.status() == StatusCode::BAD_REQUEST && version != Version::HTTP_2 {
+        answer.unwrap_or_else(|refusal| {
+            self.meters.refused(refusal.status.as_u16());
+            let mut answer = problem(refusal.status, &refusal.detail);
+            if refusal.status == StatusCode::BAD_REQUEST && version != Version::HTTP_2 {
                 // Whatever else comes from who sent that is not to be trusted to be a request of its own.
-                refusal.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
-            refusal
+            answer
         })
     }
 
@@ -179,11 +193,11 @@ impl Proxy {
         &self,
         mut request: Request<Incoming>,
         inbound: &Arc<Inbound>,
-    ) -> Result<(Arc<LiveService>, Outgoing), Answer> {
-        let host =
-            headers::host_of(&request).map_err(|what| problem(StatusCode::BAD_REQUEST, &format!("the request has {what}")))?;
+    ) -> Result<(Arc<LiveService>, Outgoing), Refusal> {
+        let host = headers::host_of(&request)
+            .map_err(|what| Refusal::new(StatusCode::BAD_REQUEST, format!("the request has {what}")))?;
         if request.method() == Method::CONNECT {
-            return Err(problem(StatusCode::METHOD_NOT_ALLOWED, "this is a gateway to services, not a proxy to elsewhere"));
+            return Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "this is a gateway to services, not a proxy to elsewhere"));
         }
         let service = self.service(host.as_ref(), inbound.pinned.as_deref())?;
         let content_length = request.body().size_hint().exact();
@@ -209,7 +223,7 @@ impl Proxy {
         Ok((service, Outgoing { method: parts.method, path, headers: parts.headers, body, grpc, upgrade }))
     }
 
-    fn service(&self, host: Option<&Host>, pinned: Option<&ServiceKey>) -> Result<Arc<LiveService>, Answer> {
+    fn service(&self, host: Option<&Host>, pinned: Option<&ServiceKey>) -> Result<Arc<LiveService>, Refusal> {
         let table = self.table.load();
         let found = match (pinned, host) {
             (Some(key), _) => table.service(key),
@@ -221,22 +235,22 @@ impl Proxy {
         }
         if table.source.generation == 0 {
             let detail = "this gateway has no route table yet: it waits for a server to send one";
-            return Err(problem(StatusCode::SERVICE_UNAVAILABLE, detail));
+            return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, detail));
         }
         Err(match pinned {
-            Some(key) => problem(StatusCode::SERVICE_UNAVAILABLE, &format!("the service {key} is not deployed")),
+            Some(key) => Refusal::new(StatusCode::SERVICE_UNAVAILABLE, format!("the service {key} is not deployed")),
             None => {
                 let name = host.map_or("", |host| host.name.as_str());
                 let detail = format!(
                     "no service answers to the host `{name}`; ask for `SERVICE.PIPELINE.ENVIRONMENT` (a domain may follow) or give \
                      the service this host name"
                 );
-                problem(StatusCode::NOT_FOUND, &detail)
+                Refusal::new(StatusCode::NOT_FOUND, detail)
             }
         })
     }
 
-    async fn body(&self, method: &Method, body: Incoming, length: Option<u64>) -> Result<OutgoingBody, Answer> {
+    async fn body(&self, method: &Method, body: Incoming, length: Option<u64>) -> Result<OutgoingBody, Refusal> {
         if body.is_end_stream() {
             return Ok(OutgoingBody::Empty);
         }
@@ -246,18 +260,18 @@ impl Proxy {
         }
         match tokio::time::timeout(self.limits.idle(), body.collect()).await {
             Ok(Ok(collected)) => Ok(OutgoingBody::Held(collected.to_bytes())),
-            Ok(Err(_)) => Err(problem(StatusCode::BAD_REQUEST, &BodyError::BrokenOff.to_string())),
-            Err(_) => Err(problem(StatusCode::REQUEST_TIMEOUT, &BodyError::StoodStill.to_string())),
+            Ok(Err(_)) => Err(Refusal::new(StatusCode::BAD_REQUEST, BodyError::BrokenOff.to_string())),
+            Err(_) => Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, BodyError::StoodStill.to_string())),
         }
     }
 
-    fn too_long(&self) -> Answer {
+    fn too_long(&self) -> Refusal {
         let detail = format!("the body is longer than {}, the most that this gateway passes on", self.limits.request_body_max);
-        problem(StatusCode::PAYLOAD_TOO_LARGE, &detail)
+        Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, detail)
     }
 
     /// Sends a request to one instance after another until one answers or another try would not be safe.
-    async fn forward(&self, service: Arc<LiveService>, mut outgoing: Outgoing) -> Result<Answer, Answer> {
+    async fn forward(&self, service: Arc<LiveService>, mut outgoing: Outgoing) -> Result<Answer, Refusal> {
         let began = Instant::now();
         let mut tried: Vec<SocketAddr> = Vec::new();
         service.budget.earn();
@@ -265,7 +279,7 @@ impl Proxy {
             // By the table in force now: it may have moved on while a body was read, or because of what the last try met.
             let Some((candidate, in_flight)) = self.table.begin(&service.key, &tried) else {
                 let detail = format!("no instance of {} takes requests now; try again in a second", service.key);
-                return Err(problem(StatusCode::SERVICE_UNAVAILABLE, &detail));
+                return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, detail));
             };
             let failure = match self.send(&candidate, in_flight, &mut outgoing, began).await {
                 Ok(answer) => return Ok(answer),
@@ -278,9 +292,6 @@ impl Proxy {
                 && retry::may_retry(failure, &outgoing.method, outgoing.body.left())
                 && service.budget.spend(now_ms());
             if !again {
-                if failure != Failure::Client {
-                    candidate.meter.unanswered(unix_second());
-                }
                 return Err(self.gave_up(failure, &service, &outgoing));
             }
             self.meters.retries.fetch_add(1, Relaxed);
@@ -311,8 +322,8 @@ impl Proxy {
         let mut response = match answer {
             Ok(response) => response,
             Err(failure) => {
-                if failure != Failure::Client && candidate.endpoint.failed(now_ms()) {
-                    tracing::warn!(address = %candidate.endpoint.address, ?failure, "instance left alone for a while: it failed too often");
+                if failure != Failure::Client {
+                    self.blame(candidate, failure);
                 }
                 return Err(failure);
             }
@@ -346,6 +357,16 @@ impl Proxy {
         Ok(response.map(|_| ResponseBody::Own(None)))
     }
 
+    /// Counts a try without an answer against its release, even if another instance answers in the end: a release whose
+    /// instances fail must not look well because of those that stood in.
+    fn blame(&self, candidate: &Candidate, failure: Failure) {
+        candidate.meter.unanswered(unix_second());
+        if candidate.endpoint.failed(now_ms()) {
+            let address = candidate.endpoint.address;
+            tracing::warn!(%address, ?failure, "instance left alone for a while: it failed too often");
+        }
+    }
+
     /// Waits for the head of the answer. The time counts from the last byte of the request that moved, so that a long upload
     /// is no timeout.
     async fn in_time(
@@ -375,28 +396,28 @@ impl Proxy {
         }
     }
 
-    fn gave_up(&self, failure: Failure, service: &LiveService, outgoing: &Outgoing) -> Answer {
+    fn gave_up(&self, failure: Failure, service: &LiveService, outgoing: &Outgoing) -> Refusal {
         let key = &service.key;
         match (failure, outgoing.body.failure()) {
             (Failure::Client, Some(BodyError::TooLong)) => self.too_long(),
             (Failure::Client, Some(BodyError::StoodStill)) => {
-                problem(StatusCode::REQUEST_TIMEOUT, &BodyError::StoodStill.to_string())
+                Refusal::new(StatusCode::REQUEST_TIMEOUT, BodyError::StoodStill.to_string())
             }
-            (Failure::Client, _) => problem(StatusCode::BAD_REQUEST, &BodyError::BrokenOff.to_string()),
+            (Failure::Client, _) => Refusal::new(StatusCode::BAD_REQUEST, BodyError::BrokenOff.to_string()),
             (Failure::NotConnected, _) => {
                 let detail = format!("no instance of {key} could be reached; nothing was sent, try again in a second");
-                problem(StatusCode::SERVICE_UNAVAILABLE, &detail)
+                Refusal::new(StatusCode::SERVICE_UNAVAILABLE, detail)
             }
             (Failure::TimedOut, _) => {
                 let limit = self.limits.response_timeout;
-                problem(StatusCode::GATEWAY_TIMEOUT, &format!("the instance of {key} did not begin to answer within {limit}"))
+                Refusal::new(StatusCode::GATEWAY_TIMEOUT, format!("the instance of {key} did not begin to answer within {limit}"))
             }
             (Failure::Reset, _) => {
                 let detail = format!("the instance of {key} broke off before answering; the request may have had its effect");
-                problem(StatusCode::BAD_GATEWAY, &detail)
+                Refusal::new(StatusCode::BAD_GATEWAY, detail)
             }
             (Failure::Garbled, _) => {
-                problem(StatusCode::BAD_GATEWAY, &format!("the answer of the instance of {key} is not HTTP"))
+                Refusal::new(StatusCode::BAD_GATEWAY, format!("the answer of the instance of {key} is not HTTP"))
             }
         }
     }

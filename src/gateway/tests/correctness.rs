@@ -82,6 +82,31 @@ async fn an_instance_sees_the_clients_request_and_who_sent_it() {
 }
 
 #[tokio::test]
+async fn answers_without_a_body_keep_what_they_say_of_it() {
+    let upstream = Upstream::start(|request| async move {
+        let mut answer = reply(if request.method() == "HEAD" { "" } else { "12345" });
+        if request.uri().path() == "/same" {
+            answer = reply("");
+            *answer.status_mut() = hyper::StatusCode::NOT_MODIFIED;
+        } else {
+            answer.headers_mut().insert("content-length", HeaderValue::from_static("5"));
+        }
+        answer.headers_mut().insert("etag", HeaderValue::from_static("\"1\""));
+        answer
+    })
+    .await;
+    let gateway = Running::start(to(1, &[upstream.address])).await;
+    let ask = async |line: &str| gateway.raw(format!("{line} HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n")).await;
+    let head = ask("HEAD /").await;
+    assert!(head.starts_with("HTTP/1.1 200") && head.contains("content-length: 5\r\n") && head.ends_with("\r\n\r\n"), "{head}");
+    let same = ask("GET /same").await;
+    assert!(same.starts_with("HTTP/1.1 304") && same.contains("etag: \"1\"") && same.ends_with("\r\n\r\n"), "{same}");
+    assert!(!same.contains("transfer-encoding"), "{same}");
+    let old = gateway.raw(format!("GET / HTTP/1.0\r\nHost: {HOST}\r\n\r\n")).await;
+    assert!(old.ends_with("\r\n\r\n12345"), "{old}");
+}
+
+#[tokio::test]
 async fn trailers_cross_both_ways() {
     let mirror = mirror().await;
     let gateway = Running::start(to(1, &[mirror.address])).await;

@@ -135,6 +135,9 @@ async fn a_post_is_never_sent_twice_and_a_get_is() {
     assert_eq!(send(Method::GET, "").await, (200, "good".into()));
     assert_eq!(send(Method::PUT, "small enough to hold").await, (200, "good".into()));
     assert_eq!((hits.load(SeqCst), good.hits()), (3, 2));
+    let (_, metrics) = gateway.admin("/metrics").await;
+    let unanswered = "swell_gateway_requests_total{service=\"shop/prod/web\",release=\"shop@1\",class=\"unanswered\"} 3";
+    assert!(metrics.contains(unanswered) && metrics.contains("\nswell_gateway_retries_total 2\n"), "{metrics}");
     task.abort();
 }
 
