@@ -3,8 +3,7 @@
 // Words.
 pub mod digest;
 pub mod ids;
-pub mod pipeline_file;
-pub mod plan;
+pub mod routes;
 pub mod units;
 
 // What is true.
