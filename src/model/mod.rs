@@ -3,7 +3,7 @@
 // Words.
 pub mod digest;
 pub mod ids;
-pub mod routes;
+pub mod principal;
 pub mod units;
 
 // What is true.
