@@ -20,13 +20,14 @@ use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::UnixStream,
     process::Command,
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::OwnedSemaphorePermit,
 };
 
 use super::{
     GitError, ObjectId, RepositoryState,
     bundle::{self, Quarantine},
     command::{Git, NETWORK_TIMEOUT, local_refs},
+    hosted::Cache,
     names::{exclude_each_other, is_ref_name},
 };
 use crate::model::{digest::Digest, ids::RepositoryName};
@@ -99,8 +100,7 @@ pub(super) struct PushSession {
     pub repository: RepositoryName,
     pub pusher: String,
     pub sink: Arc<dyn PushSink>,
-    /// Held while refs change: see [`super::hosted`].
-    pub changing: Arc<Semaphore>,
+    pub cache: Cache,
 }
 
 /// What the hook tells.
@@ -148,13 +148,17 @@ impl PushSession {
         // The pack is received before the hook runs, so this may take long; an end without a word means no push.
         let request = match read_hook(&mut reader).await {
             Ok(Some(request)) => request,
-            Ok(None) => return,
+            Ok(None) => {
+                // Git refused by itself, or the pusher left: perhaps for what the cache lacks.
+                self.cache.suspect.store(true, Ordering::Relaxed);
+                return;
+            }
             Err(why) => {
                 send(&mut writer, "refused", &why).await;
                 return;
             }
         };
-        let Ok(permit) = Arc::clone(&self.changing).acquire_owned().await else { return };
+        let Ok(permit) = Arc::clone(&self.cache.changing).acquire_owned().await else { return };
         let updates = request.updates.len();
         let (verdict, words) = match self.decide(request).await {
             Ok(words) => ("accepted", words),
@@ -183,7 +187,7 @@ impl PushSession {
 
     /// Checks what the state machine cannot, makes the bundle, and asks the sink.
     async fn decide(&self, request: HookRequest) -> Result<String, String> {
-        let refs = local_refs(&self.git, &self.git_dir).await.map_err(|error| error.to_string())?;
+        let refs = local_refs(&self.git, &self.git_dir).await.map_err(|error| self.broken(error))?;
         check_names(&request.updates, refs.iter().map(|(name, _)| name.as_str()))?;
         let quarantine = self.quarantine(request.quarantine)?;
         self.check_branches_are_commits(&request.updates, &quarantine).await?;
@@ -194,7 +198,7 @@ impl PushSession {
         let _removed_at_the_end = RemoveFile(path.clone());
         let existing: BTreeSet<ObjectId> = refs.into_iter().map(|(_, id)| id).collect();
         let written = bundle::write(&self.git, &self.git_dir, &quarantine, &request.updates, &existing, &path).await;
-        let bundle_path = written.map_err(|error| error.to_string())?.then_some(path);
+        let bundle_path = written.map_err(|error| self.broken(error))?.then_some(path);
 
         let push = PushRequest {
             repository: self.repository.clone(),
@@ -209,6 +213,11 @@ impl PushSession {
                 SINK_TIMEOUT.as_secs()
             )),
         }
+    }
+
+    fn broken(&self, error: GitError) -> String {
+        self.cache.suspect.store(true, Ordering::Relaxed);
+        format!("{error}; push again")
     }
 
     fn quarantine(&self, path: Option<PathBuf>) -> Result<Quarantine, String> {
@@ -232,7 +241,7 @@ impl PushSession {
         let check =
             self.git.command("looking at what was pushed").in_repository(&self.git_dir).envs(quarantine.env.iter().cloned());
         let check = check.args(["cat-file", "--batch-check=%(objecttype)"]).stdin(ids);
-        let types = check.run_ok().await.map_err(|error| error.to_string())?;
+        let types = check.run_ok().await.map_err(|error| self.broken(error))?;
         let types = String::from_utf8_lossy(&types);
         for ((name, id), kind) in new.iter().zip(types.lines()) {
             if name.starts_with("refs/heads/") && kind != "commit" {
