@@ -1,0 +1,103 @@
+//! The one function that changes state: `apply` carries a command out or rejects it. Deterministic; one file a resource.
+//!
+//! The caller gives it a savepoint: on a rejection or an error, whatever was written since is undone.
+
+mod artifact;
+mod build;
+mod context;
+mod environment;
+mod fleet;
+mod pipeline;
+mod repository;
+mod rollout;
+#[cfg(test)]
+pub(crate) mod testing;
+
+pub use context::Applied;
+
+use context::Context;
+
+use super::{
+    cluster::{ANSWER_AGE_MAX, ANSWERS_MAX, Answer, AnswerByTime, Cluster},
+    command::{Action, ClusterAction, Command, IDEMPOTENCY_KEY_BYTES_MAX, Outcome},
+    event::{EventSeq, Subject},
+    rejection::{Rejection, RuleError},
+    tables::{Key, Record, Scan, Tables, TablesError, key},
+};
+
+/// How many outdated answers one command forgets at the most.
+const ANSWERS_FORGOTTEN_AT_ONCE: usize = 4;
+
+/// Carries out `command` as part of the log entry at `first.index`, with events numbered from `first`.
+///
+/// # Errors
+/// [`RuleError::Rejected`] with the reason, or [`RuleError::Tables`] when state cannot be read or written. In both cases the
+/// caller undoes what was written since it called.
+pub fn apply<T: Tables>(tables: &mut T, first: EventSeq, command: &Command) -> Result<Applied, RuleError> {
+    let cluster: Cluster = tables.get(&Key::all())?.unwrap_or_default();
+    if let Some(idempotency_key) = &command.idempotency_key {
+        if idempotency_key.is_empty() || idempotency_key.len() > IDEMPOTENCY_KEY_BYTES_MAX {
+            let why = format!("it must have between 1 and {IDEMPOTENCY_KEY_BYTES_MAX} bytes");
+            return Err(Rejection::Invalid { what: "idempotency key".into(), why }.into());
+        }
+        if let Some(answer) = tables.get::<Answer>(&key(idempotency_key.as_str()))? {
+            return Ok(Applied { outcome: Outcome { replayed: true, ..answer.outcome }, events: Vec::new() });
+        }
+    }
+    if let Some(sent) = command.epoch.filter(|sent| *sent != cluster.epoch) {
+        return Err(Rejection::StaleEpoch { sent, now: cluster.epoch }.into());
+    }
+    let mut context = Context::new(tables, cluster, command, first);
+    let subject = dispatch(&mut context, command)?;
+    let applied = context.finish(subject)?;
+    if let Some(idempotency_key) = &command.idempotency_key {
+        remember(tables, idempotency_key, &applied.outcome)?;
+    }
+    Ok(applied)
+}
+
+fn dispatch<T: Tables>(context: &mut Context<'_, T>, command: &Command) -> Result<Subject, RuleError> {
+    match &command.action {
+        Action::Cluster(action) => cluster(context, action),
+        Action::Repository(action) => repository::apply(context, action),
+        Action::Pipeline(action) => pipeline::apply(context, action),
+        Action::Build(action) => build::apply(context, action),
+        Action::Artifact(action) => artifact::apply(context, action),
+        Action::Environment(action) => environment::apply(context, action),
+        Action::Fleet(action) => fleet::apply(context, action),
+        Action::Rollout(action) => rollout::apply(context, action),
+    }
+}
+
+fn cluster<T: Tables>(context: &mut Context<'_, T>, action: &ClusterAction) -> Result<Subject, RuleError> {
+    match action {
+        ClusterAction::BeginEpoch { epoch, server } => {
+            let now = context.cluster.epoch;
+            if *epoch <= now {
+                return Err(Rejection::StaleEpoch { sent: *epoch, now }.into());
+            }
+            context.cluster.epoch = *epoch;
+            context.cluster.leader = *server;
+            context.event(Subject::Cluster, "cluster.epoch").moved(now.0, epoch.0).data("server", server);
+            Ok(Subject::Cluster)
+        }
+    }
+}
+
+/// Keeps the answer, and forgets a few that are too old or too many.
+fn remember<T: Tables>(tables: &mut T, idempotency_key: &str, outcome: &Outcome) -> Result<(), TablesError> {
+    let mut cluster: Cluster = tables.get(&Key::all())?.unwrap_or_default();
+    let at = cluster.clock;
+    tables.put(&Answer { key: idempotency_key.to_owned(), at, outcome: outcome.clone() })?;
+    tables.put(&AnswerByTime { at, key: idempotency_key.to_owned() })?;
+    cluster.answer_count += 1;
+    for old in tables.scan::<AnswerByTime>(&Scan::all(), ANSWERS_FORGOTTEN_AT_ONCE)? {
+        if at.since(old.at) <= ANSWER_AGE_MAX && cluster.answer_count <= ANSWERS_MAX {
+            break;
+        }
+        tables.delete::<Answer>(&key(old.key.as_str()))?;
+        tables.delete::<AnswerByTime>(&old.key())?;
+        cluster.answer_count -= 1;
+    }
+    tables.put(&cluster)
+}

@@ -1,0 +1,119 @@
+//! Pipelines: registering, forgetting, and remembering which pushes were looked at.
+
+use super::context::{Context, invalid};
+use crate::model::{
+    build::OpenBuild,
+    command::PipelineAction,
+    event::Subject,
+    fleet::Environment,
+    ids::PipelineName,
+    pipeline::{CONCURRENCY_MAX, Pipeline, REFS_SEEN_MAX, Retention, Source},
+    rejection::{Rejection, RuleError},
+    repository::{CommitId, Repository},
+    rollout::{Deployment, deployment_key},
+    tables::{SCAN_RECORDS_MAX, Scan, Tables, key},
+    units::Timestamp,
+};
+
+pub(super) fn apply<T: Tables>(context: &mut Context<'_, T>, action: &PipelineAction) -> Result<Subject, RuleError> {
+    match action {
+        PipelineAction::Create { name, source, file, concurrency, supersede, retention } => {
+            let draft = Pipeline {
+                name: name.clone(),
+                source: source.clone(),
+                file: file.clone(),
+                concurrency: *concurrency,
+                supersede: *supersede,
+                retention: *retention,
+                considered: Default::default(),
+                next_release: 1,
+                created_at: Timestamp(0),
+                revision: 0,
+            };
+            create(context, draft)
+        }
+        PipelineAction::Remove { name } => remove(context, name),
+        PipelineAction::Considered { name, git_ref, commit, why } => {
+            let mut pipeline = context.pipeline(name)?;
+            consider(&mut pipeline, git_ref, commit.as_ref());
+            context.tables.put(&pipeline)?;
+            let subject = Subject::Pipeline(name.clone());
+            let event = context.event(subject.clone(), "pipeline.push_skipped").data("ref", git_ref).note(why);
+            if let Some(commit) = commit {
+                event.data("commit", commit);
+            }
+            Ok(subject)
+        }
+    }
+}
+
+fn create<T: Tables>(context: &mut Context<'_, T>, draft: Pipeline) -> Result<Subject, RuleError> {
+    let subject = Subject::Pipeline(draft.name.clone());
+    if context.tables.get::<Pipeline>(&key(draft.name.as_str()))?.is_some() {
+        return Err(Rejection::Exists(subject).into());
+    }
+    check_file(&draft.file)?;
+    if !(1..=CONCURRENCY_MAX).contains(&draft.concurrency) {
+        return Err(invalid("concurrency", format!("it must be between 1 and {CONCURRENCY_MAX}")));
+    }
+    if draft.retention.releases < Retention::default().releases.min(3) {
+        return Err(invalid("retention", "at least 3 releases must be kept, or there is nothing to roll back to"));
+    }
+    match &draft.source {
+        Source::Hosted(repository) => {
+            if context.tables.get::<Repository>(&key(repository.as_str()))?.is_none() {
+                return Err(Rejection::NotFound(Subject::Repository(repository.clone())).into());
+            }
+        }
+        Source::Remote(address) => {
+            if address.is_empty() || address.starts_with('-') || address.len() > 2000 || address.chars().any(char::is_control) {
+                return Err(invalid("source", format!("`{address}` is not an address that git can fetch from")));
+            }
+        }
+    }
+    context.tables.put(&Pipeline { created_at: context.at, revision: context.index, ..draft })?;
+    context.event(subject.clone(), "pipeline.created");
+    context.created.push(subject.clone());
+    Ok(subject)
+}
+
+fn check_file(file: &str) -> Result<(), RuleError> {
+    let inside = !file.starts_with('/') && file.split('/').all(|part| !matches!(part, "" | "." | ".."));
+    if inside && file.len() <= 500 && !file.chars().any(char::is_control) {
+        return Ok(());
+    }
+    Err(invalid("file", format!("`{file}` is not a path within the repository, such as `services/shop/swell.toml`")))
+}
+
+fn remove<T: Tables>(context: &mut Context<'_, T>, name: &PipelineName) -> Result<Subject, RuleError> {
+    let pipeline = context.pipeline(name)?;
+    let subject = Subject::Pipeline(name.clone());
+    context.check_revision(&subject, pipeline.revision)?;
+    if context.tables.scan::<OpenBuild>(&Scan::all(), SCAN_RECORDS_MAX)?.iter().any(|open| open.pipeline == *name) {
+        return Err(Rejection::Needed { subject, by: "a build that has not ended".into() }.into());
+    }
+    for environment in context.tables.scan::<Environment>(&Scan::all(), SCAN_RECORDS_MAX)? {
+        let deployment: Option<Deployment> = context.tables.get(&deployment_key(&environment.name, name))?;
+        if deployment.is_some_and(|deployment| deployment.stable.is_some() || deployment.rollout.is_some()) {
+            return Err(Rejection::Needed { subject, by: format!("it is deployed in {}", environment.name) }.into());
+        }
+    }
+    context.tables.delete::<Pipeline>(&key(name.as_str()))?;
+    context.event(subject.clone(), "pipeline.removed");
+    Ok(subject)
+}
+
+/// Remembers that `git_ref` was looked at where it stands now.
+pub(super) fn consider(pipeline: &mut Pipeline, git_ref: &str, commit: Option<&CommitId>) {
+    match commit {
+        None => {
+            pipeline.considered.remove(git_ref);
+        }
+        Some(commit) => {
+            if pipeline.considered.len() >= REFS_SEEN_MAX && !pipeline.considered.contains_key(git_ref) {
+                pipeline.considered.pop_first();
+            }
+            pipeline.considered.insert(git_ref.to_owned(), commit.clone());
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! Hosted repositories: creating one, and moving its refs by compare-and-swap.
+
+use super::context::{Context, invalid};
+use crate::model::{
+    command::RepositoryAction,
+    event::Subject,
+    ids::RepositoryName,
+    rejection::{Rejection, RuleError},
+    repository::{Bundle, Ref, RefUpdate, Repository},
+    tables::{Tables, key},
+};
+
+/// The most refs that one push moves.
+const REF_UPDATES_MAX: usize = 1000;
+
+/// The longest name of a ref, in bytes.
+const REF_NAME_BYTES_MAX: usize = 250;
+
+pub(super) fn apply<T: Tables>(context: &mut Context<'_, T>, action: &RepositoryAction) -> Result<Subject, RuleError> {
+    match action {
+        RepositoryAction::Create { name, default_branch } => create(context, name, default_branch),
+        RepositoryAction::Push { repository, updates, bundle } => {
+            let subject = Subject::Repository(repository.clone());
+            let kept: Option<Repository> = context.tables.get(&key(repository.as_str()))?;
+            let mut kept = kept.ok_or_else(|| Rejection::NotFound(subject.clone()))?;
+            if updates.is_empty() || updates.len() > REF_UPDATES_MAX {
+                return Err(invalid("push", format!("it must move between 1 and {REF_UPDATES_MAX} refs")));
+            }
+            if let Some((digest, size)) = bundle {
+                let bundle = Bundle { repository: repository.clone(), number: kept.next_bundle, digest: *digest, size: *size };
+                context.tables.put(&bundle)?;
+                kept.next_bundle += 1;
+                context.tables.put(&kept)?;
+            }
+            for update in updates {
+                move_ref(context, repository, update)?;
+            }
+            Ok(subject)
+        }
+    }
+}
+
+fn create<T: Tables>(context: &mut Context<'_, T>, name: &RepositoryName, default_branch: &str) -> Result<Subject, RuleError> {
+    let subject = Subject::Repository(name.clone());
+    if context.tables.get::<Repository>(&key(name.as_str()))?.is_some() {
+        return Err(Rejection::Exists(subject).into());
+    }
+    check_ref_name(&format!("refs/heads/{default_branch}"))?;
+    context.tables.put(&Repository {
+        name: name.clone(),
+        default_branch: default_branch.to_owned(),
+        next_bundle: 0,
+        created_at: context.at,
+    })?;
+    context.event(subject.clone(), "repository.created");
+    context.created.push(subject.clone());
+    Ok(subject)
+}
+
+fn move_ref<T: Tables>(context: &mut Context<'_, T>, repository: &RepositoryName, update: &RefUpdate) -> Result<(), RuleError> {
+    check_ref_name(&update.name)?;
+    let subject = Subject::Repository(repository.clone());
+    let ref_key = key(repository.as_str()).then(update.name.as_str());
+    let now = context.tables.get::<Ref>(&ref_key)?.map(|kept| kept.commit);
+    if now != update.old {
+        let now = now.map_or("nothing".to_owned(), |commit| commit.to_string());
+        return Err(Rejection::RefMoved { subject, git_ref: update.name.clone(), now }.into());
+    }
+    match &update.new {
+        Some(commit) => {
+            let (name, commit) = (update.name.clone(), commit.clone());
+            context.tables.put(&Ref { repository: repository.clone(), name, commit, moved_at: context.at })?;
+        }
+        None => context.tables.delete::<Ref>(&ref_key)?,
+    }
+    let text = |commit: &Option<crate::model::repository::CommitId>| commit.as_ref().map_or(String::new(), ToString::to_string);
+    context.event(subject, "repository.ref").moved(text(&update.old), text(&update.new)).data("ref", &update.name);
+    Ok(())
+}
+
+/// The part of `git check-ref-format` that keeps a name harmless as a key and on a command line.
+fn check_ref_name(name: &str) -> Result<(), RuleError> {
+    let harmless = |c: char| !c.is_control() && !matches!(c, ' ' | '~' | '^' | ':' | '?' | '*' | '[' | '\\');
+    let parts_are_good = name.split('/').all(|part| !part.is_empty() && !part.starts_with('.') && !part.ends_with(".lock"));
+    let good = name.starts_with("refs/")
+        && name.len() <= REF_NAME_BYTES_MAX
+        && name.chars().all(harmless)
+        && parts_are_good
+        && !name.contains("..")
+        && !name.contains("@{")
+        && !name.ends_with('.');
+    if good { Ok(()) } else { Err(invalid("ref", format!("`{name}` is not a ref's full name, such as `refs/heads/main`"))) }
+}

@@ -1,0 +1,143 @@
+//! Forward: changing targets wave by wave, and what the gates conclude.
+
+use roaring::RoaringBitmap;
+
+use super::{back, end, illegal, move_to, open, save};
+use crate::model::{
+    apply::context::Context,
+    availability,
+    event::Subject,
+    ids::RolloutId,
+    observation::{Observation, observation_key},
+    rejection::{Rejection, RuleError},
+    rollout::{Gate, Pause, Purpose, Rollout, RolloutState, Verdict, VerdictRecord},
+    tables::Tables,
+    units::Millis,
+};
+
+/// Tells targets of the present wave to run the release. Refuses what would break an invariant, whoever asks.
+pub(super) fn change_targets<T: Tables>(
+    context: &mut Context<'_, T>,
+    id: RolloutId,
+    targets: &RoaringBitmap,
+    unreachable: &RoaringBitmap,
+) -> Result<Subject, RuleError> {
+    let mut rollout = open(context, id, "change targets")?;
+    if !rollout.state.is_forward() || rollout.gate != Gate::Convergence || rollout.paused.is_some() {
+        return Err(illegal(&rollout, "change targets now"));
+    }
+    let wave = rollout.wave_targets();
+    if !(targets | unreachable).is_subset(&wave) || !targets.is_disjoint(&rollout.sets.changed) {
+        return Err(illegal(&rollout, "change targets of another wave, or twice"));
+    }
+    for index in targets {
+        let observed: Option<Observation> = context.tables.get(&observation_key(&rollout.pipeline, index))?;
+        if !observed.is_some_and(|observation| observation.report.serving) {
+            rollout.sets.down_before.insert(index);
+        }
+    }
+    let first_batch = rollout.sets.changed.is_empty();
+    rollout.sets.changed |= targets;
+    rollout.sets.unreachable |= unreachable - &rollout.sets.changed;
+    if let Some(why) = availability::violation(&rollout, targets) {
+        return Err(Rejection::Unavailable { subject: Subject::Rollout(id), why }.into());
+    }
+    // The deadline is a batch's: a new one has all of it.
+    rollout.elapsed = Millis(0);
+    let event = context.event(Subject::Rollout(id), "rollout.targets_changed");
+    event.data("wave", rollout.wave + 1).data("targets", targets.len()).data("unreachable", unreachable.len());
+    if rollout.state == RolloutState::Deploying && !rollout.settings.canary && !first_batch {
+        move_to(context, &mut rollout, RolloutState::RollingOut, None)?;
+    }
+    save(context, rollout)
+}
+
+/// Keeps how long the present gate has been watched, so that a new leader goes on from there.
+pub(super) fn record_elapsed<T: Tables>(
+    context: &mut Context<'_, T>,
+    id: RolloutId,
+    wave: u32,
+    gate: Gate,
+    elapsed: Millis,
+) -> Result<Subject, RuleError> {
+    let mut rollout = open(context, id, "be watched")?;
+    if (rollout.wave, rollout.gate) != (wave, gate) || elapsed < rollout.elapsed {
+        return Err(illegal(&rollout, "be watched at another gate, or backwards"));
+    }
+    rollout.elapsed = elapsed;
+    save(context, rollout)
+}
+
+/// Records what a gate concluded and takes the step that follows from it.
+pub(super) fn record_verdict<T: Tables>(
+    context: &mut Context<'_, T>,
+    id: RolloutId,
+    wave: u32,
+    gate: Gate,
+    verdict: Verdict,
+    evidence: &str,
+) -> Result<Subject, RuleError> {
+    let mut rollout = open(context, id, "be judged")?;
+    if !rollout.state.is_forward() || (rollout.wave, rollout.gate) != (wave, gate) {
+        return Err(illegal(&rollout, "be judged at another gate"));
+    }
+    if rollout.paused.is_some() && verdict == Verdict::Pass {
+        return Err(illegal(&rollout, "go on while it is paused"));
+    }
+    let by = context.principal.clone();
+    let record = VerdictRecord { wave, gate, verdict, evidence: evidence.to_owned(), by, at: context.at };
+    rollout.verdicts.push(record);
+    let event = context.event(Subject::Rollout(id), "rollout.verdict");
+    event.data("wave", wave + 1).data("gate", gate.name()).data("verdict", verdict.name()).note(evidence);
+    match verdict {
+        Verdict::Pass | Verdict::Overridden => pass(context, rollout),
+        // There is nothing better to go back to: its targets stay told to run the release, and a person looks.
+        Verdict::Fail if rollout.purpose == Purpose::Rollback => end(context, rollout, RolloutState::Failed, Some(evidence)),
+        Verdict::Fail if rollout.settings.irreversible => {
+            let why = format!("{evidence}; the release is irreversible, so a person decides: promote or abort");
+            context.event(Subject::Rollout(id), "rollout.paused").note(&why);
+            rollout.paused = Some(Pause { why, by: context.principal.clone(), at: context.at });
+            save(context, rollout)
+        }
+        Verdict::Fail => back::begin(context, rollout, evidence),
+    }
+}
+
+/// A person passes the present gate, whatever it would say.
+pub(super) fn promote<T: Tables>(context: &mut Context<'_, T>, id: RolloutId, why: &str) -> Result<Subject, RuleError> {
+    let mut rollout = open(context, id, "be promoted")?;
+    if !rollout.state.is_forward() {
+        return Err(illegal(&rollout, "be promoted"));
+    }
+    rollout.paused = None;
+    let (wave, gate) = (rollout.wave, rollout.gate);
+    save(context, rollout)?;
+    record_verdict(context, id, wave, gate, Verdict::Overridden, why)
+}
+
+/// What follows a passed gate: the bake, the next wave, or the end.
+fn pass<T: Tables>(context: &mut Context<'_, T>, mut rollout: Rollout) -> Result<Subject, RuleError> {
+    rollout.elapsed = Millis(0);
+    let last = rollout.is_last_wave();
+    let bakes = rollout.settings.bake > Millis(0) && !last;
+    if rollout.gate == Gate::Convergence && bakes {
+        rollout.gate = Gate::Bake;
+        if rollout.settings.canary && rollout.wave == 0 {
+            move_to(context, &mut rollout, RolloutState::CanaryCheck, None)?;
+        }
+        return save(context, rollout);
+    }
+    if last {
+        return end(context, rollout, RolloutState::Deployed, None);
+    }
+    rollout.gate = Gate::Convergence;
+    rollout.wave += 1;
+    if rollout.state != RolloutState::RollingOut {
+        move_to(context, &mut rollout, RolloutState::RollingOut, None)?;
+    }
+    context
+        .event(Subject::Rollout(rollout.id), "rollout.wave")
+        .data("wave", rollout.wave + 1)
+        .data("waves", rollout.plan.waves.len());
+    save(context, rollout)
+}

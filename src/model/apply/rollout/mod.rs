@@ -1,0 +1,120 @@
+//! Rollouts: starting one, driving it forward, taking it back, and hearing what its targets say.
+//!
+//! `drive` and `back` hold the checks that make an unsafe step impossible, whoever asks for it.
+
+mod back;
+mod drive;
+mod progress;
+mod start;
+
+pub(super) use progress::Progress;
+pub(super) use start::start_automatically;
+
+use super::context::Context;
+use crate::model::{
+    command::RolloutAction,
+    event::Subject,
+    rejection::{Rejection, RuleError},
+    rollout::{HISTORY_MAX, OpenRollout, Past, Pause, Purpose, Rollout, RolloutState},
+    tables::{Tables, key},
+};
+
+pub(super) fn apply<T: Tables>(context: &mut Context<'_, T>, action: &RolloutAction) -> Result<Subject, RuleError> {
+    match action {
+        RolloutAction::Start { environment, release, purpose, why, if_plan } => {
+            start::start(context, start::Request { environment, release, purpose: *purpose, why: why.clone(), if_plan: *if_plan })
+        }
+        RolloutAction::Unblock { rollout } => start::unblock(context, *rollout),
+        RolloutAction::ChangeTargets { rollout, targets, unreachable } => {
+            drive::change_targets(context, *rollout, targets, unreachable)
+        }
+        RolloutAction::RecordElapsed { rollout, wave, gate, elapsed } => {
+            drive::record_elapsed(context, *rollout, *wave, *gate, *elapsed)
+        }
+        RolloutAction::RecordVerdict { rollout, wave, gate, verdict, evidence } => {
+            drive::record_verdict(context, *rollout, *wave, *gate, *verdict, evidence)
+        }
+        RolloutAction::RevertTargets { rollout, targets } => back::revert_targets(context, *rollout, targets),
+        RolloutAction::FinishRollback { rollout, unreachable } => back::finish_rollback(context, *rollout, unreachable),
+        RolloutAction::Pause { rollout, why } => {
+            let mut rollout = open(context, *rollout, "be paused")?;
+            let pause = Pause { why: why.clone(), by: context.principal.clone(), at: context.at };
+            rollout.paused.get_or_insert(pause);
+            context.event(Subject::Rollout(rollout.id), "rollout.paused").note(why);
+            save(context, rollout)
+        }
+        RolloutAction::Resume { rollout } => {
+            let mut rollout = open(context, *rollout, "be resumed")?;
+            if rollout.paused.take().is_none() {
+                return Err(illegal(&rollout, "be resumed: it is not paused"));
+            }
+            context.event(Subject::Rollout(rollout.id), "rollout.resumed");
+            save(context, rollout)
+        }
+        RolloutAction::Abort { rollout, why } => back::abort(context, *rollout, why),
+        RolloutAction::Promote { rollout, why } => drive::promote(context, *rollout, why),
+    }
+}
+
+/// The rollout, if it has not ended and is as the client saw it.
+fn open<T: Tables>(context: &Context<'_, T>, id: crate::model::ids::RolloutId, verb: &str) -> Result<Rollout, RuleError> {
+    let rollout = context.rollout(id)?;
+    context.check_revision(&Subject::Rollout(id), rollout.revision)?;
+    if rollout.state.is_end() { Err(illegal(&rollout, verb)) } else { Ok(rollout) }
+}
+
+fn illegal(rollout: &Rollout, verb: &str) -> RuleError {
+    let (subject, state) = (Subject::Rollout(rollout.id), rollout.state.to_string());
+    Rejection::Illegal { subject, state, verb: verb.to_owned() }.into()
+}
+
+/// The only place where a rollout's state changes.
+fn move_to<T: Tables>(
+    context: &mut Context<'_, T>,
+    rollout: &mut Rollout,
+    next: RolloutState,
+    why: Option<&str>,
+) -> Result<(), RuleError> {
+    if !rollout.state.may_become(next) {
+        return Err(illegal(rollout, &format!("become {next}")));
+    }
+    let (at, from) = (context.at, rollout.state);
+    rollout.state = next;
+    rollout.ended_at = next.is_end().then_some(at);
+    let event = context.event(Subject::Rollout(rollout.id), "rollout.state").moved(from, next);
+    event.data("pipeline", &rollout.pipeline).data("environment", &rollout.environment).data("release", &rollout.release);
+    if let Some(why) = why {
+        event.note(why);
+    }
+    Ok(())
+}
+
+fn save<T: Tables>(context: &mut Context<'_, T>, mut rollout: Rollout) -> Result<Subject, RuleError> {
+    rollout.revision = context.index;
+    context.tables.put(&rollout)?;
+    Ok(Subject::Rollout(rollout.id))
+}
+
+/// Ends the rollout: the deployment remembers it and is free for the next one.
+fn end<T: Tables>(
+    context: &mut Context<'_, T>,
+    mut rollout: Rollout,
+    end: RolloutState,
+    why: Option<&str>,
+) -> Result<Subject, RuleError> {
+    move_to(context, &mut rollout, end, why)?;
+    rollout.paused = None;
+    let mut deployment = context.deployment(&rollout.environment, &rollout.pipeline)?;
+    let forward = matches!(end, RolloutState::Deployed) || (end == RolloutState::Failed && rollout.purpose == Purpose::Rollback);
+    if forward {
+        deployment.stable = Some(rollout.release.clone());
+    }
+    deployment.rollout = deployment.rollout.filter(|id| *id != rollout.id);
+    deployment.next = deployment.next.filter(|id| *id != rollout.id);
+    let past = Past { release: rollout.release.clone(), rollout: rollout.id, end, at: context.at };
+    deployment.history.insert(0, past);
+    deployment.history.truncate(HISTORY_MAX);
+    context.tables.put(&deployment)?;
+    context.tables.delete::<OpenRollout>(&key(rollout.id.0))?;
+    save(context, rollout)
+}

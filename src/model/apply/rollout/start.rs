@@ -1,0 +1,263 @@
+//! Starting a rollout: by a person, by a branch that deploys itself, or when what blocked it is gone.
+
+use std::collections::BTreeMap;
+
+use roaring::RoaringBitmap;
+
+use super::{end, illegal, move_to, open, save};
+use crate::model::{
+    apply::context::Context,
+    digest::Digest,
+    event::Subject,
+    fleet::Target,
+    ids::{EnvironmentName, ReleaseId, RolloutId},
+    planning::{Planned, blocked, planned},
+    ports_kept::lease,
+    rejection::{Rejection, RuleError},
+    release::Release,
+    rollout::{Before, Deployment, Gate, OpenRollout, Purpose, Quarantined, Rollout, RolloutState, Sets},
+    tables::{Tables, key},
+    units::Millis,
+};
+
+pub(super) struct Request<'a> {
+    pub environment: &'a EnvironmentName,
+    pub release: &'a ReleaseId,
+    pub purpose: Purpose,
+    pub why: Option<String>,
+    pub if_plan: Option<Digest>,
+}
+
+pub(super) fn start<T: Tables>(context: &mut Context<'_, T>, request: Request<'_>) -> Result<Subject, RuleError> {
+    let id = RolloutId(context.cluster.next_rollout);
+    let planned = planned(context.tables, request.environment, request.release, request.purpose, id.0)?;
+    let now = planned.digest(request.release);
+    if request.if_plan.is_some_and(|expected| expected != now) {
+        return Err(
+            Rejection::PlanChanged { subject: Subject::Environment(request.environment.clone()), now: now.to_string() }.into()
+        );
+    }
+    context.cluster.next_rollout += 1;
+    let release = context.release(request.release)?;
+    let mut deployment = context.deployment(request.environment, &release.id.pipeline)?;
+    let before = told_before(context, &deployment)?;
+    if request.purpose == Purpose::Rollback {
+        preempt(context, &mut deployment, id, request.release, request.why.as_deref())?;
+    }
+    let Planned { plan, settings, stable, blocked, .. } = planned;
+    let mut rollout = Rollout {
+        id,
+        pipeline: release.id.pipeline.clone(),
+        environment: request.environment.clone(),
+        release: request.release.clone(),
+        stable,
+        purpose: request.purpose,
+        state: RolloutState::Blocked,
+        blocked,
+        paused: None,
+        plan,
+        settings,
+        before,
+        wave: 0,
+        gate: Gate::Convergence,
+        elapsed: Millis(0),
+        sets: Sets::default(),
+        verdicts: Vec::new(),
+        failures: Vec::new(),
+        preempted_by: None,
+        why: request.why,
+        by: context.principal.clone(),
+        created_at: context.at,
+        started_at: None,
+        ended_at: None,
+        revision: context.index,
+    };
+    context.tables.put(&OpenRollout { rollout: id })?;
+    let subject = Subject::Rollout(id);
+    context.created.push(subject.clone());
+    let event = context.event(subject, "rollout.created");
+    event.data("pipeline", &rollout.pipeline).data("environment", &rollout.environment).data("release", &rollout.release);
+    if rollout.blocked.is_none() {
+        begin(context, &mut rollout, &mut deployment, &release)?;
+    } else {
+        wait(context, &rollout, &mut deployment)?;
+    }
+    context.tables.put(&deployment)?;
+    save(context, rollout)
+}
+
+/// Leaves `Blocked`: the deployment is this rollout's from now on, and its targets have ports.
+fn begin<T: Tables>(
+    context: &mut Context<'_, T>,
+    rollout: &mut Rollout,
+    deployment: &mut Deployment,
+    release: &Release,
+) -> Result<(), RuleError> {
+    rollout.blocked = None;
+    rollout.started_at = Some(context.at);
+    deployment.rollout = Some(rollout.id);
+    deployment.next = deployment.next.filter(|id| *id != rollout.id);
+    for wave in &rollout.plan.waves {
+        for index in &wave.targets {
+            if let Some(target) = context.tables.get::<Target>(&key(index))? {
+                lease(context.tables, &target, release)?;
+            }
+        }
+    }
+    move_to(context, rollout, RolloutState::Deploying, None)
+}
+
+/// Waits behind what blocks it, in the place of whatever waited there before.
+fn wait<T: Tables>(context: &mut Context<'_, T>, rollout: &Rollout, deployment: &mut Deployment) -> Result<(), RuleError> {
+    if let Some(waiting) = deployment.next.take() {
+        let waiting = context.rollout(waiting)?;
+        if !waiting.state.is_end() {
+            end(context, waiting, RolloutState::Canceled, Some(&format!("{} takes its place in the queue", rollout.id)))?;
+            *deployment = context.deployment(&rollout.environment, &rollout.pipeline)?;
+        }
+    }
+    deployment.next = Some(rollout.id);
+    let why = rollout.blocked.as_ref().map(ToString::to_string).unwrap_or_default();
+    context.event(Subject::Rollout(rollout.id), "rollout.blocked").note(why);
+    Ok(())
+}
+
+/// What blocked it is gone: it is planned again, for what is true now.
+pub(super) fn unblock<T: Tables>(context: &mut Context<'_, T>, id: RolloutId) -> Result<Subject, RuleError> {
+    let mut rollout = open(context, id, "begin")?;
+    if rollout.state != RolloutState::Blocked {
+        return Err(illegal(&rollout, "begin again"));
+    }
+    let mut deployment = context.deployment(&rollout.environment, &rollout.pipeline)?;
+    let environment = context.environment(&rollout.environment)?;
+    if let Some(still) = blocked(&environment, Some(&deployment), rollout.purpose) {
+        return Err(Rejection::Unavailable { subject: Subject::Rollout(id), why: still.to_string() }.into());
+    }
+    let now =
+        match planned(context.tables, &rollout.environment, &rollout.release, rollout.purpose, id.0).map_err(RuleError::from) {
+            Ok(now) => now,
+            // It can never begin, such as a release that was quarantined meanwhile: it ends instead of waiting for ever.
+            Err(RuleError::Rejected(why)) => return end(context, rollout, RolloutState::Canceled, Some(&why.to_string())),
+            Err(error) => return Err(error),
+        };
+    rollout.plan = now.plan;
+    rollout.settings = now.settings;
+    rollout.stable = now.stable;
+    rollout.before = told_before(context, &deployment)?;
+    let release = context.release(&rollout.release)?;
+    begin(context, &mut rollout, &mut deployment, &release)?;
+    context.tables.put(&deployment)?;
+    save(context, rollout)
+}
+
+/// Which targets are told to run something else than the stable release: those that the open rollout has moved.
+fn told_before<T: Tables>(context: &Context<'_, T>, deployment: &Deployment) -> Result<Before, RuleError> {
+    let Some(open) = deployment.rollout else { return Ok(Vec::new()) };
+    let rollout = context.rollout(open)?;
+    let mut told: BTreeMap<Option<ReleaseId>, RoaringBitmap> = BTreeMap::new();
+    let moved = &rollout.sets.changed - &rollout.sets.reverted;
+    for (release, targets) in &rollout.before {
+        *told.entry(release.clone()).or_default() |= targets - &rollout.sets.changed;
+    }
+    *told.entry(Some(rollout.release.clone())).or_default() |= moved;
+    told.retain(|release, targets| *release != deployment.stable && !targets.is_empty());
+    Ok(told.into_iter().collect())
+}
+
+/// A rollback asked for by a person takes the place of what is at work and of what waits. The releases that it goes back from
+/// are quarantined.
+fn preempt<T: Tables>(
+    context: &mut Context<'_, T>,
+    deployment: &mut Deployment,
+    by: RolloutId,
+    to: &ReleaseId,
+    why: Option<&str>,
+) -> Result<(), RuleError> {
+    let why = why.unwrap_or("rolled back by hand");
+    let mut gone_back_from: Vec<(ReleaseId, RolloutId)> = Vec::new();
+    for id in [deployment.rollout, deployment.next].into_iter().flatten() {
+        let mut open = context.rollout(id)?;
+        if open.state.is_end() {
+            continue;
+        }
+        if open.state != RolloutState::Blocked {
+            gone_back_from.push((open.release.clone(), id));
+        }
+        open.preempted_by = Some(by);
+        end(context, open, RolloutState::Preempted, Some(&format!("{by} rolls back: {why}")))?;
+    }
+    *deployment = context.deployment(&deployment.environment, &deployment.pipeline)?;
+    gone_back_from.extend(deployment.stable.clone().filter(|stable| stable != to).map(|stable| (stable, by)));
+    for (release, rollout) in gone_back_from {
+        quarantine(context, deployment, &release, rollout, why);
+    }
+    Ok(())
+}
+
+/// Marks `release` as rolled back in this environment, until a person clears it.
+pub(super) fn quarantine<T: Tables>(
+    context: &mut Context<'_, T>,
+    deployment: &mut Deployment,
+    release: &ReleaseId,
+    rollout: RolloutId,
+    why: &str,
+) {
+    if deployment.quarantined.iter().any(|kept| kept.release == *release) {
+        return;
+    }
+    let quarantined = Quarantined { release: release.clone(), rollout, why: why.to_owned(), at: context.at };
+    deployment.quarantined.push(quarantined);
+    let event = context.event(Subject::Environment(deployment.environment.clone()), "environment.quarantined");
+    event.data("release", release).data("rollout", rollout).note(why);
+}
+
+/// Starts the rollouts of the environments that deploy `branch` by themselves. One that cannot start is told, and stops no other.
+pub(in crate::model::apply) fn start_automatically<T: Tables>(
+    context: &mut Context<'_, T>,
+    release: &Release,
+    branch: &str,
+) -> Result<(), RuleError> {
+    for (environment, deploy) in &release.file.deploy {
+        if !deploy.auto.iter().any(|auto| auto == branch) {
+            continue;
+        }
+        let why = Some(format!("{branch} deploys by itself"));
+        let newer = newer_than(context, environment, release)?;
+        let started = match newer {
+            Some(newer) => Err(RuleError::Rejected(Rejection::Held {
+                subject: Subject::Environment(environment.clone()),
+                holder: Subject::Release(newer),
+            })),
+            None => start(context, Request { environment, release: &release.id, purpose: Purpose::Deploy, why, if_plan: None }),
+        };
+        match started {
+            Ok(_) => {}
+            Err(RuleError::Rejected(rejection)) => {
+                let note = format!("{rejection}: {}", rejection.hint());
+                let event = context.event(Subject::Release(release.id.clone()), "release.not_deployed");
+                event.data("environment", environment).data("code", rejection.code()).note(note);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// A release of a later build that the environment runs or moves to: an older build that ends later must not take its place.
+fn newer_than<T: Tables>(
+    context: &Context<'_, T>,
+    environment: &EnvironmentName,
+    release: &Release,
+) -> Result<Option<ReleaseId>, RuleError> {
+    let deployment = context.deployment(environment, &release.id.pipeline)?;
+    let mut candidates: Vec<ReleaseId> = deployment.stable.into_iter().collect();
+    for id in [deployment.rollout, deployment.next].into_iter().flatten() {
+        candidates.push(context.rollout(id)?.release);
+    }
+    for candidate in candidates {
+        if context.release(&candidate)?.build > release.build {
+            return Ok(Some(candidate));
+        }
+    }
+    Ok(None)
+}

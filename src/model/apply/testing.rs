@@ -1,0 +1,204 @@
+//! A small cluster in memory, for the tests of the rules: apply commands, look at state.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+
+use crate::model::{
+    apply::{Applied, apply},
+    build::{AttemptEnd, Cause, Phase, PhaseRecord, Resources},
+    command::*,
+    digest::Digest,
+    event::{EventSeq, Subject},
+    fleet::{Floors, PortRange, TargetFacts},
+    ids::*,
+    observation::{Progress, Report},
+    pipeline::{Retention, Source},
+    pipeline_file::PipelineFile,
+    principal::{Principal, Role},
+    rejection::{Rejection, RuleError},
+    repository::CommitId,
+    rollout::{Purpose, Rollout},
+    tables::{MemoryTables, ReadTables, Record, key},
+    units::{ByteSize, Timestamp},
+};
+
+pub const FILE: &str = r#"
+[build]
+run = "make"
+[package]
+run = "make install"
+[service.web]
+command = ["bin/web"]
+ports = { http = "auto" }
+health = { port = "http", http = "/healthz" }
+[deploy.production]
+waves = [1, "50%", "100%"]
+bake = "10s"
+"#;
+
+/// State, a clock and a log.
+#[derive(Clone)]
+pub struct World {
+    pub tables: MemoryTables,
+    pub index: u64,
+    pub now: Timestamp,
+    pub applied: Vec<Applied>,
+}
+
+impl World {
+    pub fn new() -> Self {
+        let mut world = Self { tables: MemoryTables::new(), index: 0, now: Timestamp(1_000_000), applied: Vec::new() };
+        world.ok(ClusterAction::BeginEpoch { epoch: crate::model::cluster::Epoch(1), server: 1 });
+        world
+    }
+
+    /// A pipeline `shop`, an environment `production`, a runner, and `count` targets in two zones that are connected.
+    pub fn with_fleet(count: u32, file: &str) -> (Self, PipelineFile) {
+        let mut world = Self::new();
+        world.ok(PipelineAction::Create {
+            name: name("shop"),
+            source: Source::Remote("https://git.example/shop".into()),
+            file: "swell.toml".into(),
+            concurrency: 1,
+            supersede: true,
+            retention: Retention::default(),
+        });
+        world.ok(EnvironmentAction::Create { name: name("production"), selector: BTreeMap::new(), floors: Floors::default() });
+        let resources = Resources { cpu_millis: 4000, memory: ByteSize(8 << 30) };
+        world.ok(FleetAction::RegisterRunner { name: name("r1"), resources });
+        for number in 0..count {
+            world.ok(FleetAction::Join { facts: facts(number) });
+        }
+        world.ok(FleetAction::Presence { server: 1, connected: (0..count).collect() });
+        (world, PipelineFile::parse(file).unwrap())
+    }
+
+    pub fn propose(&mut self, command: Command) -> Result<Applied, Rejection> {
+        self.index += 1;
+        let mut tables = self.tables.clone();
+        match apply(&mut tables, EventSeq { index: self.index, ordinal: 0 }, &command) {
+            Ok(applied) => {
+                self.tables = tables;
+                self.applied.push(applied.clone());
+                Ok(applied)
+            }
+            Err(RuleError::Rejected(rejection)) => Err(rejection),
+            Err(RuleError::Tables(error)) => panic!("{error}"),
+        }
+    }
+
+    pub fn command(&mut self, action: impl Into<Action>) -> Command {
+        self.now.0 += 1000;
+        let principal = Principal::new(Role::Developer, "ada");
+        Command { action: action.into(), principal, at: self.now, idempotency_key: None, epoch: None, if_revision: None }
+    }
+
+    pub fn try_apply(&mut self, action: impl Into<Action>) -> Result<Applied, Rejection> {
+        let command = self.command(action);
+        self.propose(command)
+    }
+
+    pub fn ok(&mut self, action: impl Into<Action>) -> Applied {
+        self.try_apply(action).unwrap()
+    }
+
+    pub fn request(&mut self, commit: u8) -> BuildId {
+        let applied = self.ok(request(commit));
+        let Subject::Build(id) = applied.outcome.subject else { panic!("not a build") };
+        id
+    }
+
+    /// Queues, runs and ends a build of `commit` with an artifact; returns its release.
+    pub fn release(&mut self, commit: u8, file: &PipelineFile) -> ReleaseId {
+        let build = self.request(commit);
+        self.ok(BuildAction::Assign { build, runner: name("r1") });
+        self.ok(BuildAction::Acknowledge { build, attempt: 1, unisolated: None });
+        for phase in Phase::ALL {
+            self.ok(BuildAction::Progress { build, attempt: 1, phase: phase_record(phase) });
+        }
+        let artifact = artifact(commit);
+        let file = Box::new(file.clone());
+        self.ok(BuildAction::Succeed { build, attempt: 1, artifact, file, log: None });
+        let kept: crate::model::build::Build = self.get(key(build.0));
+        kept.release.unwrap()
+    }
+
+    pub fn start(&mut self, release: &ReleaseId, purpose: Purpose) -> Result<RolloutId, Rejection> {
+        let (environment, release) = (name("production"), release.clone());
+        let applied = self.try_apply(RolloutAction::Start { environment, release, purpose, why: None, if_plan: None })?;
+        let Subject::Rollout(id) = applied.outcome.subject else { panic!("not a rollout") };
+        Ok(id)
+    }
+
+    pub fn rollout(&self, id: RolloutId) -> Rollout {
+        self.get(key(id.0))
+    }
+
+    pub fn get<R: Record>(&self, key: crate::model::tables::Key) -> R {
+        self.tables.get(&key).unwrap().unwrap()
+    }
+
+    pub fn report(&mut self, target: u32, release: Option<&ReleaseId>, progress: Progress, serving: bool) {
+        let report =
+            Report { pipeline: name("shop"), release: release.cloned(), progress, serving, instances: Vec::new(), failure: None };
+        self.ok(FleetAction::Report { reports: vec![(target, report)] });
+    }
+
+    /// Every kind of event so far, with its transition.
+    pub fn story(&self) -> Vec<String> {
+        let events = self.applied.iter().flat_map(|applied| &applied.events);
+        events
+            .map(|event| format!("{} {} {}", event.subject, event.kind, event.to.clone().unwrap_or_default()).trim().to_owned())
+            .collect()
+    }
+}
+
+pub fn name<N: std::str::FromStr<Err = IdError>>(text: &str) -> N {
+    text.parse().unwrap()
+}
+
+pub fn commit(number: u8) -> CommitId {
+    format!("{number:040x}").parse().unwrap()
+}
+
+pub fn request(number: u8) -> BuildAction {
+    BuildAction::Request {
+        pipeline: name("shop"),
+        commit: commit(number),
+        git_ref: "refs/heads/main".into(),
+        cause: Cause::Push,
+        again: false,
+        resources: Resources::default(),
+    }
+}
+
+pub fn artifact(number: u8) -> StoredArtifact {
+    StoredArtifact {
+        digest: Digest::of(&[number]),
+        size: ByteSize(100),
+        unpacked_size: ByteSize(200),
+        manifest: Digest::of(&[number, 1]),
+    }
+}
+
+pub fn phase_record(phase: Phase) -> PhaseRecord {
+    let (started_at, ended_at) = (Timestamp(1), Some(Timestamp(2)));
+    PhaseRecord { phase, started_at, ended_at, skipped: false, exit_code: Some(0), memory_peak: None, cpu_time: None }
+}
+
+pub fn lost() -> AttemptEnd {
+    AttemptEnd::Lost("the runner is gone".into())
+}
+
+pub fn facts(number: u32) -> TargetFacts {
+    TargetFacts {
+        name: name(&format!("web-{number}")),
+        region: "eu".into(),
+        zone: ["a", "b"][number as usize % 2].into(),
+        labels: BTreeMap::new(),
+        address: [127, 0, 0, 1].into(),
+        ports: PortRange { first: 20_000, last: 20_099 },
+        agent_version: "0".into(),
+    }
+}

@@ -1,0 +1,4 @@
+//! What to do next: pure decisions that the actors ask for. Each is a function of state and of what its caller saw.
+
+pub mod rollout;
+pub mod schedule;

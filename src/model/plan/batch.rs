@@ -1,0 +1,68 @@
+//! Which targets may be changed right now. Guards the fourth invariant: never more than `max_unavailable` targets without a
+//! healthy instance because of us, and with `spread = "zone"` never in two zones at once. Knows nothing of gates.
+
+use roaring::RoaringBitmap;
+
+/// Where a wave stands. All are sets of target numbers of the environment.
+#[derive(Debug, Clone, Copy)]
+pub struct WaveState<'s> {
+    /// The targets of the wave (rolling back: those to be taken back).
+    pub members: &'s RoaringBitmap,
+    /// Those of any wave that this rollout told to change.
+    pub started: &'s RoaringBitmap,
+    /// Those of `started` that run the new release and are healthy now. One that fails later leaves this set.
+    pub settled: &'s RoaringBitmap,
+    /// Those that serve nothing healthy now, or served nothing when they were told to change, by no doing of ours.
+    /// A target leaves this set when it has once been healthy: after that its failures are ours.
+    pub down_before: &'s RoaringBitmap,
+    /// Those that serve nothing healthy now because of us, but not of this rollout: an earlier one left them so.
+    pub broken_by_us: &'s RoaringBitmap,
+    /// Those whose agents are not connected.
+    pub unreachable: &'s RoaringBitmap,
+    /// The targets of each zone: [`super::Plan::zones`].
+    pub zones: &'s [RoaringBitmap],
+    /// How many targets may be unavailable at once because of us.
+    pub max_unavailable: u32,
+    /// Whether they must all be of one zone.
+    pub spread_zone: bool,
+}
+
+/// The targets that count against the budget: those that this rollout told to change and that are not healthy on the new
+/// release (whether they still serve the old one or not: each may stop at any moment, so each is counted from the start),
+/// and those that an earlier one left broken. Targets that served nothing before cost nothing.
+pub fn at_risk(state: &WaveState<'_>) -> RoaringBitmap {
+    let started = state.started - state.settled - state.down_before;
+    started | (state.broken_by_us - state.settled)
+}
+
+/// The targets of the wave to change now, besides those that already were told.
+///
+/// - Those that serve nothing are changed at once, outside the budget: repairing is free.
+/// - Of the others, as many as `max_unavailable` leaves, the lowest numbers first.
+/// - With `spread_zone`, these are of the one zone that has targets at risk; where none has, of the first zone that has
+///   targets left; where two have, none at all until one of them has recovered. Targets at risk that are of no zone
+///   count as a zone of their own.
+/// - Those that cannot be reached are left alone: they might come back, and stop, when the budget is spent.
+///
+/// So when failed targets have used up the budget, nothing more is changed, and the wave's deadline decides.
+pub fn next_batch(state: &WaveState<'_>) -> RoaringBitmap {
+    let left = state.members - state.started - state.unreachable;
+    let serves_nothing = state.down_before | state.broken_by_us;
+    let free = &left & &serves_nothing;
+    let at_risk = at_risk(state);
+    let budget = u64::from(state.max_unavailable).saturating_sub(at_risk.len());
+    let serving = left - serves_nothing;
+    let may_stop = if state.spread_zone { within_one_zone(&serving, &at_risk, state.zones) } else { serving };
+    may_stop.into_iter().take(budget as usize).collect::<RoaringBitmap>() | free
+}
+
+fn within_one_zone(serving: &RoaringBitmap, at_risk: &RoaringBitmap, zones: &[RoaringBitmap]) -> RoaringBitmap {
+    let mut disturbed = zones.iter().filter(|zone| !zone.is_disjoint(at_risk));
+    let zone = match (disturbed.next(), disturbed.next()) {
+        (Some(_), Some(_)) => None,
+        (Some(zone), None) => at_risk.is_subset(zone).then_some(zone),
+        (None, _) if at_risk.is_empty() => zones.iter().find(|zone| !zone.is_disjoint(serving)),
+        (None, _) => None,
+    };
+    zone.map(|zone| zone & serving).unwrap_or_default()
+}

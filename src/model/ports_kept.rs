@@ -1,0 +1,41 @@
+//! The ports that a target keeps for its services: a pair for each `auto` port, so that a new instance can start beside the old.
+
+use std::collections::BTreeSet;
+
+use super::{
+    fleet::{PortLease, Target},
+    pipeline_file::Port,
+    rejection::{Rejection, RuleError},
+    release::Release,
+    tables::{SCAN_RECORDS_MAX, Scan, Tables, key},
+};
+
+/// Gives `target` a pair for each `auto` port of `release` that has none yet: the lowest free one of its range.
+pub fn lease<T: Tables>(tables: &mut T, target: &Target, release: &Release) -> Result<(), RuleError> {
+    let held: Vec<PortLease> = tables.scan(&Scan::prefix(key(target.index)), SCAN_RECORDS_MAX)?;
+    let mut taken: BTreeSet<u16> = held.iter().flat_map(|lease| lease.pair).collect();
+    for (service, settings) in &release.file.service {
+        for (port, kind) in &settings.ports {
+            let is_this =
+                |lease: &&PortLease| lease.pipeline == release.id.pipeline && lease.service == *service && lease.port == *port;
+            if *kind != Port::Auto || held.iter().any(|lease| is_this(&lease)) {
+                continue;
+            }
+            let range = target.facts.ports;
+            let free = (0..range.pairs()).map(|pair| range.first + 2 * pair).find(|first| !taken.contains(first));
+            let first = free.ok_or_else(|| Rejection::Invalid {
+                what: format!("ports of target {}", target.facts.name),
+                why: format!("its range {}-{} is used up: give its agent a wider one", range.first, range.last),
+            })?;
+            taken.extend([first, first + 1]);
+            tables.put(&PortLease {
+                target: target.index,
+                pipeline: release.id.pipeline.clone(),
+                service: service.clone(),
+                port: port.clone(),
+                pair: [first, first + 1],
+            })?;
+        }
+    }
+    Ok(())
+}

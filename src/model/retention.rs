@@ -1,0 +1,71 @@
+//! Which artifacts may be deleted, and which never: what an environment runs, or could go back to, is kept.
+
+use std::collections::BTreeSet;
+
+use super::{
+    digest::Digest,
+    ids::ReleaseId,
+    pipeline::Pipeline,
+    release::{Artifact, Release, release_key},
+    rollout::{Deployment, OpenRollout, Rollout, RolloutState},
+    tables::{ReadTables, SCAN_RECORDS_MAX, Scan, TablesError, key},
+    units::Timestamp,
+};
+
+/// How many former good releases of each deployment can be gone back to, besides the present one.
+pub const FORMER_RELEASES_KEPT: usize = 3;
+
+/// The artifacts that must stay: of every stable release, of every release in an open rollout, and of the last good releases
+/// of every deployment.
+pub fn protected_artifacts<T: ReadTables>(tables: &T) -> Result<BTreeSet<Digest>, TablesError> {
+    let mut releases: BTreeSet<ReleaseId> = BTreeSet::new();
+    for deployment in tables.scan::<Deployment>(&Scan::all(), SCAN_RECORDS_MAX)? {
+        let good = deployment.history.iter().filter(|past| past.end == RolloutState::Deployed).map(|past| past.release.clone());
+        let mut kept: Vec<ReleaseId> = Vec::new();
+        for release in deployment.stable.into_iter().chain(good) {
+            if !kept.contains(&release) && kept.len() <= FORMER_RELEASES_KEPT {
+                kept.push(release);
+            }
+        }
+        releases.extend(kept);
+    }
+    for open in tables.scan::<OpenRollout>(&Scan::all(), SCAN_RECORDS_MAX)? {
+        if let Some(rollout) = tables.get::<Rollout>(&key(open.rollout.0))? {
+            releases.extend(rollout.before.iter().filter_map(|(release, _)| release.clone()));
+            releases.extend(rollout.stable);
+            releases.insert(rollout.release);
+        }
+    }
+    let mut digests = BTreeSet::new();
+    for release in releases {
+        digests.extend(tables.get::<Release>(&release_key(&release))?.map(|release| release.artifact));
+    }
+    Ok(digests)
+}
+
+/// The artifacts of `pipeline` that its retention no longer keeps and nothing protects, at most `limit`.
+pub fn expired_artifacts<T: ReadTables>(
+    tables: &T,
+    pipeline: &Pipeline,
+    now: Timestamp,
+    limit: usize,
+) -> Result<Vec<Digest>, TablesError> {
+    let mut keep = protected_artifacts(tables)?;
+    let newest_first = Scan::prefix(key(pipeline.name.as_str())).backwards();
+    let releases: Vec<Release> = tables.scan(&newest_first, SCAN_RECORDS_MAX)?;
+    keep.extend(releases.iter().take(pipeline.retention.releases as usize).map(|release| release.artifact));
+    let mut expired = BTreeSet::new();
+    for release in releases {
+        if keep.contains(&release.artifact) || now.since(release.created_at) <= pipeline.retention.age {
+            continue;
+        }
+        let artifact: Option<Artifact> = tables.get(&key(release.artifact.hex().as_str()))?;
+        if artifact.is_some_and(|artifact| artifact.deleted_at.is_none()) {
+            expired.insert(release.artifact);
+        }
+        if expired.len() >= limit {
+            break;
+        }
+    }
+    Ok(expired.into_iter().collect())
+}
