@@ -19,11 +19,11 @@ use hyper::{Method, Request, Response, StatusCode, body::Body};
 use tokio::sync::Semaphore;
 
 use super::{
-    GitBody, GitError, ObjectId, PushSink, bundle, cgi,
+    GitBody, GitError, PushSink, bundle, cgi,
     command::{Git, local_refs},
     push::{PRE_RECEIVE, PushSession},
 };
-use crate::model::{digest::Digest, ids::RepositoryName};
+use crate::model::{digest::Digest, ids::RepositoryName, repository::CommitId};
 
 /// So many fetches and pushes run at once; more wait.
 const RUNNING_MAX: usize = 64;
@@ -38,7 +38,7 @@ const APPLIED: &str = "groundswell-bundles";
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RepositoryState {
     /// Branches and tags by full name.
-    pub refs: BTreeMap<String, ObjectId>,
+    pub refs: BTreeMap<String, CommitId>,
     /// The branch that a clone checks out, without `refs/heads/`; it need not exist yet.
     pub default_branch: String,
     /// What pushes brought, the oldest first: each builds on those before it.
@@ -259,12 +259,12 @@ impl HostedRepositories {
 
     async fn update(&self, git_dir: &Path, state: &RepositoryState) -> Result<(), GitError> {
         self.create(git_dir, &state.default_branch).await?;
-        let present: BTreeMap<String, ObjectId> = local_refs(&self.git, git_dir).await?.into_iter().collect();
+        let present: BTreeMap<String, CommitId> = local_refs(&self.git, git_dir).await?.into_iter().collect();
         if present == state.refs {
             return Ok(());
         }
-        let changed: Vec<(&String, &ObjectId)> = state.refs.iter().filter(|(name, id)| present.get(*name) != Some(id)).collect();
-        let wanted: BTreeSet<&ObjectId> = changed.iter().map(|(_, id)| *id).collect();
+        let changed: Vec<(&String, &CommitId)> = state.refs.iter().filter(|(name, id)| present.get(*name) != Some(id)).collect();
+        let wanted: BTreeSet<&CommitId> = changed.iter().map(|(_, id)| *id).collect();
         if !self.has_all(git_dir, &wanted, &present).await? {
             self.apply_bundles(git_dir, &state.bundles).await?;
             if !self.has_all(git_dir, &wanted, &present).await? {
@@ -333,8 +333,8 @@ impl HostedRepositories {
     async fn has_all(
         &self,
         git_dir: &Path,
-        wanted: &BTreeSet<&ObjectId>,
-        present: &BTreeMap<String, ObjectId>,
+        wanted: &BTreeSet<&CommitId>,
+        present: &BTreeMap<String, CommitId>,
     ) -> Result<bool, GitError> {
         let wanted = wanted.iter().map(|id| format!("{id}\n"));
         let revisions: String = wanted.chain(present.values().map(|id| format!("^{id}\n"))).collect();

@@ -24,13 +24,17 @@ use tokio::{
 };
 
 use super::{
-    GitError, ObjectId, RepositoryState,
+    GitError, RepositoryState,
     bundle::{self, Quarantine},
     command::{Git, NETWORK_TIMEOUT, local_refs},
     hosted::Cache,
-    names::{exclude_each_other, is_ref_name},
+    names::{exclude_each_other, is_ref_name, parse_or_none},
 };
-use crate::model::{digest::Digest, ids::RepositoryName};
+use crate::model::{
+    digest::Digest,
+    ids::RepositoryName,
+    repository::{CommitId, RefUpdate},
+};
 
 /// So many refs may change in one push: they are one command of the state machine.
 pub const UPDATES_MAX: usize = 500;
@@ -53,23 +57,13 @@ while IFS= read -r line <&3; do printf '%s\\n' \"$line\" >&2; done
 [ \"$verdict\" = accepted ]
 ";
 
-/// One ref that a push changes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RefUpdate {
-    /// Its full name, `refs/heads/…` or `refs/tags/…`.
-    pub name: String,
-    /// What the pusher saw; nothing where the ref is new. The change must be refused unless the ref still is this.
-    pub old: Option<ObjectId>,
-    /// What it shall be; nothing where it is deleted.
-    pub new: Option<ObjectId>,
-}
-
 /// A push that git has received and checked, and that waits to be accepted.
 #[derive(Debug, Clone)]
 pub struct PushRequest {
     /// Where to.
     pub repository: RepositoryName,
-    /// All or none of these are to be applied; between 1 and [`UPDATES_MAX`], no name twice.
+    /// All or none of these are to be applied; between 1 and [`UPDATES_MAX`], no name twice. `old` is what the pusher saw. A
+    /// tag may point at a tag's own object, a branch always points at a commit.
     pub updates: Vec<RefUpdate>,
     /// The new objects as a git bundle; nothing where the push brings none. Removed after [`PushSink::push`] has returned.
     pub bundle_path: Option<PathBuf>,
@@ -196,7 +190,7 @@ impl PushSession {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let path = self.incoming.join(format!("{}-{}-{number}.bundle", self.repository, std::process::id()));
         let _removed_at_the_end = RemoveFile(path.clone());
-        let existing: BTreeSet<ObjectId> = refs.into_iter().map(|(_, id)| id).collect();
+        let existing: BTreeSet<CommitId> = refs.into_iter().map(|(_, id)| id).collect();
         let written = bundle::write(&self.git, &self.git_dir, &quarantine, &request.updates, &existing, &path).await;
         let bundle_path = written.map_err(|error| self.broken(error))?.then_some(path);
 
@@ -236,7 +230,7 @@ impl PushSession {
 
     /// Git finds this out only after the hook, when we have agreed already.
     async fn check_branches_are_commits(&self, updates: &[RefUpdate], quarantine: &Quarantine) -> Result<(), String> {
-        let new: Vec<(&str, &ObjectId)> = updates.iter().filter_map(|u| Some((u.name.as_str(), u.new.as_ref()?))).collect();
+        let new: Vec<(&str, &CommitId)> = updates.iter().filter_map(|u| Some((u.name.as_str(), u.new.as_ref()?))).collect();
         let ids: String = new.iter().map(|(_, id)| format!("{id}\n")).collect();
         let check =
             self.git.command("looking at what was pushed").in_repository(&self.git_dir).envs(quarantine.env.iter().cloned());
@@ -270,8 +264,8 @@ async fn read_hook(reader: &mut BufReader<tokio::net::unix::OwnedReadHalf>) -> R
 /// A line for git's pre-receive hook: old id, new id, name (githooks(5)).
 fn parse_update(line: &str) -> Option<RefUpdate> {
     let mut fields = line.splitn(3, ' ');
-    let old = ObjectId::parse_or_none(fields.next()?).ok()?;
-    let new = ObjectId::parse_or_none(fields.next()?).ok()?;
+    let old = parse_or_none(fields.next()?).ok()?;
+    let new = parse_or_none(fields.next()?).ok()?;
     Some(RefUpdate { name: fields.next()?.to_owned(), old, new })
 }
 
@@ -339,7 +333,7 @@ mod tests {
     use super::*;
 
     fn update(name: &str, new: bool) -> RefUpdate {
-        let id: ObjectId = "4b825dc642cb6eb9a060e54bf8d69288fbee4904".parse().unwrap();
+        let id: CommitId = "4b825dc642cb6eb9a060e54bf8d69288fbee4904".parse().unwrap();
         RefUpdate { name: name.to_owned(), old: None, new: new.then_some(id) }
     }
 

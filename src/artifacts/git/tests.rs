@@ -17,7 +17,7 @@ use tempfile::TempDir;
 use tokio::process::Command;
 
 use super::*;
-use crate::model::{digest::Digest, ids::RepositoryName};
+use crate::model::{digest::Digest, ids::RepositoryName, repository::CommitId};
 
 /// The cluster, as one server's memory.
 #[derive(Default)]
@@ -132,7 +132,7 @@ impl World {
         self.folder.path().join(name)
     }
 
-    fn refs(&self) -> BTreeMap<String, ObjectId> {
+    fn refs(&self) -> BTreeMap<String, CommitId> {
         self.cluster.repositories.lock().unwrap()["shop"].refs.clone()
     }
 
@@ -203,7 +203,7 @@ async fn fails(folder: &Path, args: &[&str]) -> String {
     ended.err
 }
 
-async fn commit(folder: &Path, file: &str, text: &str) -> ObjectId {
+async fn commit(folder: &Path, file: &str, text: &str) -> CommitId {
     let path = folder.join(file);
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     std::fs::write(path, text).unwrap();
@@ -321,7 +321,7 @@ async fn branches_can_be_rewound_and_deleted() {
     ok(&work, &["commit", "-q", "--amend", "-m", "Another"]).await;
     fails(&work, &["push", "-q", "swell", "main"]).await;
     ok(&work, &["push", "-q", "--force", "swell", "main"]).await;
-    let tip: ObjectId = ok(&work, &["rev-parse", "HEAD"]).await.parse().unwrap();
+    let tip: CommitId = ok(&work, &["rev-parse", "HEAD"]).await.parse().unwrap();
     assert_eq!(world.refs()["refs/heads/main"], tip);
     ok(&work, &["push", "-q", "swell", ":other"]).await;
     assert_eq!(world.refs().keys().collect::<Vec<_>>(), ["refs/heads/main"]);
@@ -415,7 +415,7 @@ async fn a_commit_outlives_its_branch() {
     let other = Mirrors::open(world.path("two")).await.unwrap().of(&world.url("shop"), None).await.unwrap();
     other.fetch_commit(&topic).await.unwrap();
     other.checkout(&topic, &world.path("checkout-2")).await.unwrap();
-    let unknown: ObjectId = "1234567890123456789012345678901234567890".parse().unwrap();
+    let unknown: CommitId = "1234567890123456789012345678901234567890".parse().unwrap();
     assert!(matches!(other.fetch_commit(&unknown).await, Err(GitError::RefNotFound { .. })));
     assert!(matches!(other.checkout(&unknown, &world.path("checkout-3")).await, Err(GitError::RefNotFound { .. })));
 }
@@ -476,7 +476,7 @@ fn processes_in(folder: &Path) -> Vec<String> {
 async fn a_pusher_who_leaves_takes_git_along_but_not_what_is_being_agreed() {
     let world = World::new().await;
     let work = world.work_tree("work").await;
-    let tip: ObjectId = ok(&work, &["rev-parse", "HEAD"]).await.parse().unwrap();
+    let tip: CommitId = ok(&work, &["rev-parse", "HEAD"]).await.parse().unwrap();
     let hold = Arc::new(Hold::default());
     *world.cluster.hold.lock().unwrap() = Some(Arc::clone(&hold));
     let mut push = Command::new("git");
