@@ -204,9 +204,9 @@ async fn the_sandbox_is_closed() {
         for path in /usr/x /etc/x /x /bin/x /proc/sys/kernel/hostname; do (echo > $path) 2>/dev/null && echo written: $path; done
         [ -s /proc/kcore ] && echo kcore; [ -s /proc/keys ] && echo keys
         ls /dev | sort | tr '\n' ' '; echo
-        unshare -U true 2>/dev/null && echo namespace made
-        unshare -T true 2>/dev/null && echo time namespace made
-        setarch -R true 2>/dev/null && echo randomisation off
+        unshare -U true 2>&1 && echo namespace made
+        unshare -T true 2>&1 && echo time namespace made
+        setarch -R true 2>&1 && echo randomisation off
         mount -t tmpfs t /tmp 2>/dev/null && echo mounted
         cat /run/secrets/token; echo
         (echo x > /run/secrets/token) 2>/dev/null && echo written: token
@@ -235,6 +235,8 @@ async fn the_sandbox_is_closed() {
     has("Seccomp:\t2");
     has("Groups:");
     has("uid: 0 host: build map: 0 100000 65536");
+    has("unshare: unshare failed: Operation not permitted");
+    assert!(printed.contains("personality"), "randomisation was not refused by the filter: {printed}");
     has("told");
     has("done");
     for bad in ["visible", "written", "kcore", "keys", "made", "off", "mounted", "groundswell-host-file"] {
@@ -509,6 +511,27 @@ async fn an_instance_runs_as_its_user_within_its_limits() {
     assert_eq!(adopted, shim);
     adopted.kill().unwrap();
     assert_eq!(shim.wait().await.unwrap().unwrap().outcome, Outcome::Signaled(9));
+    place.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn what_runs_already_is_neither_replaced_nor_harmed() {
+    needs_isolation!();
+    let place = Place::new();
+    let shim = place.start(&place.process(None, "echo up; sleep 600")).await;
+    place.wait_for("up").await;
+    let runtime = ShimRuntime::with_executable(SWELL);
+    let same_folder = runtime.start(&place.dir(), &place.process(None, "true")).await;
+    assert!(matches!(same_folder, Err(runtime::RuntimeError::Used(_))), "{same_folder:?}");
+    // Another folder, by mistake the same control group.
+    let other = place.root.path().join("other");
+    let record = runtime.start(&other, &place.process(None, "true")).await.unwrap().wait().await.unwrap().unwrap();
+    let Outcome::Failed(failure) = record.outcome else { panic!("{record:?}") };
+    assert!(failure.why.contains("in use"), "{failure:?}");
+    runtime::clear(&other).await.unwrap();
+    assert!(shim.command().await.unwrap().unwrap().is_alive());
+    shim.kill().unwrap();
+    shim.wait().await.unwrap();
     place.assert_nothing_left();
 }
 

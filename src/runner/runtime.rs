@@ -50,6 +50,9 @@ pub enum RuntimeError {
     /// The folder could not be made.
     #[error("creating shim folder {}", .0.display())]
     Folder(PathBuf, #[source] io::Error),
+    /// Something runs or ran in the folder.
+    #[error("{} was used before; adopt what runs there, or clear it and start in a fresh folder", .0.display())]
+    Used(PathBuf),
     /// The program could not be executed.
     #[error("starting {} as a shim", .0.display())]
     Spawn(PathBuf, #[source] io::Error),
@@ -150,7 +153,11 @@ impl ShimRuntime {
         blocking(move || {
             let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder);
             made.map_err(|source| RuntimeError::Folder(folder.clone(), source))?;
-            Ok(write_spec(&folder, &written)?)
+            // Not after its spec was replaced, from which it is to be reaped.
+            match status_now(&folder)? {
+                ShimStatus::NotStarted => Ok(write_spec(&folder, &written)?),
+                _ => Err(RuntimeError::Used(folder)),
+            }
         })
         .await?;
         crash::point("runtime::before_shim");

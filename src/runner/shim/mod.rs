@@ -11,6 +11,7 @@
 //! | `spool`, `spool.1` | the output, see `runner::spool` |
 //! | `exit.json` | how it ended: [`ExitRecord`], written once, atomically |
 //! | `shim.log` | the shim's own diagnostics, at most 64 KiB |
+//! | `cgroup.claimed` | the control group is ours: made by this shim, or about to be |
 //! | `bundle/`, `state/` | the container while it exists |
 //!
 //! Signals to the shim: SIGTERM or SIGINT stop politely (`stop` in the spec), SIGUSR1 kills at once; both end with an exit
