@@ -415,8 +415,17 @@ async fn a_killed_shim_leaves_nothing_after_reap() {
 async fn a_shim_killed_at_any_step_leaves_nothing_after_reap() {
     needs_isolation!();
     let points = [
-        "before_pid", "before_spool", "before_child", "after_create", "after_child", "after_start", "before_kill",
-        "before_exit_record", "after_exit_record", "before_cleanup", "after_cleanup",
+        "before_pid",
+        "before_spool",
+        "before_child",
+        "after_create",
+        "after_child",
+        "after_start",
+        "before_kill",
+        "before_exit_record",
+        "after_exit_record",
+        "before_cleanup",
+        "after_cleanup",
     ];
     for kind in ["container", "process", "bare"] {
         for point in points {
@@ -538,11 +547,20 @@ async fn what_runs_already_is_neither_replaced_nor_harmed() {
 #[tokio::test]
 async fn what_cannot_start_says_why_and_what_to_do() {
     needs_isolation!();
-    let cases: [(&str, fn(&Place) -> ShimSpec, &str); 5] = [
-        ("no such command in a container", |place| with(place.container(""), |s| s.command = vec!["no-such-tool".into()]), "not found"),
+    type MakeSpec = fn(&Place) -> ShimSpec;
+    let cases: [(&str, MakeSpec, &str); 5] = [
+        (
+            "no such command in a container",
+            |place| with(place.container(""), |s| s.command = vec!["no-such-tool".into()]),
+            "not found",
+        ),
         ("no such command", |place| with(place.process(None, ""), |s| s.command = vec!["no-such-tool".into()]), "not in PATH"),
         ("no such user", |place| place.process(Some("no-such-user"), "true"), "no such user"),
-        ("no such folder", |place| with(place.process(None, "true"), |s| s.cwd = "/no/such".into()), "working directory /no/such"),
+        (
+            "no such folder",
+            |place| with(place.process(None, "true"), |s| s.cwd = "/no/such".into()),
+            "working directory /no/such",
+        ),
         (
             "no such source",
             |place| place.spec(Isolation::Container(ContainerSpec::host("/no/such/workspace")), "true"),

@@ -90,11 +90,12 @@ fn user_namespaces() -> Check {
 /// Which hierarchies there are and whether a group can be made in each.
 fn cgroups() -> Check {
     let group = Cgroup::new(&probe_path("create"));
-    let tried = group.and_then(|group| group.create().and(group.remove()).and(Ok(group)).or_else(|error| {
+    let tried = group.and_then(|group| {
+        let created = group.create();
         // What could be made in some hierarchies must not stay.
-        Cgroup::new(&probe_path("create")).and_then(|group| group.remove()).ok();
-        Err(error)
-    }));
+        let removed = group.remove();
+        created.and(removed).map(|()| group)
+    });
     let found = tried.as_ref().map_or(String::new(), |group| group.describe());
     let fix = "run as root where /sys/fs/cgroup is writable; inside a container: `--privileged --cgroupns=host`";
     check("control groups", true, tried.map(drop), &found, fix)

@@ -22,8 +22,8 @@ use tokio::{
 
 use super::{
     shim::{
-        CHILD_PID_FILE, ExitRecord, ProcessRef, READY_LINE, ReapError, RecordError, SHIM_PID_FILE, ShimSpec, SpecError, read_exit,
-        read_process, reap, write_spec,
+        CHILD_PID_FILE, ExitRecord, ProcessRef, READY_LINE, ReapError, RecordError, SHIM_PID_FILE, ShimSpec, SpecError,
+        read_exit, read_process, reap, write_spec,
     },
     spool::{Frame, SpoolError, SpoolReader},
 };
@@ -330,7 +330,8 @@ impl SpoolFollower {
             }
             // What was printed before the end was recorded is in the file by now: read once more.
             let dir = self.dir.clone();
-            self.ended = blocking(move || Ok(!matches!(status_now(&dir)?, ShimStatus::Running(_) | ShimStatus::NotStarted))).await?;
+            self.ended =
+                blocking(move || Ok(!matches!(status_now(&dir)?, ShimStatus::Running(_) | ShimStatus::NotStarted))).await?;
             if !self.ended {
                 sleep(pause).await;
                 pause = (pause * 2).min(FOLLOW_INTERVALS.1);

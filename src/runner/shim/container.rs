@@ -177,7 +177,11 @@ fn stage(dir: &Path, container: &ContainerSpec) -> Result<Staged, StageError> {
     for (index, (bind, source)) in container.binds.iter().zip(&sources).enumerate() {
         let (point, is_dir) = (held.join(index.to_string()), source.is_dir);
         let file = |path: &Path| File::create(path).map(drop).map_err(filing("creating", path));
-        if is_dir { make_dir(&point)? } else { file(&point)? }
+        if is_dir {
+            make_dir(&point)?
+        } else {
+            file(&point)?
+        }
         let what = format!("binding {}", bind.source.display());
         let from = format!("/proc/self/fd/{}", source.fd.as_raw_fd());
         mount(Some(from.as_str()), &point, none, MsFlags::MS_BIND | MsFlags::MS_REC, none).map_err(mounting(&what))?;

@@ -54,7 +54,10 @@ use tracing_subscriber::{
 
 pub use self::{
     reap::{ReapError, reap},
-    record::{CHILD_PID_FILE, EXIT_FILE, ExitRecord, Failure, Outcome, ProcessRef, RecordError, SHIM_PID_FILE, read_exit, read_process, write_spec},
+    record::{
+        CHILD_PID_FILE, EXIT_FILE, ExitRecord, Failure, Outcome, ProcessRef, RecordError, SHIM_PID_FILE, read_exit, read_process,
+        write_spec,
+    },
     spec::{Bind, ContainerSpec, Isolation, ProcessSpec, SPEC_FILE, ShimSpec, SpecError, StopPolicy},
 };
 use crate::crash;
@@ -114,7 +117,9 @@ fn prepare(dir: &Path) -> Result<(PathBuf, Flock<File>), ShimError> {
     let log = OpenOptions::new().create(true).append(true).mode(0o600).open(dir.join("shim.log")).map_err(folder_error)?;
     log_to(log);
     // EPERM: started by a shell as the leader of a group already.
-    unistd::setsid().or_else(|errno| if errno == nix::Error::EPERM { Ok(unistd::getpid()) } else { Err(errno) }).map_err(ShimError::Detach)?;
+    unistd::setsid()
+        .or_else(|errno| if errno == nix::Error::EPERM { Ok(unistd::getpid()) } else { Err(errno) })
+        .map_err(ShimError::Detach)?;
     // Executed as /proc/self/exe, it would be listed as `exe`.
     prctl::set_name(c"swell-shim").map_err(ShimError::Detach)?;
     prctl::set_child_subreaper(true).map_err(ShimError::Detach)?;

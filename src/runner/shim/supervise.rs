@@ -95,7 +95,11 @@ fn create_cgroup(dir: &Path, spec: &ShimSpec) -> Result<Cgroup, CgroupError> {
         return Err(CgroupError::InUse { path: spec.cgroup.clone(), count: strangers });
     }
     let claim = dir.join(reap::CLAIM_FILE);
-    std::fs::write(&claim, "").map_err(|source| CgroupError::Io { what: "claiming the control group in", path: claim, source })?;
+    std::fs::write(&claim, "").map_err(|source| CgroupError::Io {
+        what: "claiming the control group in",
+        path: claim,
+        source,
+    })?;
     cgroup.create()?;
     cgroup.limit(&spec.limits)?;
     Ok(cgroup)
