@@ -3,3 +3,5 @@
 //! The map of the modules; docs/ARCHITECTURE.md walks one push through them.
 
 pub mod model;
+pub mod raft;
+pub mod storage;
