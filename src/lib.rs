@@ -6,4 +6,6 @@ pub mod artifacts;
 pub mod crash;
 pub mod gateway;
 pub mod model;
+pub mod raft;
 pub mod runner;
+pub mod storage;
