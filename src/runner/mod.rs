@@ -6,6 +6,7 @@
 //! - `cgroup`: control groups, version 1, hybrid and 2
 //! - `isolation`: what this machine and user allow
 
+pub mod attempts;
 pub mod cgroup;
 pub mod isolation;
 pub mod runtime;
