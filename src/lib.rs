@@ -2,4 +2,5 @@
 //!
 //! The map of the modules; docs/ARCHITECTURE.md walks one push through them.
 
+pub mod artifacts;
 pub mod model;

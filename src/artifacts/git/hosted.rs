@@ -1,0 +1,342 @@
+//! Repositories that Groundswell hosts: the refs are state and the objects are bundles, both kept elsewhere; what lies on disk here
+//! is a cache that can be thrown away. Knows neither Raft nor the content store: it asks a [`PushSink`].
+//!
+//! Refs in a cache change in two ways, never at once (`changing`): a push that was accepted, and catching up with state.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fmt::Display,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use hyper::{Method, Request, Response, StatusCode, body::Body};
+use tokio::sync::Semaphore;
+
+use super::{
+    GitBody, GitError, ObjectId, PushSink, bundle, cgi,
+    command::{Git, local_refs},
+    push::{PRE_RECEIVE, PushSession},
+};
+use crate::model::{digest::Digest, ids::RepositoryName};
+
+/// So many fetches and pushes run at once; more wait.
+const RUNNING_MAX: usize = 64;
+/// How long a request waits for its turn before it is told to come back.
+const TURN_TIMEOUT: Duration = Duration::from_secs(60);
+/// The largest pack that one push may send, in bytes.
+const PUSH_BYTES_MAX: u64 = 4 << 30;
+/// The file in a cache that lists the bundles it has taken in, by their hexadecimal digests.
+const APPLIED: &str = "groundswell-bundles";
+
+/// What is agreed about a hosted repository.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RepositoryState {
+    /// Branches and tags by full name.
+    pub refs: BTreeMap<String, ObjectId>,
+    /// The branch that a clone checks out, without `refs/heads/`; it need not exist yet.
+    pub default_branch: String,
+    /// What pushes brought, the oldest first: each builds on those before it.
+    pub bundles: Vec<Digest>,
+}
+
+/// What a client may do, as the caller has checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Access {
+    /// Fetch and clone.
+    Read,
+    /// Also push.
+    Write {
+        /// Who pushes, for the event log.
+        pusher: String,
+    },
+}
+
+/// The repositories that this server's users fetch from and push to. Cheap to clone.
+#[derive(Clone)]
+pub struct HostedRepositories {
+    root: PathBuf,
+    git: Git,
+    sink: Arc<dyn PushSink>,
+    /// For each repository, the right to change the refs of its cache. As many entries as there are repositories.
+    changing: Arc<Mutex<HashMap<RepositoryName, Arc<Semaphore>>>>,
+    running: Arc<Semaphore>,
+}
+
+impl HostedRepositories {
+    /// Keeps caches below `root`, which is created. Left-overs of an earlier process are removed. Errors: the disk.
+    pub async fn open(root: impl Into<PathBuf>, sink: Arc<dyn PushSink>) -> Result<Self, GitError> {
+        let root = std::path::absolute(root.into()).map_err(GitError::io("locate", "the repositories' folder"))?;
+        let git = Git::with_config_in(&root).await?;
+        let hosted = Self { root, git, sink, changing: Arc::default(), running: Arc::new(Semaphore::new(RUNNING_MAX)) };
+        remove_folder(&hosted.incoming()).await?;
+        for folder in [hosted.incoming(), hosted.hooks()] {
+            tokio::fs::create_dir_all(&folder).await.map_err(GitError::io("create", &folder))?;
+        }
+        let hook = hosted.hooks().join("pre-receive");
+        let new = hosted.hooks().join("pre-receive.new");
+        tokio::fs::write(&new, PRE_RECEIVE).await.map_err(GitError::io("write", &new))?;
+        let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        tokio::fs::set_permissions(&new, executable).await.map_err(GitError::io("change", &new))?;
+        tokio::fs::rename(&new, &hook).await.map_err(GitError::io("write", &hook))?;
+        Ok(hosted)
+    }
+
+    // Names of repositories do not begin with a dot, so these collide with none.
+    fn incoming(&self) -> PathBuf {
+        self.root.join(".incoming")
+    }
+
+    fn hooks(&self) -> PathBuf {
+        self.root.join(".hooks")
+    }
+
+    fn git_dir(&self, name: &RepositoryName) -> PathBuf {
+        self.root.join(format!("{name}.git"))
+    }
+
+    fn changing(&self, name: &RepositoryName) -> Arc<Semaphore> {
+        let mut changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(changing.entry(name.clone()).or_insert_with(|| Arc::new(Semaphore::new(1))))
+    }
+
+    /// Whether a request needs [`Access::Write`], so that the caller can ask for credentials first.
+    pub fn is_push(sub_path: &str, query: Option<&str>) -> bool {
+        sub_path == "git-receive-pack"
+            || (sub_path == "info/refs"
+                && query.is_some_and(|query| query.split('&').any(|pair| pair == "service=git-receive-pack")))
+    }
+
+    /// Answers one request of git's smart HTTP protocol (gitprotocol-http(5)). `sub_path` is what follows the repository in the
+    /// path: `info/refs`, `git-upload-pack` or `git-receive-pack`. Errors become answers that git shows to its user.
+    pub async fn serve<B>(&self, name: &RepositoryName, sub_path: &str, access: Access, request: Request<B>) -> Response<GitBody>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Display + Send,
+    {
+        let method = match sub_path {
+            "info/refs" => Method::GET,
+            "git-upload-pack" | "git-receive-pack" => Method::POST,
+            _ => {
+                return cgi::plain(
+                    StatusCode::NOT_FOUND,
+                    "this is a git repository: use `git clone`, `git fetch` and `git push`",
+                );
+            }
+        };
+        if request.method() != method {
+            return cgi::plain(StatusCode::METHOD_NOT_ALLOWED, format!("`{sub_path}` takes {method} only"));
+        }
+        let is_push = Self::is_push(sub_path, request.uri().query());
+        let pusher = match access {
+            Access::Write { pusher } => Some(pusher),
+            Access::Read if is_push => {
+                return cgi::plain(
+                    StatusCode::FORBIDDEN,
+                    format!("you may fetch from `{name}`, not push: ask for a token that may deploy"),
+                );
+            }
+            Access::Read => None,
+        };
+        match self.answer(name, sub_path, pusher.filter(|_| is_push), request).await {
+            Ok(response) => response,
+            Err(error) => {
+                tracing::warn!(%error, repository = %name, sub_path, "a repository could not be served");
+                let status = match error {
+                    GitError::NoRepository { .. } => StatusCode::NOT_FOUND,
+                    GitError::TimedOut { .. } | GitError::State { .. } => StatusCode::SERVICE_UNAVAILABLE,
+                    _ => StatusCode::INTERNAL_SERVER_ERROR,
+                };
+                cgi::plain(status, error.to_string())
+            }
+        }
+    }
+
+    async fn answer<B>(
+        &self,
+        name: &RepositoryName,
+        sub_path: &str,
+        pusher: Option<String>,
+        request: Request<B>,
+    ) -> Result<Response<GitBody>, GitError>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Display + Send,
+    {
+        let turn = tokio::time::timeout(TURN_TIMEOUT, Arc::clone(&self.running).acquire_owned()).await;
+        let Ok(Ok(running)) = turn else {
+            return Err(GitError::TimedOut { what: "waiting for other fetches and pushes".to_owned(), after: TURN_TIMEOUT });
+        };
+        let git_dir = self.catch_up(name).await?;
+        let mut command = self.git.raw();
+        command.arg("http-backend").env("GIT_PROJECT_ROOT", &self.root).env("GIT_HTTP_EXPORT_ALL", "1");
+        cgi::describe(&mut command, &request, &format!("/{name}.git/{sub_path}"));
+        if let Some(pusher) = pusher {
+            // Receiving is on for known users only; the name itself goes another way.
+            command.env("REMOTE_USER", "pusher");
+            let session = PushSession {
+                git: self.git.clone(),
+                git_dir,
+                incoming: self.incoming(),
+                repository: name.clone(),
+                pusher,
+                sink: Arc::clone(&self.sink),
+                changing: self.changing(name),
+            };
+            // Said anew each time, and last: a push past our hook would be accepted by nobody.
+            command
+                .envs([("GIT_CONFIG_COUNT", "1"), ("GIT_CONFIG_KEY_0", "core.hooksPath")])
+                .env("GIT_CONFIG_VALUE_0", self.hooks());
+            session.attach(&mut command)?;
+        }
+        cgi::call(command, request.into_body(), running).await
+    }
+
+    /// Makes the cache what is agreed now, from bundles where objects are missing, from nothing where it is lost or broken;
+    /// returns its folder, a bare repository that git can fetch from by path. Cheap when nothing changed.
+    ///
+    /// Errors: `NoRepository` for a name that state does not know; `State`; `Io`; `Failed` when the bundles do not hold the refs.
+    pub async fn catch_up(&self, name: &RepositoryName) -> Result<PathBuf, GitError> {
+        let turn = tokio::time::timeout(TURN_TIMEOUT, self.changing(name).acquire_owned()).await;
+        let Ok(Ok(_changing)) = turn else {
+            return Err(GitError::TimedOut { what: format!("waiting for a push to `{name}`"), after: TURN_TIMEOUT });
+        };
+        // Read after the turn has come: a push that was just accepted is in it.
+        let state = self.sink.state(name).await;
+        let state = state.map_err(|detail| GitError::State { what: format!("reading the refs of `{name}`"), detail })?;
+        let git_dir = self.git_dir(name);
+        let Some(state) = state else {
+            // Deleted, or never there: nothing may be served from an old cache.
+            remove_folder(&git_dir).await?;
+            return Err(GitError::NoRepository {
+                url: name.to_string(),
+                detail: "this cluster hosts none of that name".to_owned(),
+            });
+        };
+        match self.update(&git_dir, &state).await {
+            Ok(()) => {}
+            Err(error @ GitError::State { .. }) => return Err(error),
+            Err(error) => {
+                tracing::warn!(%error, repository = %name, "the cache of a repository is rebuilt");
+                remove_folder(&git_dir).await?;
+                self.update(&git_dir, &state).await?;
+            }
+        }
+        Ok(git_dir)
+    }
+
+    async fn update(&self, git_dir: &Path, state: &RepositoryState) -> Result<(), GitError> {
+        self.create(git_dir, &state.default_branch).await?;
+        let present: BTreeMap<String, ObjectId> = local_refs(&self.git, git_dir).await?.into_iter().collect();
+        if present == state.refs {
+            return Ok(());
+        }
+        let changed: Vec<(&String, &ObjectId)> = state.refs.iter().filter(|(name, id)| present.get(*name) != Some(id)).collect();
+        let wanted: BTreeSet<&ObjectId> = changed.iter().map(|(_, id)| *id).collect();
+        if !self.has_all(git_dir, &wanted, &present).await? {
+            self.apply_bundles(git_dir, &state.bundles).await?;
+            if !self.has_all(git_dir, &wanted, &present).await? {
+                let detail = "objects of its refs are in none of its bundles".to_owned();
+                return Err(GitError::Failed { what: "rebuilding a repository".to_owned(), detail });
+            }
+        }
+        // First what goes: a name may stand in the way of a new one.
+        let gone: String =
+            present.keys().filter(|name| !state.refs.contains_key(*name)).map(|name| format!("delete {name}\n")).collect();
+        let new: String = changed.iter().map(|(name, id)| format!("update {name} {id}\n")).collect();
+        for commands in [gone, new] {
+            if !commands.is_empty() {
+                let update = self.git.command("changing refs").in_repository(git_dir).args(["update-ref", "--stdin"]);
+                update.stdin(commands).run_ok().await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn create(&self, git_dir: &Path, default_branch: &str) -> Result<(), GitError> {
+        let head = tokio::fs::read_to_string(git_dir.join("HEAD")).await.unwrap_or_default();
+        if head.trim_end() == format!("ref: refs/heads/{default_branch}") {
+            return Ok(());
+        }
+        let init = self.git.command("creating a repository").args([
+            "init",
+            "--quiet",
+            "--bare",
+            "--template=",
+            "--initial-branch=not-ready",
+        ]);
+        init.args([git_dir]).run_ok().await?;
+        let settings = [
+            ("core.logAllRefUpdates", "false".to_owned()),
+            ("http.getanyfile", "false".to_owned()),
+            // Whether a branch may be deleted or rewound is for the sink to say.
+            ("receive.denyDeletes", "false".to_owned()),
+            ("receive.denyNonFastForwards", "false".to_owned()),
+            ("receive.denyDeleteCurrent", "ignore".to_owned()),
+            ("receive.maxInputSize", PUSH_BYTES_MAX.to_string()),
+            ("receive.autogc", "false".to_owned()),
+            // Objects that could harm a check-out are refused; harmless old mistakes are not.
+            ("receive.fsckObjects", "true".to_owned()),
+            ("receive.fsck.zeroPaddedFilemode", "warn".to_owned()),
+            ("receive.fsck.missingSpaceBeforeDate", "warn".to_owned()),
+            ("receive.fsck.badTimezone", "warn".to_owned()),
+            // A commit can still be built when its branch is gone.
+            ("uploadpack.allowAnySHA1InWant", "true".to_owned()),
+            ("uploadpack.allowFilter", "true".to_owned()),
+        ];
+        for (key, value) in settings {
+            self.git.command("configuring a repository").in_repository(git_dir).args(["config", key, &value]).run_ok().await?;
+        }
+        // Last, since its presence says that the rest is done.
+        let head = self.git.command("naming the default branch").in_repository(git_dir);
+        head.args(["symbolic-ref", "HEAD", &format!("refs/heads/{default_branch}")]).run_ok().await?;
+        Ok(())
+    }
+
+    /// Whether everything that `wanted` leads to is there; what refs have already is taken as whole.
+    async fn has_all(
+        &self,
+        git_dir: &Path,
+        wanted: &BTreeSet<&ObjectId>,
+        present: &BTreeMap<String, ObjectId>,
+    ) -> Result<bool, GitError> {
+        let wanted = wanted.iter().map(|id| format!("{id}\n"));
+        let revisions: String = wanted.chain(present.values().map(|id| format!("^{id}\n"))).collect();
+        let walk =
+            self.git.command("looking for objects").in_repository(git_dir).args(["rev-list", "--objects", "--quiet", "--stdin"]);
+        Ok(walk.stdin(revisions).run().await?.success)
+    }
+
+    async fn apply_bundles(&self, git_dir: &Path, bundles: &[Digest]) -> Result<(), GitError> {
+        let list_path = git_dir.join(APPLIED);
+        let mut list = tokio::fs::read_to_string(&list_path).await.unwrap_or_default();
+        let applied: BTreeSet<String> = list.lines().map(str::to_owned).collect();
+        for digest in bundles.iter().filter(|digest| !applied.contains(&digest.hex())) {
+            let path = self.incoming().join(format!("{}-{}", digest.hex(), std::process::id()));
+            let got = self.sink.bundle(digest, &path).await;
+            let result = match got {
+                Ok(()) => bundle::apply(&self.git, git_dir, &path).await,
+                Err(detail) => Err(GitError::State { what: format!("fetching the bundle {}", digest.short()), detail }),
+            };
+            if let Err(error) = tokio::fs::remove_file(&path).await
+                && result.is_ok()
+            {
+                tracing::warn!(%error, path = %path.display(), "a bundle is left behind");
+            }
+            result?;
+            list.push_str(&digest.hex());
+            list.push('\n');
+        }
+        // Not synced: whoever reads a shorter list takes a bundle in twice, which is harmless.
+        tokio::fs::write(&list_path, list).await.map_err(GitError::io("write", &list_path))
+    }
+}
+
+async fn remove_folder(path: &Path) -> Result<(), GitError> {
+    match tokio::fs::remove_dir_all(path).await {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(GitError::io("remove", path)(error)),
+        _ => Ok(()),
+    }
+}

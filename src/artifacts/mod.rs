@@ -1,0 +1,3 @@
+//! How bytes are kept and moved.
+
+pub mod git;
