@@ -3,4 +3,9 @@
 //! The map of the modules; docs/ARCHITECTURE.md walks one push through them.
 
 pub mod artifacts;
+pub mod crash;
+pub mod gateway;
 pub mod model;
+pub mod raft;
+pub mod runner;
+pub mod storage;

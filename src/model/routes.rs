@@ -192,12 +192,13 @@ pub struct ReleaseSecond {
     pub counts: Counts,
 }
 
-/// Counts of answered and unanswered requests. Every request is counted once, when its answer's head (or its failure) is known.
+/// Counts of answered and unanswered tries. A request is tried once as a rule; one that failed at an instance and was answered by
+/// another counts at both, so that a release whose instances fail does not look well because of those that stood in.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Counts {
     /// Answers by class: 1xx, 2xx, 3xx, 4xx, 5xx.
     pub answers: [u64; 5],
-    /// Requests to which the instance gave no answer: refused, reset, timed out.
+    /// Tries to which the instance gave no answer: refused, reset, timed out.
     pub unanswered: u64,
     /// Answers whose body broke off; they are counted among `answers` too.
     pub broken: u64,
@@ -225,7 +226,7 @@ impl Counts {
         self.latency_us_sum += other.latency_us_sum;
     }
 
-    /// All requests, answered or not.
+    /// All tries, answered or not.
     pub fn requests(&self) -> u64 {
         self.answers.iter().sum::<u64>() + self.unanswered
     }

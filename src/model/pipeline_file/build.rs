@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    quantities::Thousandths,
+    quantities::{Thousandths, exact_size},
     read::{Section, Value},
     schema,
 };
@@ -39,9 +39,11 @@ pub struct Build {
     #[schemars(with = "schema::Number")]
     pub cpu: Thousandths,
     /// Memory of every phase, such as "4GiB" (16MiB to 16TiB).
+    #[serde(with = "exact_size")]
     #[schemars(with = "schema::SizeText")]
     pub memory: ByteSize,
     /// Size of the workspace, such as "20GiB" (16MiB to 64TiB).
+    #[serde(with = "exact_size")]
     #[schemars(with = "schema::SizeText")]
     pub disk: ByteSize,
     /// How long all phases of an attempt may take together, such as "30m" (1s to 7d).
@@ -173,7 +175,7 @@ impl Network {
                 }
             }
         }
-        Some(Self::Allow(hosts))
+        Some(if hosts.is_empty() { Self::None } else { Self::Allow(hosts) })
     }
 }
 
@@ -190,7 +192,13 @@ pub struct Cache {
 impl Cache {
     pub(super) fn read(value: Value<'_>) -> Option<Self> {
         let section = value.section()?;
-        let paths = |value: Value<'_>| read_relative_paths(&value, r#"["node_modules"]"#);
+        let paths = |value: Value<'_>| {
+            let paths = read_relative_paths(&value, r#"["node_modules"]"#)?;
+            if paths.is_empty() {
+                value.report("bad_value", format!("`{}` names no file", value.path), None);
+            }
+            Some(paths)
+        };
         let cache = Self {
             key: section.required("key", r#"["package-lock.json"]"#, paths),
             paths: section.required("paths", r#"["node_modules"]"#, paths),

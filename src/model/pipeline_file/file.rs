@@ -79,7 +79,8 @@ impl PipelineFile {
         }
         let (table, errors) = DeTable::parse_recoverable(text);
         if !errors.is_empty() {
-            return Err(errors.iter().take(DIAGNOSTICS_MAX).map(|error| syntax_error(text, error)).collect());
+            let source = Source::new(text);
+            return Err(errors.iter().take(DIAGNOSTICS_MAX).map(|error| syntax_error(&source, error)).collect());
         }
         let reader = Reader::new(text);
         let mut file = Self::read(&Section::root(&reader, table.get_ref()));
@@ -156,8 +157,8 @@ fn read_all<K: std::str::FromStr<Err: std::fmt::Display> + Ord, T>(
     entries.into_iter().filter_map(|(name, value)| Some((name, read(value)?))).collect()
 }
 
-fn syntax_error(text: &str, error: &toml::de::Error) -> Diagnostic {
-    let Place { line, column, end_column } = Source::new(text).place(error.span().unwrap_or(0..0));
+fn syntax_error(source: &Source<'_>, error: &toml::de::Error) -> Diagnostic {
+    let Place { line, column, end_column } = source.place(error.span().unwrap_or(0..0));
     let message = format!("this is not TOML: {}", error.message().lines().collect::<Vec<_>>().join(", "));
     Diagnostic { line, column, end_column, path: String::new(), message, help: None, code: "syntax" }
 }

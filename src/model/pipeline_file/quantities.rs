@@ -1,8 +1,10 @@
-//! Decimal numbers that state can keep exactly and compare. Knows nothing of what is counted.
+//! Numbers as a pipeline file writes them and state keeps them, both exactly. Knows nothing of what is counted.
 
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use crate::model::units::ByteSize;
 
 /// A number of at least zero with three decimals: CPUs, ratios, thresholds. 1,500 is 1.5.
 /// Written as a number in TOML and JSON, kept as a whole number in state.
@@ -60,5 +62,43 @@ impl<'de> Deserialize<'de> for Thousandths {
         let number = f64::deserialize(deserializer)?;
         Self::from_f64(number)
             .ok_or_else(|| de::Error::custom(format!("{number} has more than three decimals or is out of range")))
+    }
+}
+
+/// Sizes as text that says exactly the same when it is read again (what [`ByteSize`] shows to people is rounded).
+pub(super) mod exact_size {
+    use super::*;
+
+    const UNITS: [(&str, u64); 4] = [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+
+    pub fn serialize<S: Serializer>(size: &ByteSize, serializer: S) -> Result<S::Ok, S::Error> {
+        if !serializer.is_human_readable() {
+            return size.serialize(serializer);
+        }
+        match UNITS.iter().find(|(_, scale)| size.0 >= *scale && size.0.is_multiple_of(*scale)) {
+            Some((unit, scale)) => serializer.collect_str(&format_args!("{}{unit}", size.0 / scale)),
+            None => serializer.collect_str(&format_args!("{}B", size.0)),
+        }
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ByteSize, D::Error> {
+        ByteSize::deserialize(deserializer)
+    }
+}
+
+/// As [`exact_size`], for a size that may be absent.
+pub(super) mod exact_size_if_any {
+    use super::*;
+
+    #[derive(Serialize)]
+    #[serde(transparent)]
+    struct Exact(#[serde(with = "exact_size")] ByteSize);
+
+    pub fn serialize<S: Serializer>(size: &Option<ByteSize>, serializer: S) -> Result<S::Ok, S::Error> {
+        size.map(Exact).serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<ByteSize>, D::Error> {
+        Option::deserialize(deserializer)
     }
 }

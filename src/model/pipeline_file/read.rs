@@ -32,8 +32,14 @@ pub(super) struct Place {
 }
 
 /// Where each key path stands in the source. Two files are equal however they were written, so all marks are equal.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub(super) struct Marks(pub BTreeMap<String, Place>);
+
+impl fmt::Debug for Marks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Marks(of {} keys)", self.0.len())
+    }
+}
 
 impl PartialEq for Marks {
     fn eq(&self, _: &Self) -> bool {
@@ -256,13 +262,14 @@ impl<'r> Value<'r> {
 
     /// One of a few words.
     pub fn word<T: Copy>(&self, words: &[(&str, T)]) -> Option<T> {
-        let listed = || words.iter().map(|(word, _)| format!("\"{word}\"")).collect::<Vec<_>>().join(", ");
-        let Some(text) = self.value.as_str() else { return self.wrong(format_args!("one of {}", listed())) };
+        let listed = words.iter().map(|(word, _)| format!("\"{word}\"")).collect::<Vec<_>>().join(", ");
+        let listed = if words.len() == 1 { listed } else { format!("one of {listed}") };
+        let Some(text) = self.value.as_str() else { return self.wrong(listed) };
         if let Some((_, meaning)) = words.iter().find(|(word, _)| *word == text) {
             return Some(*meaning);
         }
         let help = nearest(text, words.iter().map(|(word, _)| *word)).map(|word| format!("did you mean \"{word}\"?"));
-        self.report("bad_value", format!("`{}` must be one of {}", self.path, listed()), help);
+        self.report("bad_value", format!("`{}` must be {listed}", self.path), help);
         None
     }
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     build::{SECRETS_MAX, VariableName, read_env, read_secret_name},
     health::{Health, Probe},
-    quantities::Thousandths,
+    quantities::{Thousandths, exact_size_if_any},
     read::Value,
     schema,
 };
@@ -164,9 +164,10 @@ impl From<Port> for PortAsWritten {
 
 impl Port {
     fn read(value: &Value<'_>) -> Option<Self> {
-        match value.is_text() {
-            true => value.word(&[("auto", Self::Auto)]),
-            false => value.integer(1, 65535).map(|number| Self::Fixed(number as u16)),
+        if value.is_text() {
+            value.word(&[("auto", Self::Auto)])
+        } else {
+            value.integer(1, 65535).map(|number| Self::Fixed(number as u16))
         }
     }
 }
@@ -241,6 +242,7 @@ impl SecretUse {
 #[schemars(deny_unknown_fields)]
 pub struct Limits {
     /// Memory, such as "2GiB" (4MiB to 16TiB).
+    #[serde(with = "exact_size_if_any")]
     #[schemars(with = "schema::SizeText")]
     pub memory: Option<ByteSize>,
     /// CPUs, such as 2.0 (0.01 to 1024).

@@ -49,7 +49,7 @@ pub(super) fn unsupported(file: &PipelineFile) -> Vec<Diagnostic> {
     }
     let diagnostic = |(path, what): (String, &'static str)| {
         let help = Some(format!("remove `{path}` for now"));
-        file.marks.diagnostic(&path, "unsupported", format!("{what} is not in this version yet"), help)
+        file.marks.diagnostic(&path, "unsupported", format!("not in this version yet: {what}"), help)
     };
     let mut diagnostics: Vec<_> = parts.into_iter().map(diagnostic).collect();
     diagnostics.sort_by_key(|diagnostic| (diagnostic.line, diagnostic.column));

@@ -19,7 +19,7 @@ pub struct WaveState<'s> {
     pub broken_by_us: &'s RoaringBitmap,
     /// Those whose agents are not connected.
     pub unreachable: &'s RoaringBitmap,
-    /// The targets of each zone: [`super::Plan::zones`].
+    /// The targets of each zone: [`super::Plan::zones`]. Only looked at with `spread_zone`.
     pub zones: &'s [RoaringBitmap],
     /// How many targets may be unavailable at once because of us.
     pub max_unavailable: u32,

@@ -1,0 +1,281 @@
+//! The leader's part of the tree: one actor for the queue, and one for each pipeline, open build and open rollout. All of them are
+//! respawned from state when another server takes over, and end here as soon as this one no longer leads.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
+
+use super::{
+    board::Board,
+    build::BuildDrive,
+    drive::{self, Waker},
+    events::Follower,
+    pipeline::PipelineDrive,
+    presence::Presence,
+    rollout::RolloutDrive,
+    scheduler::SchedulerDrive,
+    supervise::Failures,
+};
+use crate::{
+    artifacts::{
+        git::{HostedRepositories, Mirrors},
+        store::ContentStore,
+    },
+    model::{
+        build::OpenBuild,
+        cluster::Epoch,
+        command::{Action, ClusterAction, Outcome},
+        event::{Event, Subject},
+        ids::{BuildId, PipelineName, RolloutId},
+        pipeline::{Pipeline, Source},
+        planning::connected,
+        ports::{Proposal, ProposeError, Proposer},
+        principal::Principal,
+        rollout::OpenRollout,
+        tables::{ReadTables, SCAN_RECORDS_MAX, Scan, TablesError},
+    },
+    raft::Node,
+};
+
+/// How long a proposal of an actor may take.
+const PROPOSE_WITHIN: Duration = Duration::from_secs(10);
+
+/// What the leader's actors work with. `epoch` makes everything they propose void once another server leads.
+pub(super) struct Leading {
+    pub node: Node,
+    pub epoch: Epoch,
+    pub board: Arc<Board>,
+    pub presence: Presence,
+    pub content: Arc<dyn ContentStore>,
+    pub repositories: HostedRepositories,
+    pub mirrors: Mirrors,
+}
+
+impl Leading {
+    /// Proposes as `actor`, in this epoch.
+    pub async fn propose(&self, actor: &str, action: impl Into<Action>) -> Result<Outcome, ProposeError> {
+        let mut proposal = Proposal::new(action, Principal::system(actor));
+        proposal.epoch = Some(self.epoch);
+        tokio::time::timeout(PROPOSE_WITHIN, self.node.propose(proposal)).await.unwrap_or(Err(ProposeError::TimedOut))
+    }
+}
+
+/// What a leader drives.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Charge {
+    Scheduler,
+    Pipeline(PipelineName),
+    Build(BuildId),
+    Rollout(RolloutId),
+}
+
+pub(super) struct Leader;
+
+pub(super) enum LeaderMessage {
+    /// These events were applied.
+    Events(Vec<Event>),
+    /// A child that failed may be started again.
+    Restart,
+}
+
+pub(super) struct LeaderState {
+    leading: Arc<Leading>,
+    children: BTreeMap<Charge, Waker>,
+    charges: HashMap<ActorId, Charge>,
+    failures: BTreeMap<Charge, Failures>,
+    /// Failed, and not to be started again before then.
+    resting: BTreeMap<Charge, Instant>,
+    follower: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for LeaderState {
+    fn drop(&mut self) {
+        self.follower.abort();
+    }
+}
+
+/// What a leader is started with: everything of [`Leading`] but what it measures itself.
+pub(super) struct LeaderArguments {
+    pub node: Node,
+    pub term: u64,
+    pub server: u64,
+    pub board: Arc<Board>,
+    pub content: Arc<dyn ContentStore>,
+    pub repositories: HostedRepositories,
+    pub mirrors: Mirrors,
+}
+
+impl Actor for Leader {
+    type Msg = LeaderMessage;
+    type State = LeaderState;
+    type Arguments = LeaderArguments;
+
+    async fn pre_start(&self, myself: ActorRef<LeaderMessage>, arguments: LeaderArguments) -> Result<LeaderState, ActorProcessingErr> {
+        let epoch = Epoch(arguments.term);
+        let leading = Leading {
+            node: arguments.node,
+            epoch,
+            board: arguments.board,
+            presence: Presence::new(),
+            content: arguments.content,
+            repositories: arguments.repositories,
+            mirrors: arguments.mirrors,
+        };
+        begin_epoch(&leading, arguments.server).await?;
+        let follower = tokio::spawn(follow(Follower::from_now(leading.node.clone()), myself.clone()));
+        let mut state = LeaderState {
+            leading: Arc::new(leading),
+            children: BTreeMap::new(),
+            charges: HashMap::new(),
+            failures: BTreeMap::new(),
+            resting: BTreeMap::new(),
+            follower,
+        };
+        state.leading.presence.update(connected(&state.leading.node.view())?);
+        state.staff(&myself).await?;
+        tracing::info!(epoch = epoch.0, children = state.children.len(), "this server leads");
+        Ok(state)
+    }
+
+    async fn handle(&self, myself: ActorRef<LeaderMessage>, message: LeaderMessage, state: &mut LeaderState) -> Result<(), ActorProcessingErr> {
+        match message {
+            LeaderMessage::Events(events) => {
+                if events.iter().any(|event| event.kind == "fleet.presence") {
+                    state.leading.presence.update(connected(&state.leading.node.view())?);
+                }
+                state.staff(&myself).await?;
+                for charge in events.iter().flat_map(|event| state.concerned(event)).collect::<BTreeSet<_>>() {
+                    if let Some(child) = state.children.get(&charge) {
+                        child.wake();
+                    }
+                }
+            }
+            LeaderMessage::Restart => state.staff(&myself).await?,
+        }
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        myself: ActorRef<LeaderMessage>,
+        event: SupervisionEvent,
+        state: &mut LeaderState,
+    ) -> Result<(), ActorProcessingErr> {
+        match event {
+            SupervisionEvent::ActorTerminated(cell, _, _) => {
+                if let Some(charge) = state.charges.remove(&cell.get_id()) {
+                    state.children.remove(&charge);
+                    state.failures.remove(&charge);
+                }
+            }
+            SupervisionEvent::ActorFailed(cell, error) => {
+                let Some(charge) = state.charges.remove(&cell.get_id()) else { return Ok(()) };
+                state.children.remove(&charge);
+                let failures = state.failures.entry(charge.clone()).or_default();
+                let delay = failures.count(Instant::now());
+                let failing = failures.is_failing();
+                tracing::error!(?charge, %error, failing, retry_in_ms = delay.as_millis() as u64, "an actor failed; the others go on");
+                state.resting.insert(charge, Instant::now() + delay);
+                tokio::spawn(async move {
+                    tokio::time::sleep(delay).await;
+                    if myself.send_message(LeaderMessage::Restart).is_err() {
+                        tracing::debug!("the leader stopped before a child could be started again");
+                    }
+                });
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// Commits the beginning of this leadership. Only what is proposed after it can be this leader's.
+async fn begin_epoch(leading: &Leading, server: u64) -> Result<(), ActorProcessingErr> {
+    let action = ClusterAction::BeginEpoch { epoch: leading.epoch, server };
+    let proposal = Proposal::new(action, Principal::system("leader"));
+    match tokio::time::timeout(PROPOSE_WITHIN, leading.node.propose(proposal)).await {
+        Ok(Ok(_)) => Ok(()),
+        // This server leads the same term still, and its actors are started anew.
+        Ok(Err(ProposeError::Rejected(crate::model::rejection::Rejection::StaleEpoch { now, .. }))) if now == leading.epoch => Ok(()),
+        Ok(Err(error)) => Err(error.into()),
+        Err(_) => Err(ProposeError::TimedOut.into()),
+    }
+}
+
+async fn follow(mut follower: Follower, leader: ActorRef<LeaderMessage>) {
+    while let Some(read) = follower.next().await {
+        match read {
+            Ok(events) => {
+                if leader.send_message(LeaderMessage::Events(events)).is_err() {
+                    return;
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, "the leader cannot read the event log");
+                leader.stop(Some(format!("the event log cannot be read: {error}")));
+                return;
+            }
+        }
+    }
+}
+
+impl LeaderState {
+    /// Starts an actor for everything that needs one and has none.
+    async fn staff(&mut self, myself: &ActorRef<LeaderMessage>) -> Result<(), ActorProcessingErr> {
+        for charge in self.charges_in_state()? {
+            if self.children.contains_key(&charge) || self.resting.get(&charge).is_some_and(|until| Instant::now() < *until) {
+                continue;
+            }
+            self.resting.remove(&charge);
+            let waker = self.spawn(&charge, myself).await?;
+            self.charges.insert(waker.id(), charge.clone());
+            self.children.insert(charge, waker);
+        }
+        Ok(())
+    }
+
+    fn charges_in_state(&self) -> Result<Vec<Charge>, TablesError> {
+        let view = self.leading.node.view();
+        let mut charges = vec![Charge::Scheduler];
+        charges.extend(view.scan::<Pipeline>(&Scan::all(), SCAN_RECORDS_MAX)?.into_iter().map(|kept| Charge::Pipeline(kept.name)));
+        charges.extend(view.scan::<OpenBuild>(&Scan::all(), SCAN_RECORDS_MAX)?.into_iter().map(|open| Charge::Build(open.build)));
+        charges.extend(view.scan::<OpenRollout>(&Scan::all(), SCAN_RECORDS_MAX)?.into_iter().map(|open| Charge::Rollout(open.rollout)));
+        Ok(charges)
+    }
+
+    async fn spawn(&self, charge: &Charge, myself: &ActorRef<LeaderMessage>) -> Result<Waker, SpawnErr> {
+        let (leading, supervisor) = (Arc::clone(&self.leading), myself.get_cell());
+        match charge {
+            Charge::Scheduler => drive::spawn(SchedulerDrive, leading, supervisor).await,
+            Charge::Pipeline(name) => drive::spawn(PipelineDrive::new(name.clone()), leading, supervisor).await,
+            Charge::Build(id) => drive::spawn(BuildDrive::new(*id), leading, supervisor).await,
+            Charge::Rollout(id) => drive::spawn(RolloutDrive::new(*id), leading, supervisor).await,
+        }
+    }
+
+    /// Which of the leader's charges an event concerns.
+    fn concerned(&self, event: &Event) -> Vec<Charge> {
+        let rollouts = || self.children.keys().filter(|charge| matches!(charge, Charge::Rollout(_))).cloned();
+        match &event.subject {
+            Subject::Build(id) => vec![Charge::Scheduler, Charge::Build(*id)],
+            Subject::Runner(_) => vec![Charge::Scheduler],
+            Subject::Pipeline(name) => vec![Charge::Pipeline(name.clone()), Charge::Scheduler],
+            Subject::Rollout(id) if event.kind == "rollout.state" => rollouts().chain([Charge::Rollout(*id)]).collect(),
+            Subject::Rollout(id) => vec![Charge::Rollout(*id)],
+            Subject::Environment(_) | Subject::Target(_) => rollouts().collect(),
+            Subject::Cluster if event.kind == "fleet.presence" => rollouts().collect(),
+            Subject::Repository(repository) => self.pipelines_of(repository),
+            Subject::Cluster | Subject::Artifact(_) | Subject::Release(_) => Vec::new(),
+        }
+    }
+
+    fn pipelines_of(&self, repository: &crate::model::ids::RepositoryName) -> Vec<Charge> {
+        let pipelines = self.leading.node.view().scan::<Pipeline>(&Scan::all(), SCAN_RECORDS_MAX).unwrap_or_default();
+        let of_it = |pipeline: &Pipeline| matches!(&pipeline.source, Source::Hosted(name) if name == repository);
+        pipelines.into_iter().filter(of_it).map(|pipeline| Charge::Pipeline(pipeline.name)).collect()
+    }
+}

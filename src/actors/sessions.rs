@@ -1,0 +1,175 @@
+//! One session each: an agent's or a gateway's frames on one side, the fleet on the other. Ends when either side goes silent.
+
+use futures::{SinkExt as _, StreamExt as _};
+use tokio::{
+    sync::{oneshot, watch},
+    time::{interval, timeout},
+};
+
+use super::fleet::{FleetMessage, Inbox};
+use crate::{
+    model::{
+        command::FleetAction,
+        fleet::{Target, TargetByName, TargetFacts},
+        ids::TargetName,
+        observation::Report,
+        ports::{Link, Proposal, ProposeError, Proposer},
+        principal::{Principal, Role},
+        routes::{GatewayHello, GatewayToServer, ServerToGateway},
+        tables::{ReadTables, TablesError, key},
+        wire::{AgentToServer, HEARTBEAT_EVERY, SILENCE_MAX, ServerToAgent},
+    },
+    raft::Node,
+};
+
+/// Why a session cannot begin.
+#[derive(Debug, thiserror::Error)]
+enum RefusedError {
+    #[error(transparent)]
+    Propose(#[from] ProposeError),
+    #[error(transparent)]
+    Tables(#[from] TablesError),
+    #[error("the server is starting; try again in a moment")]
+    Starting,
+}
+
+/// Serves an agent until its session ends.
+pub(super) async fn agent(node: &Node, fleet: &Inbox, mut link: Link<AgentToServer, ServerToAgent>) {
+    let Ok(Some(AgentToServer::Hello { facts, .. })) = timeout(SILENCE_MAX.as_duration(), link.incoming.next()).await else {
+        tracing::warn!("a session did not begin with who it is");
+        return;
+    };
+    let name = facts.name.clone();
+    let (desired, changes) = watch::channel(None);
+    let opened = match join(node, facts).await {
+        Ok(index) => open(fleet, index, desired).await.map(|session| (index, session)),
+        Err(error) => Err(error),
+    };
+    let (index, session) = match opened {
+        Ok(opened) => opened,
+        Err(error) => {
+            tracing::warn!(target = %name, %error, "an agent is refused");
+            if link.outgoing.send(ServerToAgent::Refused(error.to_string())).await.is_err() {
+                tracing::debug!(target = %name, "an agent left before it was refused");
+            }
+            return;
+        }
+    };
+    tracing::info!(target = %name, index, "an agent is connected");
+    let why = converse(fleet, index, changes, &mut link).await;
+    tracing::info!(target = %name, index, why, "an agent is gone");
+    fleet.send(FleetMessage::Closed { index, session });
+}
+
+/// Records who joins, unless state knows all of it, and returns its number.
+async fn join(node: &Node, facts: TargetFacts) -> Result<u32, RefusedError> {
+    let name = facts.name.clone();
+    if let Some(target) = known(node, &name)?.filter(|target| target.facts == facts) {
+        return Ok(target.index);
+    }
+    let principal = Principal::new(Role::Agent, name.as_str());
+    node.propose(Proposal::new(FleetAction::Join { facts }, principal)).await?;
+    known(node, &name)?.map(|target| target.index).ok_or(RefusedError::Starting)
+}
+
+fn known(node: &Node, name: &TargetName) -> Result<Option<Target>, TablesError> {
+    let view = node.view();
+    let by_name: Option<TargetByName> = view.get(&key(name.as_str()))?;
+    by_name.map(|by_name| view.get(&key(by_name.index))).transpose().map(Option::flatten)
+}
+
+async fn open(
+    fleet: &Inbox,
+    index: u32,
+    desired: watch::Sender<Option<crate::model::desired::DesiredTarget>>,
+) -> Result<u64, RefusedError> {
+    let (answer, opened) = oneshot::channel();
+    if !fleet.send(FleetMessage::Opened { index, desired, answer }) {
+        return Err(RefusedError::Starting);
+    }
+    opened.await.map_err(|_| RefusedError::Starting)
+}
+
+/// Tells what changes and hears what is said, until either side is gone. Says why it ended.
+async fn converse(
+    fleet: &Inbox,
+    index: u32,
+    mut changes: watch::Receiver<Option<crate::model::desired::DesiredTarget>>,
+    link: &mut Link<AgentToServer, ServerToAgent>,
+) -> &'static str {
+    let mut heartbeat = interval(HEARTBEAT_EVERY.as_duration());
+    loop {
+        let frame = tokio::select! {
+            changed = changes.changed() => {
+                if changed.is_err() {
+                    // A newer session of the same target took this one's place, or the fleet is started again.
+                    return "its place was taken";
+                }
+                let now = changes.borrow_and_update().clone();
+                now.map(ServerToAgent::Desired)
+            }
+            said = timeout(SILENCE_MAX.as_duration(), link.incoming.next()) => match said {
+                Ok(Some(AgentToServer::Report(reports))) => {
+                    if !gather(fleet, index, reports).await {
+                        return "its report cannot be recorded";
+                    }
+                    None
+                }
+                Ok(Some(AgentToServer::Heartbeat)) => None,
+                Ok(Some(AgentToServer::Hello { .. })) => return "it said twice who it is",
+                Ok(None) => return "the connection ended",
+                Err(_) => return "it was silent for too long",
+            },
+            _ = heartbeat.tick() => Some(ServerToAgent::Heartbeat),
+        };
+        if let Some(frame) = frame {
+            match timeout(SILENCE_MAX.as_duration(), link.outgoing.send(frame)).await {
+                Ok(Ok(())) => {}
+                _ => return "it does not take what it is told",
+            }
+        }
+    }
+}
+
+/// Gives reports to the fleet and waits until they are recorded, so that an agent cannot say more than can be kept.
+async fn gather(fleet: &Inbox, index: u32, reports: Vec<Report>) -> bool {
+    let (answer, recorded) = oneshot::channel();
+    if !fleet.send(FleetMessage::Reports { index, reports, answer }) {
+        return false;
+    }
+    timeout(SILENCE_MAX.as_duration(), recorded).await.is_ok_and(|recorded| recorded.is_ok())
+}
+
+/// Serves a gateway until its session ends.
+pub(super) async fn gateway(fleet: &Inbox, hello: GatewayHello, mut link: Link<GatewayToServer, ServerToGateway>) {
+    let (answer, routes) = oneshot::channel();
+    if !fleet.send(FleetMessage::Routes { answer }) {
+        return;
+    }
+    let Ok(mut routes) = routes.await else { return };
+    routes.mark_changed();
+    tracing::info!(gateway = %hello.name, zone = %hello.zone, "a gateway is connected");
+    let mut heartbeat = interval(HEARTBEAT_EVERY.as_duration());
+    loop {
+        let frame = tokio::select! {
+            changed = routes.changed() => {
+                if changed.is_err() {
+                    break;
+                }
+                Some(ServerToGateway::Routes(routes.borrow_and_update().as_ref().clone()))
+            }
+            said = timeout(SILENCE_MAX.as_duration(), link.incoming.next()) => match said {
+                Ok(Some(_)) => None,
+                _ => break,
+            },
+            _ = heartbeat.tick() => Some(ServerToGateway::Heartbeat),
+        };
+        if let Some(frame) = frame {
+            match timeout(SILENCE_MAX.as_duration(), link.outgoing.send(frame)).await {
+                Ok(Ok(())) => {}
+                _ => break,
+            }
+        }
+    }
+    tracing::info!(gateway = %hello.name, "a gateway is gone");
+}

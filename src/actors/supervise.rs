@@ -1,0 +1,57 @@
+//! Restarting what failed: after a growing delay, for ever, because the work is still there. Whoever keeps failing is told loudly and
+//! lets the rest run.
+
+use std::time::{Duration, Instant};
+
+/// The delay before the first restart; each further one doubles it.
+const BACKOFF_MIN: Duration = Duration::from_millis(100);
+
+/// The longest delay between restarts.
+const BACKOFF_MAX: Duration = Duration::from_secs(30);
+
+/// After so long without a failure, the count begins anew.
+const FORGIVEN_AFTER: Duration = Duration::from_secs(60);
+
+/// From this many failures in a row on, a child counts as failing.
+const FAILING_FROM: u32 = 5;
+
+/// How often a child failed lately.
+#[derive(Debug, Default)]
+pub(super) struct Failures {
+    in_a_row: u32,
+    last: Option<Instant>,
+}
+
+impl Failures {
+    /// Counts a failure at `now` and says how long to wait before the restart.
+    pub fn count(&mut self, now: Instant) -> Duration {
+        if self.last.is_some_and(|last| now.duration_since(last) > FORGIVEN_AFTER) {
+            self.in_a_row = 0;
+        }
+        self.last = Some(now);
+        self.in_a_row = self.in_a_row.saturating_add(1);
+        BACKOFF_MIN.saturating_mul(1 << (self.in_a_row - 1).min(16)).min(BACKOFF_MAX)
+    }
+
+    /// Whether it fails again and again.
+    pub fn is_failing(&self) -> bool {
+        self.in_a_row >= FAILING_FROM
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn delays_grow_to_a_bound_and_are_forgiven() {
+        let start = Instant::now();
+        let mut failures = Failures::default();
+        let delays: Vec<_> = (0..20).map(|_| failures.count(start)).collect();
+        assert_eq!(delays[0], BACKOFF_MIN);
+        assert!(delays.windows(2).all(|pair| pair[0] <= pair[1]));
+        assert_eq!(delays[19], BACKOFF_MAX);
+        assert!(failures.is_failing());
+        assert_eq!(failures.count(start + FORGIVEN_AFTER * 2), BACKOFF_MIN);
+    }
+}
