@@ -5,7 +5,9 @@
 pub mod artifacts;
 pub mod crash;
 pub mod gateway;
+pub mod http;
 pub mod model;
 pub mod raft;
 pub mod runner;
+pub mod security;
 pub mod storage;
