@@ -13,7 +13,7 @@ use hyper::{
 };
 use serde::Serialize;
 
-use super::{access::Caller, input::Guards, metrics::Latencies, problem::Problem};
+use super::{access::Caller, input::Guards, metrics::Meters, problem::Problem};
 use crate::{
     artifacts::{
         git::{HostedRepositories, Mirrors},
@@ -87,7 +87,7 @@ impl Default for Options {
 #[derive(Clone)]
 pub struct App {
     api: Arc<Api>,
-    pub(super) latencies: Arc<Latencies>,
+    pub(super) meters: Arc<Meters>,
 }
 
 impl Deref for App {
@@ -100,7 +100,7 @@ impl Deref for App {
 
 impl App {
     pub(super) fn new(api: Api) -> Self {
-        Self { api: Arc::new(api), latencies: Arc::default() }
+        Self { api: Arc::new(api), meters: Arc::default() }
     }
 
     /// Reads state as this server has it, on a thread that may block.
@@ -132,7 +132,7 @@ impl App {
         };
         let begun = std::time::Instant::now();
         let proposed = self.proposer.propose(proposal).await;
-        self.latencies.record(begun.elapsed());
+        self.meters.record(begun.elapsed());
         let outcome = proposed?;
         self.shows(&outcome).await;
         Ok(outcome)

@@ -22,14 +22,15 @@ use crate::{
 /// Upper bounds of the buckets of a proposal's time, in milliseconds; one without a bound follows.
 const BOUNDS_MS: [u64; 12] = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000];
 
-/// How long proposals of this server's API took.
+/// What this server's API measures of itself: how long proposals took, and how many bytes of artifacts it gave out.
 #[derive(Debug, Default)]
-pub struct Latencies {
+pub struct Meters {
+    artifact_bytes: AtomicU64,
     buckets: [AtomicU64; BOUNDS_MS.len() + 1],
     sum_us: AtomicU64,
 }
 
-impl Latencies {
+impl Meters {
     /// Counts one.
     pub fn record(&self, took: Duration) {
         let place = BOUNDS_MS.partition_point(|bound| Duration::from_millis(*bound) < took);
@@ -37,7 +38,14 @@ impl Latencies {
         self.sum_us.fetch_add(took.as_micros() as u64, Ordering::Relaxed);
     }
 
+    /// Counts bytes of an artifact that are on their way out.
+    pub fn artifact_served(&self, bytes: u64) {
+        self.artifact_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
     fn write(&self, out: &mut Text) {
+        let bytes = self.artifact_bytes.load(Ordering::Relaxed) as f64;
+        out.one("swell_artifact_bytes_served_total", "counter", "Bytes of artifacts that this server gave out.", bytes);
         out.head("swell_propose_seconds", "histogram", "How long proposals of this server's API took.");
         let mut count = 0;
         for (place, bucket) in self.buckets.iter().enumerate() {
@@ -96,7 +104,7 @@ pub async fn text(app: &App) -> Result<String, Problem> {
         out.one("swell_content_bytes", "gauge", "The size of the content store's objects.", usage.bytes as f64);
         out.one("swell_content_free_bytes", "gauge", "What is free on its disk.", usage.free_bytes as f64);
     }
-    app.latencies.write(&mut out);
+    app.meters.write(&mut out);
     Ok(out.0)
 }
 

@@ -60,6 +60,14 @@ pub fn private_folder(path: &Path) -> Result<()> {
     })
 }
 
+/// Creates a folder that others may pass through: services run as users of their own.
+pub fn passable_folder(path: &Path) -> Result<()> {
+    std::fs::create_dir_all(path).with_context(|| {
+        let way_out = "name a folder that this user may write with --data, or run it as another user";
+        format!("cannot create the folder {}: {way_out}", path.display())
+    })
+}
+
 /// Binds `address`, or says which program to look for.
 pub async fn bind(address: std::net::SocketAddr, flag: &str) -> Result<tokio::net::TcpListener> {
     tokio::net::TcpListener::bind(address).await.map_err(|error| match error.kind() {

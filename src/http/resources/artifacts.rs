@@ -6,7 +6,7 @@ use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
-use hyper::{HeaderMap, Method};
+use hyper::{HeaderMap, Method, header::CONTENT_LENGTH};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
@@ -77,7 +77,12 @@ pub async fn content(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let artifact = known(&app, digest).await?;
-    Ok(serve(&app, artifact.digest, &method, &headers).await)
+    let answer = serve(&app, artifact.digest, &method, &headers).await;
+    if answer.status().is_success() && method == Method::GET {
+        let length = answer.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        app.meters.artifact_served(length.unwrap_or_default());
+    }
+    Ok(answer)
 }
 
 /// The manifest of an artifact: its pieces and their hashes.
