@@ -205,6 +205,11 @@ impl Node {
     }
 
     #[cfg(test)]
+    pub(super) fn purged(&self) -> Option<u64> {
+        self.shared.raft.metrics().borrow_watched().purged.map(|id| id.index)
+    }
+
+    #[cfg(test)]
     pub(super) fn snapshots(&self) -> &SnapshotStore {
         &self.shared.machine.snapshots
     }
