@@ -45,7 +45,12 @@ pub struct Position {
 
 impl Position {
     pub fn read(db: &StateDb) -> io::Result<Self> {
-        db.applied()?.map_or(Ok(Self::default()), |applied| decode(&applied.details))
+        Self::decode(&db.applied()?.unwrap_or_default())
+    }
+
+    /// Where nothing was applied yet, there are no details.
+    fn decode(applied: &Applied) -> io::Result<Self> {
+        if applied.details.is_empty() { Ok(Self::default()) } else { decode(&applied.details) }
     }
 
     fn applied(&self) -> io::Result<Applied> {
@@ -145,7 +150,7 @@ fn apply_entry(tx: &mut StateTx<'_>, position: &mut Position, entry: Entry) -> i
 
 /// A snapshot with what openraft wants to know of it, read from the snapshot itself.
 fn describe(dir: SnapshotDir) -> io::Result<Snapshot> {
-    let position: Position = decode(&dir.applied()?.details)?;
+    let position = Position::decode(&dir.applied()?)?;
     let meta = SnapshotMeta { last_log_id: position.last, last_membership: position.membership };
     Ok(Snapshot { meta, snapshot: dir })
 }

@@ -51,7 +51,7 @@ fn spawn(dir: &Path, round: &str, crash_at: Option<&str>) -> Child {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", "raft::tests::crash::child", "--ignored", "--nocapture", "--test-threads=1"]);
     command.env(DIR, dir).env(ROUND, round).envs(crash_at.map(|point| ("SWELL_CRASH_AT", point)));
-    command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap()
+    command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap()
 }
 
 /// What the child acknowledged until it was killed after `kill_after` of them, or died by itself.
@@ -77,8 +77,8 @@ async fn assert_there(dir: &Path, expected: &[String]) {
     let there = names(&node.linearizable_view().await.unwrap());
     for name in expected {
         assert!(there.contains(name), "{name} was acknowledged and is lost");
-        // Asked again, it gets the first answer.
     }
+    // Asked again, it gets the first answer.
     if let Some(name) = expected.last() {
         assert!(node.propose(create_keyed(name, name)).await.unwrap().replayed);
     }

