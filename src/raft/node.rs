@@ -16,8 +16,9 @@ use tokio::sync::watch;
 
 use super::{
     Leadership, Options, Status,
+    format::decode_id,
     health::Health,
-    log_store::{LogStore, decode},
+    log_store::LogStore,
     machine::{Machine, reconcile},
     network::NoPeers,
     proposer::Queue,
@@ -268,7 +269,7 @@ fn open_beside(log: &RaftLog, data_dir: &Path) -> Result<(StateStore, SnapshotSt
     let snapshots = SnapshotStore::open(&data_dir.join(SNAPSHOTS))?;
     let (held, purged) = log.bounds();
     let damaged = |error: std::io::Error| StorageError::Damaged { path: log.path().to_owned(), cause: error.to_string() };
-    let purged: Option<LogId> = purged.as_deref().map(decode).transpose().map_err(damaged)?;
+    let purged: Option<LogId> = purged.as_deref().map(decode_id).transpose().map_err(damaged)?;
     let purged = purged.map(|id| id.index);
     reconcile(held.last().or(purged), purged, &state, &snapshots, log.path())?;
     Ok((state, snapshots))
