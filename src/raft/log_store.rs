@@ -14,10 +14,11 @@ use openraft::{
 };
 
 use super::{
+    format::{decode_entry, decode_id, decode_vote, encode_entry, encode_id, encode_vote},
     health::Health,
     types::{Entry, LogId, Types, Vote},
 };
-use crate::storage::{StateStore, codec, log::RaftLog};
+use crate::storage::{StateStore, log::RaftLog};
 
 /// What one message of replication carries at the most; one entry more than this still goes alone.
 const READ_BYTES_MAX: usize = 4 << 20;
@@ -30,19 +31,12 @@ pub struct LogStore {
     pub health: Arc<Health>,
 }
 
-pub fn decode<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> io::Result<T> {
-    codec::decode(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
-}
-
-pub fn encode<T: serde::Serialize>(value: &T) -> io::Result<Vec<u8>> {
-    codec::encode(value).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
-}
-
 impl LogStore {
     /// Reads off the asynchronous threads: entries that are not in memory any more come from the disk.
     async fn read(&self, range: Range<u64>, bytes: usize) -> io::Result<Vec<Entry>> {
         let log = self.log.clone();
-        let read = move || -> io::Result<Vec<Entry>> { log.read(range, bytes)?.iter().map(|entry| decode(entry)).collect() };
+        let read =
+            move || -> io::Result<Vec<Entry>> { log.read(range, bytes)?.iter().map(|entry| decode_entry(entry)).collect() };
         let entries = tokio::task::spawn_blocking(read).await.map_err(io::Error::other).flatten();
         entries.inspect_err(|error| self.health.stop(error))
     }
@@ -61,7 +55,7 @@ impl RaftLogReader<Types> for LogStore {
     }
 
     async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
-        self.log.vote().as_deref().map(decode).transpose()
+        self.log.vote().as_deref().map(decode_vote).transpose()
     }
 }
 
@@ -70,7 +64,7 @@ impl RaftLogStorage<Types> for LogStore {
 
     async fn get_log_state(&mut self) -> io::Result<LogState<Types>> {
         let (held, purged) = self.log.bounds();
-        let last_purged_log_id: Option<LogId> = purged.as_deref().map(decode).transpose()?;
+        let last_purged_log_id: Option<LogId> = purged.as_deref().map(decode_id).transpose()?;
         let last_log_id = match held.clone().last() {
             None => last_purged_log_id,
             Some(last) => self.read(last..last + 1, usize::MAX).await?.first().map(RaftEntry::log_id),
@@ -83,7 +77,7 @@ impl RaftLogStorage<Types> for LogStore {
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
-        let saved = self.log.save_vote(encode(vote)?).await;
+        let saved = self.log.save_vote(encode_vote(vote)?).await;
         saved.map_err(|error| self.health.stopped_by(error))
     }
 
@@ -93,7 +87,8 @@ impl RaftLogStorage<Types> for LogStore {
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        let entries = entries.into_iter().map(|entry| Ok((entry.log_id.index, encode(&entry)?))).collect::<io::Result<_>>()?;
+        let entries =
+            entries.into_iter().map(|entry| Ok((entry.log_id.index, encode_entry(&entry)?))).collect::<io::Result<_>>()?;
         let health = Arc::clone(&self.health);
         let done = Box::new(move |result: Result<(), _>| flushed.io_completed(result.map_err(|error| health.stopped_by(error))));
         self.log.append(entries, done).await.map_err(|error| self.health.stopped_by(error))
@@ -109,7 +104,7 @@ impl RaftLogStorage<Types> for LogStore {
         let state = self.state.current();
         let synced = tokio::task::spawn_blocking(move || state.sync()).await.map_err(io::Error::other)?;
         synced.map_err(|error| self.health.stopped_by(error))?;
-        let purged = self.log.purge(last.index, encode(&last)?).await;
+        let purged = self.log.purge(last.index, encode_id(last)?).await;
         purged.map_err(|error| self.health.stopped_by(error))
     }
 }

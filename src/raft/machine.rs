@@ -10,12 +10,11 @@ use openraft::{
     entry::RaftEntry,
     storage::{ApplyResponder, EntryResponder, RaftSnapshotBuilder, RaftStateMachine},
 };
-use serde::{Deserialize, Serialize};
 use tokio::{sync::watch, task::spawn_blocking};
 
 use super::{
+    format::{Position, decode_position, encode_position},
     health::Health,
-    log_store::{decode, encode},
     types::{Answers, Commands, Entry, LogId, Membership, Snapshot, SnapshotMeta, Types},
 };
 use crate::{
@@ -36,21 +35,13 @@ use crate::{
 /// How many entries one transaction holds at the most: it is in memory until it is committed.
 const BATCH_ENTRIES_MAX: usize = 64;
 
-/// What consensus wants to know of state besides an index.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Position {
-    pub last: Option<LogId>,
-    pub membership: Membership,
+fn position(db: &StateDb) -> io::Result<Position> {
+    position_of(&db.applied()?.unwrap_or_default())
 }
 
-impl Position {
-    pub fn read(db: &StateDb) -> io::Result<Self> {
-        db.applied()?.map_or(Ok(Self::default()), |applied| decode(&applied.details))
-    }
-
-    fn applied(&self) -> io::Result<Applied> {
-        Ok(Applied { index: self.last.map_or(0, |last| last.index), details: encode(self)? })
-    }
+/// Where nothing was applied yet, there are no details.
+fn position_of(applied: &Applied) -> io::Result<Position> {
+    if applied.details.is_empty() { Ok(Position::default()) } else { decode_position(&applied.details) }
 }
 
 /// The state machine. Cheap to clone.
@@ -89,13 +80,13 @@ impl Machine {
 
     fn apply_batch(&self, batch: Vec<EntryResponder<Types>>) -> io::Result<Vec<Waiting>> {
         let db = self.state.current();
-        let mut position = Position::read(&db)?;
+        let mut position = position(&db)?;
         let mut tx = db.transaction();
         let mut waiting = Vec::with_capacity(batch.len());
         for (entry, responder) in batch {
             waiting.push((responder, apply_entry(&mut tx, &mut position, entry)?));
         }
-        tx.commit(&position.applied()?)?;
+        tx.commit(&Applied { index: position.last.map_or(0, |last| last.index), details: encode_position(&position)? })?;
         self.announce()?;
         Ok(waiting)
     }
@@ -145,7 +136,7 @@ fn apply_entry(tx: &mut StateTx<'_>, position: &mut Position, entry: Entry) -> i
 
 /// A snapshot with what openraft wants to know of it, read from the snapshot itself.
 fn describe(dir: SnapshotDir) -> io::Result<Snapshot> {
-    let position: Position = decode(&dir.applied()?.details)?;
+    let position = position_of(&dir.applied()?)?;
     let meta = SnapshotMeta { last_log_id: position.last, last_membership: position.membership };
     Ok(Snapshot { meta, snapshot: dir })
 }
@@ -155,7 +146,7 @@ impl RaftStateMachine<Types> for Machine {
     type SnapshotBuilder = Builder;
 
     async fn applied_state(&mut self) -> io::Result<(Option<LogId>, Membership)> {
-        let position = Position::read(&self.state.current())?;
+        let position = position(&self.state.current())?;
         Ok((position.last, position.membership))
     }
 

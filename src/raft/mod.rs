@@ -1,5 +1,6 @@
 //! How state is agreed: openraft over storage, the network between servers, and the node as everyone else sees it.
 
+mod format;
 mod health;
 mod log_store;
 mod machine;

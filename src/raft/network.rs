@@ -45,6 +45,11 @@ impl RaftNetworkV2<Types> for NoPeers {
         Err(unreachable(NO_PEERS).into())
     }
 
+    /// Without this every request would be granted unasked.
+    async fn pre_vote(&mut self, _: VoteRequest<Types>, _: RPCOption) -> Result<VoteResponse<Types>, RPCError<Types>> {
+        Err(unreachable(NO_PEERS).into())
+    }
+
     async fn full_snapshot(
         &mut self,
         _: Vote,

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -16,8 +16,9 @@ use tokio::sync::watch;
 
 use super::{
     Leadership, Options, Status,
+    format::decode_id,
     health::Health,
-    log_store::{LogStore, decode},
+    log_store::LogStore,
     machine::{Machine, reconcile},
     network::NoPeers,
     proposer::Queue,
@@ -134,6 +135,13 @@ impl Node {
             drop(log);
             tokio::time::timeout(SHUTDOWN_TIMEOUT, closed).await.ok();
         }
+        // openraft waits for its core, and not for the task that applies: that one may hold the state a little longer.
+        let released = async {
+            while shared.machine.state.holders() > 1 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(SHUTDOWN_TIMEOUT, released).await.ok();
         let state = shared.machine.state.current();
         let synced = tokio::task::spawn_blocking(move || state.sync()).await;
         match (stopped, before) {
@@ -190,7 +198,7 @@ impl Node {
             term: leadership.term,
             leader: leadership.leader,
             last_log: metrics.last_log_index,
-            applied: metrics.last_applied.map(|id| id.index),
+            applied: metrics.last_applied.map(|id| id.index.max(self.view().applied())),
             snapshot: metrics.snapshot.map(|id| id.index),
             log_bytes: size(LOG),
             state_bytes: size(STATE),
@@ -202,6 +210,11 @@ impl Node {
     #[cfg(test)]
     pub(super) fn raft(&self) -> &Raft {
         &self.shared.raft
+    }
+
+    #[cfg(test)]
+    pub(super) fn purged(&self) -> Option<u64> {
+        self.shared.raft.metrics().borrow_watched().purged.map(|id| id.index)
     }
 
     #[cfg(test)]
@@ -238,21 +251,28 @@ fn config(options: &Options) -> Result<Config, Error> {
 
 /// Opens what is in the folder, and makes sure that its parts belong together. The log first: its lock guards the folder.
 fn open(data_dir: &Path) -> Result<(RaftLog, StateStore, SnapshotStore), Error> {
-    let path = |folder| -> PathBuf { data_dir.join(folder) };
-    let log = RaftLog::open(&path(LOG))?;
-    let state = StateStore::open(&path(STATE))?;
-    let snapshots = SnapshotStore::open(&path(SNAPSHOTS))?;
-    let (held, purged) = log.bounds();
-    let purged: Option<LogId> = match purged {
-        None => None,
-        Some(id) => {
-            let damaged = |error: std::io::Error| StorageError::Damaged { path: path(LOG), cause: error.to_string() };
-            Some(decode(&id).map_err(damaged)?)
+    let log = RaftLog::open(&data_dir.join(LOG))?;
+    match open_beside(&log, data_dir) {
+        Ok((state, snapshots)) => Ok((log, state, snapshots)),
+        Err(error) => {
+            // The folder is free again when the error is seen.
+            let closed = log.closed();
+            drop(log);
+            futures::executor::block_on(closed);
+            Err(error)
         }
-    };
+    }
+}
+
+fn open_beside(log: &RaftLog, data_dir: &Path) -> Result<(StateStore, SnapshotStore), Error> {
+    let state = StateStore::open(&data_dir.join(STATE))?;
+    let snapshots = SnapshotStore::open(&data_dir.join(SNAPSHOTS))?;
+    let (held, purged) = log.bounds();
+    let damaged = |error: std::io::Error| StorageError::Damaged { path: log.path().to_owned(), cause: error.to_string() };
+    let purged: Option<LogId> = purged.as_deref().map(decode_id).transpose().map_err(damaged)?;
     let purged = purged.map(|id| id.index);
     reconcile(held.last().or(purged), purged, &state, &snapshots, log.path())?;
-    Ok((log, state, snapshots))
+    Ok((state, snapshots))
 }
 
 /// Watches openraft's metrics for who leads. Ends with the node.

@@ -149,7 +149,10 @@ async fn write(raft: Raft, health: Arc<Health>, group: Vec<Waiting>, _permit: Ow
         Ok(written) => written.data.0.into_iter().map(|answer| answer.map_err(ProposeError::from)).collect(),
         Err(error) => {
             let error = match error {
-                RaftError::APIError(ClientWriteError::ForwardToLeader(_)) => ProposeError::NoLeader,
+                // Discarded: another leader came. Whether the entry is agreed on all the same is not known.
+                RaftError::APIError(ClientWriteError::ForwardToLeader(_) | ClientWriteError::LogEntryDiscarded(_)) => {
+                    ProposeError::NoLeader
+                }
                 RaftError::APIError(other) => ProposeError::Stopped(other.to_string()),
                 RaftError::Fatal(fatal) => ProposeError::Stopped(health.stopped().unwrap_or_else(|| fatal.to_string())),
             };

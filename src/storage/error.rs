@@ -69,6 +69,8 @@ impl StorageError {
             return Self::Locked { path };
         }
         if kind == rocksdb::ErrorKind::Corruption || says("No such file") || says("Corruption") {
+            let named = says(&path.display().to_string());
+            let cause = if named { cause } else { format!("{cause}, in {}", write_ahead_logs(&path)) };
             return Self::Damaged { path, cause };
         }
         Self::Failed { tried, path, cause }
@@ -87,6 +89,16 @@ impl StorageError {
     pub(super) fn damaged(path: &Path, cause: impl Into<String>) -> Self {
         Self::Damaged { path: path.to_owned(), cause: cause.into() }
     }
+}
+
+/// RocksDB names the table file that is damaged, but not the write-ahead log: seldom is there more than one with content.
+fn write_ahead_logs(path: &Path) -> String {
+    let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+    let logs = entries.filter(|entry| entry.metadata().is_ok_and(|metadata| metadata.len() > 0));
+    let names = logs.filter_map(|entry| entry.file_name().into_string().ok());
+    let mut names: Vec<_> = names.filter(|name| name.ends_with(".log")).collect();
+    names.sort();
+    names.join(" or ")
 }
 
 impl From<StorageError> for io::Error {

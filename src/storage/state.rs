@@ -201,6 +201,11 @@ impl StateStore {
         View::new(self.current())
     }
 
+    /// How many clones of this there are, this one included.
+    pub fn holders(&self) -> usize {
+        Arc::strong_count(&self.current)
+    }
+
     /// Puts the snapshot in the place of what is there. The snapshot's files remain as they are.
     ///
     /// # Errors
