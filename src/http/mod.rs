@@ -1,5 +1,5 @@
-//! How the outside reaches it: REST, events, sessions of agents and gateways, git. It proposes commands and reads state; whoever acts on
-//! what was applied is none of its business.
+//! How the outside reaches it: REST, events, sessions of agents and gateways, git. It proposes commands and reads state;
+//! whoever acts on what was applied is none of its business.
 
 mod access;
 mod app;
@@ -8,12 +8,14 @@ mod input;
 mod metrics;
 mod page;
 mod problem;
+mod pushes;
 mod resources;
 mod routes;
 mod views;
 
 pub use access::{Needs, RULES, Rule, USER_HEADER};
 pub use app::{Api, Options};
+pub use pushes::Pushes;
 pub use routes::{openapi, router};
 
 use app::App;

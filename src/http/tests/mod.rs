@@ -2,6 +2,7 @@
 //! server that every test starts.
 
 mod access;
+mod git;
 mod openapi;
 mod resources;
 mod rollouts;
@@ -17,9 +18,12 @@ use futures::{StreamExt, future::BoxFuture, stream::BoxStream};
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::Value;
 
-use super::{Api, Options, router};
+use super::{Api, Options, Pushes, router};
 use crate::{
-    artifacts::store::{ContentStore, Embedded, EmbeddedOptions},
+    artifacts::{
+        git::HostedRepositories,
+        store::{ContentStore, Embedded, EmbeddedOptions},
+    },
     model::{
         command::{Action, Outcome},
         ids::BuildId,
@@ -63,13 +67,15 @@ impl Server {
         let content: Arc<dyn ContentStore> =
             Arc::new(Embedded::open(dir.path().join("content"), EmbeddedOptions::default()).await.unwrap());
         let (sessions, logs) = (Arc::new(Sessions::default()), Arc::new(Logs::default()));
+        let pushes = Pushes { node: node.clone(), proposer: Arc::new(node.clone()), content: Arc::clone(&content) };
+        let hosted = HostedRepositories::open(dir.path().join("git"), Arc::new(pushes)).await.unwrap();
         let api = Api {
             node: node.clone(),
             proposer: Arc::new(node.clone()),
             content: Arc::clone(&content),
             sessions: sessions.clone(),
             logs: logs.clone(),
-            git: None,
+            git: Some(hosted),
             mirrors: None,
             tokens: Arc::new(Tokens::load_or_create(dir.path().join("tokens")).unwrap()),
             options,
