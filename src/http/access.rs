@@ -63,8 +63,8 @@ const fn stream(method: &'static str, path: &'static str, needs: Needs) -> Rule 
     Rule { method, path, needs, streams: true }
 }
 
-/// Every route. Viewers read; developers register pipelines, push, build, deploy and roll back; what concerns everyone (environments
-/// and their policy, targets, forgetting a pipeline) takes an admin. Machines have what they need and nothing else.
+/// Every route. Viewers read; developers register pipelines, push, build, deploy and roll back; what concerns everyone
+/// (environments and their policy, targets, forgetting a pipeline) takes an admin. Machines have what they need and nothing else.
 pub const RULES: &[Rule] = &[
     rule("GET", "/livez", Needs::Nothing),
     rule("GET", "/readyz", Needs::Nothing),

@@ -138,8 +138,8 @@ impl App {
         Ok(outcome)
     }
 
-    /// Waits until this server has applied `outcome`, so that whoever made a change sees it. Bounded: a follower that lags far behind
-    /// answers with what it has.
+    /// Waits until this server has applied `outcome`, so that whoever made a change sees it. Bounded: a follower that lags far
+    /// behind answers with what it has.
     async fn shows(&self, outcome: &Outcome) {
         let mut last = self.node.last_event();
         let shown = tokio::time::timeout(SHOWN_WITHIN, last.wait_for(|last| *last >= outcome.last_event)).await;

@@ -59,14 +59,8 @@ async fn remote(app: &App, url: &str, wanted: Option<String>) -> Result<Found, P
         return Err(Problem::invalid("this server does not ask other repositories for their refs", "name the commit"));
     };
     let listed = mirrors.ls_remote(url, None).await.map_err(|error| {
-        let mut problem = Problem::new(
-            StatusCode::BAD_GATEWAY,
-            "repository_unreachable",
-            error.to_string(),
-            "look at the repository's address",
-        );
-        problem.retryable = error.retryable();
-        problem
+        let hint = "look at the repository's address";
+        Problem::new(StatusCode::BAD_GATEWAY, "repository_unreachable", error.to_string(), hint).retryable_if(error.retryable())
     })?;
     let wanted = match wanted.or(listed.head) {
         Some(wanted) => wanted,

@@ -1,5 +1,5 @@
-//! How the outside reaches it: REST, events, sessions of agents and gateways, git. It proposes commands and reads state; whoever acts on
-//! what was applied is none of its business.
+//! How the outside reaches it: REST, events, sessions of agents and gateways, git. It proposes commands and reads state;
+//! whoever acts on what was applied is none of its business.
 
 mod access;
 mod app;

@@ -1,6 +1,8 @@
 //! What went wrong, as RFC 9457 asks: every refusal of the API is one of these, with a stable code and a hint.
 //! The one place that maps reasons to HTTP statuses. Knows nothing of routes.
 
+use std::ops::Deref;
+
 use axum::{
     Json,
     response::{IntoResponse, Response},
@@ -21,9 +23,23 @@ use crate::{
     },
 };
 
+/// A refusal. On the heap, since answers are passed around far more often than refusals.
+#[derive(Debug, Clone, Serialize)]
+#[serde(transparent)]
+pub struct Problem(Box<ProblemView>);
+
+impl Deref for Problem {
+    type Target = ProblemView;
+
+    fn deref(&self) -> &ProblemView {
+        &self.0
+    }
+}
+
 /// A refusal, as `application/problem+json`.
 #[derive(Debug, Clone, Serialize, ToSchema)]
-pub struct Problem {
+#[schema(as = Problem)]
+pub struct ProblemView {
     /// Names the kind of problem; `urn:groundswell:problem:` and the code.
     #[serde(rename = "type")]
     pub kind: String,
@@ -53,7 +69,7 @@ pub struct Problem {
 impl Problem {
     /// A problem of its own kind.
     pub fn new(status: StatusCode, code: &str, detail: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self {
+        Self(Box::new(ProblemView {
             kind: format!("urn:groundswell:problem:{code}"),
             title: status.canonical_reason().unwrap_or("Problem").to_owned(),
             status: status.as_u16(),
@@ -64,7 +80,7 @@ impl Problem {
             choices: Vec::new(),
             holder: None,
             cursor: None,
-        }
+        }))
     }
 
     /// A value in the request cannot be what it was given as.
@@ -81,13 +97,25 @@ impl Problem {
 
     /// This one may succeed later.
     pub fn retryable(mut self) -> Self {
-        self.retryable = true;
+        self.0.retryable = true;
         self
     }
 
     /// With what could be chosen.
     pub fn choices(mut self, choices: impl IntoIterator<Item = String>) -> Self {
-        self.choices = choices.into_iter().collect();
+        self.0.choices = choices.into_iter().collect();
+        self
+    }
+
+    /// With where to go on.
+    pub fn cursor(mut self, cursor: impl ToString) -> Self {
+        self.0.cursor = Some(cursor.to_string());
+        self
+    }
+
+    /// Worth another try only if `retryable`.
+    pub fn retryable_if(mut self, retryable: bool) -> Self {
+        self.0.retryable = retryable;
         self
     }
 
@@ -134,9 +162,9 @@ fn status_of(rejection: &Rejection) -> StatusCode {
 impl From<Rejection> for Problem {
     fn from(rejection: Rejection) -> Self {
         let mut problem = Problem::new(status_of(&rejection), rejection.code(), rejection.to_string(), rejection.hint());
-        problem.retryable = rejection.retryable();
+        problem.0.retryable = rejection.retryable();
         if let Rejection::Held { holder, .. } = &rejection {
-            problem.holder = Some(holder.to_string());
+            problem.0.holder = Some(holder.to_string());
         }
         problem
     }
@@ -161,7 +189,7 @@ impl From<ProposeError> for Problem {
             }
         };
         let mut problem = Problem::new(status, code, detail, hint);
-        problem.retryable = code != "stopped";
+        problem.0.retryable = code != "stopped";
         problem
     }
 }
@@ -195,7 +223,7 @@ impl From<StoreError> for Problem {
             _ => return Problem::internal(error),
         };
         let mut problem = Problem::new(status, code, error.to_string(), hint);
-        problem.retryable = error.retryable();
+        problem.0.retryable = error.retryable();
         problem
     }
 }

@@ -1,4 +1,4 @@
-//! Every route with its handler, the layers around them, and the OpenAPI document that follows. Knows nothing of what handlers do.
+//! Every route with its handler, the layers around them, and the OpenAPI document that follows. Knows nothing of what they do.
 
 use axum::{
     Json, Router,
@@ -22,7 +22,7 @@ use super::{
     access,
     app::{Api, App},
     input::JSON_BYTES_MAX,
-    problem::Problem,
+    problem::{Problem, ProblemView},
     resources::{
         artifacts, blobs, builds, cluster, environments, events, git, health, logs, pipelines, plans, push, releases,
         repositories, rollbacks, rollouts, runners, sessions, targets, why,
@@ -32,7 +32,7 @@ use super::{
 #[derive(OpenApi)]
 #[openapi(
     info(title = "Groundswell", description = "Turns a git push into a healthy fleet, and a bad push back before users notice."),
-    components(schemas(Problem))
+    components(schemas(ProblemView))
 )]
 struct Document;
 

@@ -31,7 +31,7 @@ pub enum TokensError {
         source: io::Error,
     },
     /// Others could read it.
-    #[error("`{}` holds a token that others can read (mode {mode:o}): run `chmod 600` on it, or delete it to get a new one", path.display())]
+    #[error("others can read the token in `{}` (mode {mode:o}): run `chmod 600` on it, or delete it for a new one", path.display())]
     Exposed {
         /// The file.
         path: PathBuf,

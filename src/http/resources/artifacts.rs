@@ -43,7 +43,11 @@ pub struct ArtifactFilter {
 }
 
 /// Lists artifacts by digest.
-#[utoipa::path(get, path = "/v1/artifacts", tag = "artifacts", params(ArtifactFilter), responses((status = OK, body = Page<ArtifactView>)))]
+#[utoipa::path(
+    get, path = "/v1/artifacts", tag = "artifacts",
+    params(ArtifactFilter),
+    responses((status = OK, body = Page<ArtifactView>)),
+)]
 pub async fn list(State(app): State<App>, Params(query): Params<ArtifactFilter>) -> Result<Json<Page<ArtifactView>>, Problem> {
     let limit = page::limit(query.limit)?;
     let after: Option<Digest> = page::cursor(&query.cursor)?;
@@ -59,7 +63,11 @@ pub async fn list(State(app): State<App>, Params(query): Params<ArtifactFilter>)
 }
 
 /// Shows an artifact.
-#[utoipa::path(get, path = "/v1/artifacts/{digest}", tag = "artifacts", params(("digest" = String, Path)), responses((status = OK, body = ArtifactView)))]
+#[utoipa::path(
+    get, path = "/v1/artifacts/{digest}", tag = "artifacts",
+    params(("digest" = String, Path)),
+    responses((status = OK, body = ArtifactView)),
+)]
 pub async fn get(State(app): State<App>, At(digest): At<Digest>) -> Result<Answer<ArtifactView>, Problem> {
     app.read(move |view| {
         let artifact: Artifact = existing(view, &key(digest.hex().as_str()), || Subject::Artifact(digest))?;
@@ -69,7 +77,14 @@ pub async fn get(State(app): State<App>, At(digest): At<Digest>) -> Result<Answe
 }
 
 /// The bytes of an artifact, whole or by range.
-#[utoipa::path(get, path = "/v1/artifacts/{digest}/content", tag = "artifacts", params(("digest" = String, Path)), responses((status = OK, content_type = "application/octet-stream"), (status = PARTIAL_CONTENT, content_type = "application/octet-stream")))]
+#[utoipa::path(
+    get, path = "/v1/artifacts/{digest}/content", tag = "artifacts",
+    params(("digest" = String, Path)),
+    responses(
+        (status = OK, content_type = "application/octet-stream"),
+        (status = PARTIAL_CONTENT, content_type = "application/octet-stream"),
+    ),
+)]
 pub async fn content(
     State(app): State<App>,
     At(digest): At<Digest>,
@@ -86,7 +101,11 @@ pub async fn content(
 }
 
 /// The manifest of an artifact: its pieces and their hashes.
-#[utoipa::path(get, path = "/v1/artifacts/{digest}/manifest", tag = "artifacts", params(("digest" = String, Path)), responses((status = OK, content_type = "application/json")))]
+#[utoipa::path(
+    get, path = "/v1/artifacts/{digest}/manifest", tag = "artifacts",
+    params(("digest" = String, Path)),
+    responses((status = OK, content_type = "application/json")),
+)]
 pub async fn manifest(
     State(app): State<App>,
     At(digest): At<Digest>,

@@ -31,7 +31,11 @@ pub struct BlobView {
 }
 
 /// Keeps up to 64 KiB of output.
-#[utoipa::path(post, path = "/v1/blobs", tag = "artifacts", request_body(content = String, content_type = "application/octet-stream"), responses((status = CREATED, body = BlobView)))]
+#[utoipa::path(
+    post, path = "/v1/blobs", tag = "artifacts",
+    request_body(content = String, content_type = "application/octet-stream"),
+    responses((status = CREATED, body = BlobView)),
+)]
 pub async fn create(State(app): State<App>, mut request: Request) -> Result<(StatusCode, Json<BlobView>), Problem> {
     DefaultBodyLimit::max(BLOB_BYTES_MAX).apply(&mut request);
     let bytes: Bytes = request.extract().await.map_err(|_| {
@@ -43,7 +47,11 @@ pub async fn create(State(app): State<App>, mut request: Request) -> Result<(Sta
 }
 
 /// The bytes of a blob.
-#[utoipa::path(get, path = "/v1/blobs/{digest}", tag = "artifacts", params(("digest" = String, Path)), responses((status = OK, content_type = "application/octet-stream")))]
+#[utoipa::path(
+    get, path = "/v1/blobs/{digest}", tag = "artifacts",
+    params(("digest" = String, Path)),
+    responses((status = OK, content_type = "application/octet-stream")),
+)]
 pub async fn get(
     State(app): State<App>,
     At(digest): At<Digest>,

@@ -81,7 +81,11 @@ fn states(name: &str) -> Result<Vec<BuildState>, Problem> {
 }
 
 /// Shows a build with its attempts.
-#[utoipa::path(get, path = "/v1/builds/{id}", tag = "builds", params(("id" = String, Path)), responses((status = OK, body = BuildView)))]
+#[utoipa::path(
+    get, path = "/v1/builds/{id}", tag = "builds",
+    params(("id" = String, Path)),
+    responses((status = OK, body = BuildView)),
+)]
 pub async fn get(State(app): State<App>, At(id): At<BuildId>) -> Result<Answer<BuildView>, Problem> {
     shown(&app, id).await
 }
@@ -125,7 +129,11 @@ pub struct CreateBuild {
 }
 
 /// Builds a commit. A commit that has a build is answered with that build, unless `again`.
-#[utoipa::path(post, path = "/v1/builds", tag = "builds", request_body = CreateBuild, responses((status = CREATED, body = BuildView)))]
+#[utoipa::path(
+    post, path = "/v1/builds", tag = "builds",
+    request_body = CreateBuild,
+    responses((status = CREATED, body = BuildView)),
+)]
 pub async fn create(
     State(app): State<App>,
     caller: Caller,
@@ -169,7 +177,11 @@ pub fn build_id(outcome: &Outcome) -> Result<BuildId, Problem> {
 }
 
 /// Stops a build.
-#[utoipa::path(post, path = "/v1/builds/{id}/cancel", tag = "builds", params(("id" = String, Path)), responses((status = OK, body = BuildView)))]
+#[utoipa::path(
+    post, path = "/v1/builds/{id}/cancel", tag = "builds",
+    params(("id" = String, Path)),
+    responses((status = OK, body = BuildView)),
+)]
 pub async fn cancel(
     State(app): State<App>,
     caller: Caller,
@@ -181,7 +193,11 @@ pub async fn cancel(
 }
 
 /// Queues a failed build again.
-#[utoipa::path(post, path = "/v1/builds/{id}/retry", tag = "builds", params(("id" = String, Path)), responses((status = OK, body = BuildView)))]
+#[utoipa::path(
+    post, path = "/v1/builds/{id}/retry", tag = "builds",
+    params(("id" = String, Path)),
+    responses((status = OK, body = BuildView)),
+)]
 pub async fn retry(
     State(app): State<App>,
     caller: Caller,

@@ -30,7 +30,11 @@ use crate::{
 };
 
 /// Lists environments by name; their targets are only counted.
-#[utoipa::path(get, path = "/v1/environments", tag = "environments", params(Listing), responses((status = OK, body = Page<EnvironmentView>)))]
+#[utoipa::path(
+    get, path = "/v1/environments", tag = "environments",
+    params(Listing),
+    responses((status = OK, body = Page<EnvironmentView>)),
+)]
 pub async fn list(State(app): State<App>, Params(query): Params<Listing>) -> Result<Json<Page<EnvironmentView>>, Problem> {
     let limit = page::limit(query.limit)?;
     let after: Option<EnvironmentName> = page::cursor(&query.cursor)?;
@@ -44,7 +48,11 @@ pub async fn list(State(app): State<App>, Params(query): Params<Listing>) -> Res
 }
 
 /// Shows an environment.
-#[utoipa::path(get, path = "/v1/environments/{name}", tag = "environments", params(("name" = String, Path)), responses((status = OK, body = EnvironmentView)))]
+#[utoipa::path(
+    get, path = "/v1/environments/{name}", tag = "environments",
+    params(("name" = String, Path)),
+    responses((status = OK, body = EnvironmentView)),
+)]
 pub async fn get(State(app): State<App>, At(name): At<EnvironmentName>) -> Result<Answer<EnvironmentView>, Problem> {
     shown(&app, name).await
 }
@@ -59,7 +67,11 @@ async fn shown(app: &App, name: EnvironmentName) -> Result<Answer<EnvironmentVie
 }
 
 /// What runs in an environment, by pipeline: the stable release, the rollout at work, what was there before, what is quarantined.
-#[utoipa::path(get, path = "/v1/environments/{name}/deployments", tag = "environments", params(("name" = String, Path), Listing), responses((status = OK, body = Page<DeploymentView>)))]
+#[utoipa::path(
+    get, path = "/v1/environments/{name}/deployments", tag = "environments",
+    params(("name" = String, Path), Listing),
+    responses((status = OK, body = Page<DeploymentView>)),
+)]
 pub async fn deployments(
     State(app): State<App>,
     At(name): At<EnvironmentName>,
@@ -96,7 +108,11 @@ pub struct CreateEnvironment {
 }
 
 /// Creates an environment.
-#[utoipa::path(post, path = "/v1/environments", tag = "environments", request_body = CreateEnvironment, responses((status = CREATED, body = EnvironmentView)))]
+#[utoipa::path(
+    post, path = "/v1/environments", tag = "environments",
+    request_body = CreateEnvironment,
+    responses((status = CREATED, body = EnvironmentView)),
+)]
 pub async fn create(
     State(app): State<App>,
     caller: Caller,
@@ -120,7 +136,12 @@ pub struct Why {
 }
 
 /// Forbids deploying, until it is allowed again. Rolling back stays possible.
-#[utoipa::path(post, path = "/v1/environments/{name}/freeze", tag = "environments", params(("name" = String, Path)), request_body = Why, responses((status = OK, body = EnvironmentView)))]
+#[utoipa::path(
+    post, path = "/v1/environments/{name}/freeze", tag = "environments",
+    params(("name" = String, Path)),
+    request_body = Why,
+    responses((status = OK, body = EnvironmentView)),
+)]
 pub async fn freeze(
     State(app): State<App>,
     caller: Caller,
@@ -133,7 +154,11 @@ pub async fn freeze(
 }
 
 /// Allows deploying again.
-#[utoipa::path(post, path = "/v1/environments/{name}/unfreeze", tag = "environments", params(("name" = String, Path)), responses((status = OK, body = EnvironmentView)))]
+#[utoipa::path(
+    post, path = "/v1/environments/{name}/unfreeze", tag = "environments",
+    params(("name" = String, Path)),
+    responses((status = OK, body = EnvironmentView)),
+)]
 pub async fn unfreeze(
     State(app): State<App>,
     caller: Caller,
@@ -145,7 +170,11 @@ pub async fn unfreeze(
 }
 
 /// Lets a release that was rolled back here be deployed again.
-#[utoipa::path(post, path = "/v1/environments/{name}/quarantine/{release}/clear", tag = "environments", params(("name" = String, Path), ("release" = String, Path)), responses((status = OK, body = EnvironmentView)))]
+#[utoipa::path(
+    post, path = "/v1/environments/{name}/quarantine/{release}/clear", tag = "environments",
+    params(("name" = String, Path), ("release" = String, Path)),
+    responses((status = OK, body = EnvironmentView)),
+)]
 pub async fn clear_quarantine(
     State(app): State<App>,
     caller: Caller,

@@ -25,7 +25,7 @@ use crate::{
         app::App,
         input::Params,
         page::{self, Page},
-        problem::Problem,
+        problem::{Problem, ProblemView},
         views::event::EventView,
     },
     model::{
@@ -88,7 +88,11 @@ impl Wanted {
 /// Events: as server-sent events (`Accept: text/event-stream`), over a WebSocket (an upgrade), or else one page. Streams send a
 /// `cursor` at the beginning and while nothing comes, so that a client resumes where it really was. A cursor older than what is
 /// kept is answered with 410 and the present one.
-#[utoipa::path(get, path = "/v1/events", tag = "events", params(EventQuery), responses((status = OK, body = Page<EventView>), (status = GONE, body = Problem)))]
+#[utoipa::path(
+    get, path = "/v1/events", tag = "events",
+    params(EventQuery),
+    responses((status = OK, body = Page<EventView>), (status = GONE, body = ProblemView)),
+)]
 pub async fn events(
     State(app): State<App>,
     Params(query): Params<EventQuery>,
@@ -137,7 +141,7 @@ fn check_kept(view: &View, after: EventSeq) -> Result<(), Problem> {
     let last = view.get::<Cluster>(&Key::all())?.unwrap_or_default().last_event;
     let detail = format!("events before {} are no longer kept", oldest.seq);
     let hint = "read what there is now, then follow from `cursor`";
-    Err(Problem { cursor: Some(last.to_string()), ..Problem::new(StatusCode::GONE, "cursor_too_old", detail, hint) })
+    Err(Problem::new(StatusCode::GONE, "cursor_too_old", detail, hint).cursor(last))
 }
 
 /// What a stream carries.

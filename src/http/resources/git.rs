@@ -31,7 +31,7 @@ pub async fn serve(
         .map_err(|error: crate::model::ids::IdError| Problem::invalid(error.to_string(), "look at the address"))?;
     // What it may do was decided by the guard, by the same question.
     let access = if HostedRepositories::is_push(&sub_path, request.uri().query()) {
-        Access::Write { pusher: caller.name }
+        Access::Write { pusher: caller.to_string() }
     } else {
         Access::Read
     };

@@ -43,7 +43,11 @@ pub struct CheckView {
 }
 
 /// Whether this server can do its work: it has a leader, has not stopped, and its content store answers.
-#[utoipa::path(get, path = "/readyz", tag = "health", params(ReadyQuery), responses((status = OK, body = ReadyView), (status = SERVICE_UNAVAILABLE, body = ReadyView)))]
+#[utoipa::path(
+    get, path = "/readyz", tag = "health",
+    params(ReadyQuery),
+    responses((status = OK, body = ReadyView), (status = SERVICE_UNAVAILABLE, body = ReadyView)),
+)]
 pub async fn ready(State(app): State<App>, Params(query): Params<ReadyQuery>) -> Result<impl IntoResponse, Problem> {
     let node = app.node.clone();
     let status = app.read(move |_| Ok(node.status())).await?;

@@ -71,7 +71,11 @@ impl From<LogChunk> for LogLine {
 }
 
 /// The log of an attempt, a JSON object a line. It can be resumed with `start`.
-#[utoipa::path(get, path = "/v1/builds/{id}/log", tag = "builds", params(("id" = String, Path), LogQuery), responses((status = OK, body = LogLine, content_type = "application/x-ndjson")))]
+#[utoipa::path(
+    get, path = "/v1/builds/{id}/log", tag = "builds",
+    params(("id" = String, Path), LogQuery),
+    responses((status = OK, body = LogLine, content_type = "application/x-ndjson")),
+)]
 pub async fn log(State(app): State<App>, At(id): At<BuildId>, Params(query): Params<LogQuery>) -> Result<Response, Problem> {
     let asked = query.attempt;
     let attempt = app.read(move |view| attempt(builds::of(view, id)?.attempts, id, asked)).await?;

@@ -25,7 +25,11 @@ use crate::{
 };
 
 /// Lists pipelines by name.
-#[utoipa::path(get, path = "/v1/pipelines", tag = "pipelines", params(Listing), responses((status = OK, body = Page<PipelineView>)))]
+#[utoipa::path(
+    get, path = "/v1/pipelines", tag = "pipelines",
+    params(Listing),
+    responses((status = OK, body = Page<PipelineView>)),
+)]
 pub async fn list(State(app): State<App>, Params(query): Params<Listing>) -> Result<Json<Page<PipelineView>>, Problem> {
     let limit = page::limit(query.limit)?;
     let after: Option<PipelineName> = page::cursor(&query.cursor)?;
@@ -39,7 +43,11 @@ pub async fn list(State(app): State<App>, Params(query): Params<Listing>) -> Res
 }
 
 /// Shows a pipeline.
-#[utoipa::path(get, path = "/v1/pipelines/{name}", tag = "pipelines", params(("name" = String, Path)), responses((status = OK, body = PipelineView)))]
+#[utoipa::path(
+    get, path = "/v1/pipelines/{name}", tag = "pipelines",
+    params(("name" = String, Path)),
+    responses((status = OK, body = PipelineView)),
+)]
 pub async fn get(State(app): State<App>, At(name): At<PipelineName>) -> Result<Answer<PipelineView>, Problem> {
     shown(&app, name).await
 }
@@ -92,7 +100,11 @@ fn supersede() -> bool {
 }
 
 /// Registers a pipeline.
-#[utoipa::path(post, path = "/v1/pipelines", tag = "pipelines", request_body = CreatePipeline, responses((status = CREATED, body = PipelineView)))]
+#[utoipa::path(
+    post, path = "/v1/pipelines", tag = "pipelines",
+    request_body = CreatePipeline,
+    responses((status = CREATED, body = PipelineView)),
+)]
 pub async fn create(
     State(app): State<App>,
     caller: Caller,
@@ -110,7 +122,11 @@ pub async fn create(
 }
 
 /// Forgets a pipeline that no environment runs.
-#[utoipa::path(delete, path = "/v1/pipelines/{name}", tag = "pipelines", params(("name" = String, Path)), responses((status = NO_CONTENT)))]
+#[utoipa::path(
+    delete, path = "/v1/pipelines/{name}", tag = "pipelines",
+    params(("name" = String, Path)),
+    responses((status = NO_CONTENT)),
+)]
 pub async fn remove(
     State(app): State<App>,
     caller: Caller,

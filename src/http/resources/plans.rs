@@ -34,8 +34,8 @@ pub struct CreatePlan {
     rollback: bool,
 }
 
-/// Shows which targets would change together, the gates, how long it takes at least and what blocks. Its `digest` is for `if_plan`:
-/// it holds until something about the plan changes, such as another rollout that starts before it.
+/// Shows which targets would change together, the gates, how long it takes at least and what blocks. Its `digest` is for
+/// `if_plan`: it holds until something about the plan changes, such as another rollout that starts before it.
 #[utoipa::path(post, path = "/v1/plans", tag = "rollouts", request_body = CreatePlan, responses((status = OK, body = PlanView)))]
 pub async fn create(State(app): State<App>, Body(wanted): Body<CreatePlan>) -> Result<Json<PlanView>, Problem> {
     let CreatePlan { pipeline, environment, release, rollback } = wanted;

@@ -67,7 +67,12 @@ fn head() -> String {
 
 /// Stores an artifact that was built elsewhere and makes a release of it. The body is the pipeline file, then the archive: a tar,
 /// compressed with Zstandard, as `swell artifact push` packs it.
-#[utoipa::path(post, path = "/v1/pipelines/{name}/artifacts", tag = "artifacts", params(("name" = String, Path), PushQuery), request_body(content = String, content_type = "application/octet-stream"), responses((status = CREATED, body = BuildView)))]
+#[utoipa::path(
+    post, path = "/v1/pipelines/{name}/artifacts", tag = "artifacts",
+    params(("name" = String, Path), PushQuery),
+    request_body(content = String, content_type = "application/octet-stream"),
+    responses((status = CREATED, body = BuildView)),
+)]
 pub async fn create(
     State(app): State<App>,
     caller: Caller,

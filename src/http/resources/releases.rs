@@ -36,7 +36,11 @@ pub struct ReleaseFilter {
 }
 
 /// Lists releases, newest first within a pipeline, without their pipeline files.
-#[utoipa::path(get, path = "/v1/releases", tag = "releases", params(ReleaseFilter), responses((status = OK, body = Page<ReleaseView>)))]
+#[utoipa::path(
+    get, path = "/v1/releases", tag = "releases",
+    params(ReleaseFilter),
+    responses((status = OK, body = Page<ReleaseView>)),
+)]
 pub async fn list(State(app): State<App>, Params(query): Params<ReleaseFilter>) -> Result<Json<Page<ReleaseView>>, Problem> {
     let limit = page::limit(query.limit)?;
     let before: Option<ReleaseId> = page::cursor(&query.cursor)?;
@@ -51,7 +55,11 @@ pub async fn list(State(app): State<App>, Params(query): Params<ReleaseFilter>) 
 }
 
 /// Shows a release with its pipeline file.
-#[utoipa::path(get, path = "/v1/releases/{id}", tag = "releases", params(("id" = String, Path)), responses((status = OK, body = ReleaseView)))]
+#[utoipa::path(
+    get, path = "/v1/releases/{id}", tag = "releases",
+    params(("id" = String, Path)),
+    responses((status = OK, body = ReleaseView)),
+)]
 pub async fn get(State(app): State<App>, At(id): At<ReleaseId>) -> Result<Answer<ReleaseView>, Problem> {
     app.read(move |view| Ok(Answer::read(view, ReleaseView::full(of(view, &id)?), None))).await
 }

@@ -26,7 +26,11 @@ use crate::{
 const REFS_SHOWN_MAX: usize = 1000;
 
 /// Lists hosted repositories by name, without their refs.
-#[utoipa::path(get, path = "/v1/repositories", tag = "repositories", params(Listing), responses((status = OK, body = Page<RepositoryView>)))]
+#[utoipa::path(
+    get, path = "/v1/repositories", tag = "repositories",
+    params(Listing),
+    responses((status = OK, body = Page<RepositoryView>)),
+)]
 pub async fn list(State(app): State<App>, Params(query): Params<Listing>) -> Result<Json<Page<RepositoryView>>, Problem> {
     let limit = page::limit(query.limit)?;
     let after: Option<RepositoryName> = page::cursor(&query.cursor)?;
@@ -40,7 +44,11 @@ pub async fn list(State(app): State<App>, Params(query): Params<Listing>) -> Res
 }
 
 /// Shows a hosted repository with its refs.
-#[utoipa::path(get, path = "/v1/repositories/{name}", tag = "repositories", params(("name" = String, Path)), responses((status = OK, body = RepositoryView)))]
+#[utoipa::path(
+    get, path = "/v1/repositories/{name}", tag = "repositories",
+    params(("name" = String, Path)),
+    responses((status = OK, body = RepositoryView)),
+)]
 pub async fn get(State(app): State<App>, At(name): At<RepositoryName>) -> Result<Answer<RepositoryView>, Problem> {
     shown(&app, name).await
 }
@@ -71,7 +79,11 @@ fn main_branch() -> String {
 }
 
 /// Hosts a new repository.
-#[utoipa::path(post, path = "/v1/repositories", tag = "repositories", request_body = CreateRepository, responses((status = CREATED, body = RepositoryView)))]
+#[utoipa::path(
+    post, path = "/v1/repositories", tag = "repositories",
+    request_body = CreateRepository,
+    responses((status = CREATED, body = RepositoryView)),
+)]
 pub async fn create(
     State(app): State<App>,
     caller: Caller,

@@ -44,7 +44,11 @@ pub struct CreateRollback {
 }
 
 /// Goes back to an earlier release: skips bakes, ignores freezes, takes the place of what is at work.
-#[utoipa::path(post, path = "/v1/rollbacks", tag = "rollouts", request_body = CreateRollback, responses((status = CREATED, body = RolloutView)))]
+#[utoipa::path(
+    post, path = "/v1/rollbacks", tag = "rollouts",
+    request_body = CreateRollback,
+    responses((status = CREATED, body = RolloutView)),
+)]
 pub async fn create(
     State(app): State<App>,
     caller: Caller,

@@ -45,7 +45,11 @@ pub struct RolloutFilter {
 }
 
 /// Lists rollouts, newest first, without waves and failures.
-#[utoipa::path(get, path = "/v1/rollouts", tag = "rollouts", params(RolloutFilter), responses((status = OK, body = Page<RolloutView>)))]
+#[utoipa::path(
+    get, path = "/v1/rollouts", tag = "rollouts",
+    params(RolloutFilter),
+    responses((status = OK, body = Page<RolloutView>)),
+)]
 pub async fn list(State(app): State<App>, Params(query): Params<RolloutFilter>) -> Result<Json<Page<RolloutView>>, Problem> {
     let limit = page::limit(query.limit)?;
     let before: Option<RolloutId> = page::cursor(&query.cursor)?;
@@ -80,7 +84,11 @@ fn states(name: &str) -> Result<Vec<RolloutState>, Problem> {
 }
 
 /// Shows a rollout: its waves, its gate and what it waits for, verdicts and failures.
-#[utoipa::path(get, path = "/v1/rollouts/{id}", tag = "rollouts", params(("id" = String, Path)), responses((status = OK, body = RolloutView)))]
+#[utoipa::path(
+    get, path = "/v1/rollouts/{id}", tag = "rollouts",
+    params(("id" = String, Path)),
+    responses((status = OK, body = RolloutView)),
+)]
 pub async fn get(State(app): State<App>, At(id): At<RolloutId>) -> Result<Answer<RolloutView>, Problem> {
     shown(&app, id).await
 }
@@ -119,7 +127,11 @@ pub struct CreateRollout {
 }
 
 /// Moves an environment to a release.
-#[utoipa::path(post, path = "/v1/rollouts", tag = "rollouts", request_body = CreateRollout, responses((status = CREATED, body = RolloutView)))]
+#[utoipa::path(
+    post, path = "/v1/rollouts", tag = "rollouts",
+    request_body = CreateRollout,
+    responses((status = CREATED, body = RolloutView)),
+)]
 pub async fn create(
     State(app): State<App>,
     caller: Caller,
@@ -158,7 +170,12 @@ async fn act(
 }
 
 /// Lets a rollout stand still.
-#[utoipa::path(post, path = "/v1/rollouts/{id}/pause", tag = "rollouts", params(("id" = String, Path)), request_body = Why, responses((status = OK, body = RolloutView)))]
+#[utoipa::path(
+    post, path = "/v1/rollouts/{id}/pause", tag = "rollouts",
+    params(("id" = String, Path)),
+    request_body = Why,
+    responses((status = OK, body = RolloutView)),
+)]
 pub async fn pause(
     State(app): State<App>,
     caller: Caller,
@@ -170,7 +187,11 @@ pub async fn pause(
 }
 
 /// Lets a paused rollout go on.
-#[utoipa::path(post, path = "/v1/rollouts/{id}/resume", tag = "rollouts", params(("id" = String, Path)), responses((status = OK, body = RolloutView)))]
+#[utoipa::path(
+    post, path = "/v1/rollouts/{id}/resume", tag = "rollouts",
+    params(("id" = String, Path)),
+    responses((status = OK, body = RolloutView)),
+)]
 pub async fn resume(
     State(app): State<App>,
     caller: Caller,
@@ -181,7 +202,12 @@ pub async fn resume(
 }
 
 /// Stops a rollout and takes back what it changed.
-#[utoipa::path(post, path = "/v1/rollouts/{id}/abort", tag = "rollouts", params(("id" = String, Path)), request_body = Why, responses((status = OK, body = RolloutView)))]
+#[utoipa::path(
+    post, path = "/v1/rollouts/{id}/abort", tag = "rollouts",
+    params(("id" = String, Path)),
+    request_body = Why,
+    responses((status = OK, body = RolloutView)),
+)]
 pub async fn abort(
     State(app): State<App>,
     caller: Caller,
@@ -193,7 +219,12 @@ pub async fn abort(
 }
 
 /// Passes the present gate, whatever it would say.
-#[utoipa::path(post, path = "/v1/rollouts/{id}/promote", tag = "rollouts", params(("id" = String, Path)), request_body = Why, responses((status = OK, body = RolloutView)))]
+#[utoipa::path(
+    post, path = "/v1/rollouts/{id}/promote", tag = "rollouts",
+    params(("id" = String, Path)),
+    request_body = Why,
+    responses((status = OK, body = RolloutView)),
+)]
 pub async fn promote(
     State(app): State<App>,
     caller: Caller,

@@ -1,5 +1,5 @@
-//! `/v1/agents/session`, `/v1/gateways/session`: WebSockets with one MessagePack message a frame, handed over as a [`Link`]. Knows
-//! nothing of what the messages mean but a gateway's first.
+//! `/v1/agents/session`, `/v1/gateways/session`: WebSockets with one MessagePack message a frame, handed over as a [`Link`].
+//! Knows nothing of what the messages mean but a gateway's first.
 
 use axum::{
     extract::{

@@ -80,7 +80,11 @@ fn members(view: &View, environment: Option<&EnvironmentName>) -> Result<Option<
 }
 
 /// Shows a target with what it said of each pipeline.
-#[utoipa::path(get, path = "/v1/targets/{name}", tag = "fleet", params(("name" = String, Path)), responses((status = OK, body = TargetView)))]
+#[utoipa::path(
+    get, path = "/v1/targets/{name}", tag = "fleet",
+    params(("name" = String, Path)),
+    responses((status = OK, body = TargetView)),
+)]
 pub async fn get(State(app): State<App>, At(name): At<TargetName>) -> Result<Answer<TargetView>, Problem> {
     shown(&app, name).await
 }
@@ -101,7 +105,12 @@ async fn shown(app: &App, name: TargetName) -> Result<Answer<TargetView>, Proble
 }
 
 /// Keeps rollouts from changing a target.
-#[utoipa::path(post, path = "/v1/targets/{name}/cordon", tag = "fleet", params(("name" = String, Path)), request_body = Why, responses((status = OK, body = TargetView)))]
+#[utoipa::path(
+    post, path = "/v1/targets/{name}/cordon", tag = "fleet",
+    params(("name" = String, Path)),
+    request_body = Why,
+    responses((status = OK, body = TargetView)),
+)]
 pub async fn cordon(
     State(app): State<App>,
     caller: Caller,
@@ -114,7 +123,11 @@ pub async fn cordon(
 }
 
 /// Lets rollouts change it again.
-#[utoipa::path(post, path = "/v1/targets/{name}/uncordon", tag = "fleet", params(("name" = String, Path)), responses((status = OK, body = TargetView)))]
+#[utoipa::path(
+    post, path = "/v1/targets/{name}/uncordon", tag = "fleet",
+    params(("name" = String, Path)),
+    responses((status = OK, body = TargetView)),
+)]
 pub async fn uncordon(
     State(app): State<App>,
     caller: Caller,

@@ -37,7 +37,11 @@ pub struct WhyView {
 }
 
 /// Explains a build (`b42`) or a rollout (`r7`).
-#[utoipa::path(get, path = "/v1/why/{id}", tag = "events", params(("id" = String, Path)), responses((status = OK, body = WhyView)))]
+#[utoipa::path(
+    get, path = "/v1/why/{id}", tag = "events",
+    params(("id" = String, Path)),
+    responses((status = OK, body = WhyView)),
+)]
 pub async fn get(State(app): State<App>, At(id): At<String>) -> Result<Json<WhyView>, Problem> {
     if let Ok(id) = id.parse::<BuildId>() {
         return app.read(move |view| Ok(Json(of_build(view, id)?))).await;
