@@ -11,12 +11,14 @@ mod problem;
 mod pushes;
 mod resources;
 mod routes;
+mod serve;
 mod views;
 
 pub use access::{Needs, RULES, Rule, USER_HEADER};
 pub use app::{Api, Options};
 pub use pushes::Pushes;
 pub use routes::{openapi, router};
+pub use serve::serve;
 
 use app::App;
 
