@@ -1,112 +1,140 @@
-//! What a push to a hosted repository means: its objects are stored durably, then its refs are moved by compare-and-swap, and only
-//! then does git answer. Knows nothing of git's protocol.
+//! What becomes of a push: its bundle goes to the content store, its refs through the state machine. Knows nothing of git.
 
-use std::{path::Path, sync::Arc};
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
-use futures::{StreamExt as _, TryStreamExt as _, future::BoxFuture};
-use tokio::io::AsyncWriteExt as _;
+use futures::{StreamExt, TryStreamExt, future::BoxFuture};
+use sha2::{Digest as _, Sha256};
+use tokio::{fs::File, io::AsyncWriteExt};
 use tokio_util::io::ReaderStream;
 
 use crate::{
     artifacts::{
-        git::{PushRequest, PushSink, RepositoryState},
-        store::ContentStore,
+        git::{ObjectId, PushRequest, PushSink, RefUpdate as Moved, RepositoryState},
+        store::{ContentStore, StoreError},
     },
     model::{
         command::RepositoryAction,
         digest::Digest,
-        ids::RepositoryName,
-        pipeline::{Pipeline, Source},
+        ids::{IdError, RepositoryName},
         ports::{Proposal, ProposeError, Proposer},
         principal::{Principal, Role},
-        repository::{Bundle, Ref, Repository},
-        tables::{ReadTables, SCAN_RECORDS_MAX, Scan, key},
+        rejection::Rejection,
+        repository::{Bundle, CommitId, Ref, RefUpdate, Repository},
+        tables::{ReadTables, SCAN_RECORDS_MAX, Scan, TablesError, key},
         units::ByteSize,
     },
-    raft::Node,
+    raft::{Node, View},
 };
 
-/// Makes pushes durable and agreed. Cheap to clone.
-#[derive(Clone)]
+/// How long the disk may take for the next chunk of a bundle.
+const CHUNK_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Where this server's hosted repositories keep what is pushed, and read what is agreed.
 pub struct Pushes {
     /// State.
     pub node: Node,
+    /// Where refs are moved.
+    pub proposer: Arc<dyn Proposer>,
     /// Where bundles are kept.
     pub content: Arc<dyn ContentStore>,
 }
 
 impl PushSink for Pushes {
     fn push(&self, request: PushRequest) -> BoxFuture<'_, Result<String, String>> {
-        Box::pin(async move {
-            let bundle = match &request.bundle_path {
-                Some(path) => Some(self.store(path).await?),
-                None => None,
-            };
-            let (repository, updates) = (request.repository.clone(), request.updates);
-            let action = RepositoryAction::Push { repository, updates: updates.clone(), bundle };
-            let proposal = Proposal::new(action, Principal::new(Role::Developer, request.pusher));
-            match self.node.propose(proposal).await {
-                Ok(_) => self.what_happens_now(&request.repository, &updates),
-                Err(ProposeError::Rejected(rejection)) => Err(format!("{rejection}: {}", rejection.hint())),
-                Err(error) => Err(format!("{error}; push again")),
-            }
-        })
+        Box::pin(async move { self.accept(request).await })
     }
 
     fn state<'a>(&'a self, repository: &'a RepositoryName) -> BoxFuture<'a, Result<Option<RepositoryState>, String>> {
         Box::pin(async move {
             let view = self.node.linearizable_view().await.map_err(|error| error.to_string())?;
             let name = repository.clone();
-            tokio::task::spawn_blocking(move || {
-                let Some(kept) = view.get::<Repository>(&key(name.as_str()))? else { return Ok(None) };
-                let of_it = Scan::prefix(key(name.as_str()));
-                let refs = view.scan::<Ref>(&of_it, SCAN_RECORDS_MAX)?.into_iter().map(|kept| (kept.name, kept.commit)).collect();
-                let bundles = view.scan::<Bundle>(&of_it, SCAN_RECORDS_MAX)?.into_iter().map(|bundle| bundle.digest).collect();
-                Ok(Some(RepositoryState { refs, default_branch: kept.default_branch, bundles }))
-            })
-            .await
-            .map_err(|error| error.to_string())?
-            .map_err(|error: crate::model::tables::TablesError| error.to_string())
+            let read = tokio::task::spawn_blocking(move || state(&view, &name)).await.map_err(|error| error.to_string())?;
+            read.map_err(|error| error.to_string())
         })
     }
 
     fn bundle<'a>(&'a self, bundle: &'a Digest, destination: &'a Path) -> BoxFuture<'a, Result<(), String>> {
-        Box::pin(async move {
-            let stored = self.content.stat(*bundle).await.map_err(|error| error.to_string())?;
-            let stored = stored.ok_or_else(|| format!("the bundle {bundle} is not in the content store"))?;
-            let mut stream = self.content.get_range(*bundle, 0..stored.size).await.map_err(|error| error.to_string())?;
-            let mut file = tokio::fs::File::create_new(destination).await.map_err(|error| error.to_string())?;
-            while let Some(chunk) = stream.next().await {
-                let chunk = chunk.map_err(|error| error.to_string())?;
-                file.write_all(&chunk).await.map_err(|error| error.to_string())?;
-            }
-            file.flush().await.map_err(|error| error.to_string())
-        })
+        Box::pin(async move { self.fetch(*bundle, destination).await.map_err(|error| error.to_string()) })
     }
 }
 
 impl Pushes {
-    async fn store(&self, path: &Path) -> Result<(Digest, ByteSize), String> {
-        let file = tokio::fs::File::open(path).await.map_err(|error| format!("cannot read the pushed objects: {error}"))?;
-        let stream = ReaderStream::new(file).map_err(std::io::Error::other).boxed();
-        let stored = self.content.put(stream, None).await;
-        let stored = stored.map_err(|error| format!("cannot store the pushed objects: {error}; push again when that is mended"))?;
+    async fn accept(&self, request: PushRequest) -> Result<String, String> {
+        let bundle = match &request.bundle_path {
+            Some(path) => Some(self.keep(path).await.map_err(|error| error.to_string())?),
+            None => None,
+        };
+        let updates: Result<Vec<RefUpdate>, IdError> = request.updates.iter().map(update).collect();
+        let updates = updates.map_err(|error| error.to_string())?;
+        let action = RepositoryAction::Push { repository: request.repository.clone(), updates, bundle };
+        match self.proposer.propose(Proposal::new(action, pusher(&request.pusher))).await {
+            Ok(_) => Ok("accepted: `swell status` shows the builds that follow".to_owned()),
+            Err(ProposeError::Rejected(Rejection::RefMoved { .. })) if self.is_done(&request).await? => {
+                Ok("accepted before".to_owned())
+            }
+            Err(error) => Err(match &error {
+                ProposeError::Rejected(rejection) => format!("{error}: {}", rejection.hint()),
+                _ => format!("{error}: push again"),
+            }),
+        }
+    }
+
+    /// Whether every ref is where the push wants it: it was applied, and its answer was lost.
+    async fn is_done(&self, request: &PushRequest) -> Result<bool, String> {
+        let Some(now) = self.state(&request.repository).await? else { return Ok(false) };
+        Ok(request.updates.iter().all(|update| now.refs.get(&update.name) == update.new.as_ref()))
+    }
+
+    async fn keep(&self, path: &Path) -> Result<(Digest, ByteSize), StoreError> {
+        let file = File::open(path).await.map_err(StoreError::Incoming)?;
+        let stored = self.content.put(ReaderStream::with_capacity(file, 256 << 10).boxed(), None).await?;
         Ok((stored.digest, ByteSize(stored.size)))
     }
 
-    /// What the pusher is told: which pipelines look at the push.
-    fn what_happens_now(&self, repository: &RepositoryName, updates: &[crate::model::repository::RefUpdate]) -> Result<String, String> {
-        let moves_branch = updates.iter().any(|update| update.new.is_some() && update.name.starts_with("refs/heads/"));
-        if !moves_branch {
-            return Ok(String::new());
+    async fn fetch(&self, digest: Digest, destination: &Path) -> Result<(), StoreError> {
+        let stored = self.content.stat(digest).await?.ok_or(StoreError::NotFound(digest))?;
+        let mut content = self.content.get_range(digest, 0..stored.size).await?;
+        let mut file = File::create_new(destination).await.map_err(StoreError::Incoming)?;
+        let mut hasher = Sha256::new();
+        while let Some(chunk) = tokio::time::timeout(CHUNK_TIMEOUT, content.try_next())
+            .await
+            .map_err(std::io::Error::from)
+            .flatten()
+            .map_err(StoreError::Incoming)?
+        {
+            hasher.update(&chunk);
+            file.write_all(&chunk).await.map_err(StoreError::Incoming)?;
         }
-        let pipelines = self.node.view().scan::<Pipeline>(&Scan::all(), SCAN_RECORDS_MAX).unwrap_or_default();
-        let of_it = |pipeline: &Pipeline| matches!(&pipeline.source, Source::Hosted(name) if name == repository);
-        let names: Vec<String> = pipelines.into_iter().filter(of_it).map(|pipeline| pipeline.name.to_string()).collect();
-        Ok(match names.as_slice() {
-            [] => format!("no pipeline builds this repository yet: `swell pipeline create NAME --repo {repository}`"),
-            [one] => format!("pipeline {one} looks at it: `swell status {one}`"),
-            several => format!("pipelines {} look at it: `swell status`", several.join(", ")),
-        })
+        file.flush().await.map_err(StoreError::Incoming)?;
+        let found = Digest(hasher.finalize().into());
+        if found != digest {
+            return Err(StoreError::Mismatch { expected: digest, found, size: stored.size });
+        }
+        Ok(())
     }
+}
+
+/// Who pushes, as [`Principal`] writes itself.
+fn pusher(text: &str) -> Principal {
+    let known = text.split_once(':').and_then(|(role, name)| Some(Principal::new(role.parse::<Role>().ok()?, name)));
+    known.unwrap_or_else(|| Principal::new(Role::Developer, text))
+}
+
+fn update(moved: &Moved) -> Result<RefUpdate, IdError> {
+    let commit = |id: &Option<ObjectId>| id.as_ref().map(|id| id.as_str().parse::<CommitId>()).transpose();
+    Ok(RefUpdate { name: moved.name.clone(), old: commit(&moved.old)?, new: commit(&moved.new)? })
+}
+
+fn state(view: &View, name: &RepositoryName) -> Result<Option<RepositoryState>, TablesError> {
+    let Some(repository) = view.get::<Repository>(&key(name.as_str()))? else { return Ok(None) };
+    let all = Scan::prefix(key(name.as_str()));
+    let mut refs = BTreeMap::new();
+    for kept in view.scan::<Ref>(&all, SCAN_RECORDS_MAX)? {
+        match kept.commit.as_str().parse() {
+            Ok(id) => drop(refs.insert(kept.name, id)),
+            Err(error) => tracing::error!(repository = %name, git_ref = kept.name, %error, "a ref in state names no object"),
+        }
+    }
+    let bundles = view.scan::<Bundle>(&all, SCAN_RECORDS_MAX)?.into_iter().map(|bundle| bundle.digest).collect();
+    Ok(Some(RepositoryState { refs, default_branch: repository.default_branch, bundles }))
 }

@@ -23,9 +23,9 @@ pub struct CreatePlan {
     /// Whose release.
     #[schema(value_type = String)]
     pipeline: PipelineName,
-    /// Where.
-    #[schema(value_type = String)]
-    environment: EnvironmentName,
+    /// Where. With `rollback` it may be left out where the pipeline runs in one environment.
+    #[schema(value_type = Option<String>)]
+    environment: Option<EnvironmentName>,
     /// To which release; the pipeline's newest unless given, or with `rollback` the last good one.
     #[schema(value_type = Option<String>)]
     release: Option<ReleaseId>,
@@ -40,10 +40,13 @@ pub struct CreatePlan {
 pub async fn create(State(app): State<App>, Body(wanted): Body<CreatePlan>) -> Result<Json<PlanView>, Problem> {
     let CreatePlan { pipeline, environment, release, rollback } = wanted;
     app.read_latest(move |view| {
-        let (purpose, release) = if rollback {
-            (Purpose::Rollback, rollbacks::goal(view, &pipeline, Some(environment.clone()), release)?.1)
-        } else {
-            (Purpose::Deploy, releases::chosen(view, &pipeline, release)?)
+        let (purpose, environment, release) = match environment {
+            environment if rollback => {
+                let (environment, release) = rollbacks::goal(view, &pipeline, environment, release)?;
+                (Purpose::Rollback, environment, release)
+            }
+            Some(environment) => (Purpose::Deploy, environment, releases::chosen(view, &pipeline, release)?),
+            None => return Err(Problem::invalid("`environment` is missing", "say where: `swell env ls` lists them")),
         };
         // The number that the rollout would have: the same targets are drawn when it starts.
         let seed = view.get::<Cluster>(&Key::all())?.unwrap_or_default().next_rollout;

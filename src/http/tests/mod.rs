@@ -18,7 +18,7 @@ use futures::{StreamExt, future::BoxFuture, stream::BoxStream};
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::Value;
 
-use super::{Api, Options, Pushes, router};
+use super::{Api, Options, Pushes, serve};
 use crate::{
     artifacts::{
         git::HostedRepositories,
@@ -48,6 +48,7 @@ pub struct Server {
     pub client: reqwest::Client,
     dir: tempfile::TempDir,
     serving: tokio::task::JoinHandle<()>,
+    stop: Option<tokio::sync::oneshot::Sender<()>>,
 }
 
 impl Drop for Server {
@@ -82,9 +83,10 @@ impl Server {
         };
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let base = format!("http://{}", listener.local_addr().unwrap());
-        let service = router(api);
-        let serving = tokio::spawn(async move { axum::serve(listener, service).await.unwrap() });
-        let server = Self { base, node, content, sessions, logs, client: reqwest::Client::new(), dir, serving };
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let serving = tokio::spawn(serve(listener, api, async { drop(stopped.await) }));
+        let client = reqwest::Client::new();
+        let server = Self { base, node, content, sessions, logs, client, dir, serving, stop: Some(stop) };
         server.leads().await;
         server
     }

@@ -155,6 +155,8 @@ async fn a_rollback_finds_its_way_and_asks_where_it_cannot() {
         carry_out(&server, rollout["id"].as_str().unwrap()).await;
     }
     let rollback = json!({ "pipeline": "shop", "why": "errors" });
+    let planned = server.done("/v1/plans", json!({ "pipeline": "shop", "rollback": true })).await;
+    assert_eq!((&planned["environment"], &planned["release"]), (&json!("production"), &json!("shop@1")));
     let back = server.done("/v1/rollbacks", rollback.clone()).await;
     assert_eq!((&back["release"], &back["purpose"]), (&json!("shop@1"), &json!("rollback")), "{back}");
     assert_eq!(back["waves"].as_array().unwrap().len(), 1);

@@ -79,6 +79,36 @@ async fn a_follower_that_breaks_off_goes_on_without_gap_or_repeat() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_follower_from_the_beginning_gets_all_once_and_in_order() {
+    let options = Options { heartbeat: Duration::from_millis(200), ..Options::default() };
+    let server = Server::with(options).await;
+    // More than one look at state takes.
+    let names: Vec<String> = (0..300).map(|number| format!("p{number}")).collect();
+    futures::future::join_all(names.iter().map(|name| server.pipeline(name))).await;
+    let newest = server.node.last_event().borrow().to_string();
+    let mut follower = Sse::open(&server, "?after=0.0", None).await;
+    let mut seen = Vec::new();
+    loop {
+        let (id, kind, _) = follower.next().await;
+        match kind.as_str() {
+            "event" => seen.push(id),
+            _ if id == newest => break,
+            _ => {}
+        }
+    }
+    let mut all = Vec::new();
+    let mut path = "/v1/events?limit=150".to_owned();
+    loop {
+        let (_, page) = server.get(&path).await;
+        all.extend(page["items"].as_array().unwrap().iter().map(|event| event["seq"].as_str().unwrap().to_owned()));
+        let Some(next) = page["next"].as_str() else { break };
+        path = format!("/v1/events?limit=150&cursor={next}");
+    }
+    assert!(all.len() >= 300);
+    assert_eq!(seen, all);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_filter_passes_only_its_subjects_and_the_cursor_moves_on() {
     let options = Options { heartbeat: Duration::from_millis(100), ..Options::default() };
     let server = Server::with(options).await;
@@ -179,4 +209,16 @@ async fn a_gateway_says_hello_first() {
     assert!(next(&mut mute).await.is_close());
     let (status, body) = answer(server.request(Method::GET, "/v1/gateways/session", Role::Gateway)).await;
     assert_problem(status, &body, "not_a_websocket");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_stops_ends_its_streams() {
+    let mut server = Server::start().await;
+    let mut follower = Sse::open(&server, "", None).await;
+    assert_eq!(follower.next().await.1, "cursor");
+    drop(server.stop.take());
+    tokio::time::timeout(SOON, &mut server.serving).await.expect("it stops although a stream is open").unwrap();
+    let rest = async { while let Ok(Some(_)) = follower.response.chunk().await {} };
+    tokio::time::timeout(SOON, rest).await.expect("the stream is cut");
+    assert!(server.client.get(format!("{}/livez", server.base)).send().await.is_err(), "nobody answers any more");
 }
