@@ -3,6 +3,7 @@
 //! The map of the modules; docs/ARCHITECTURE.md walks one push through them.
 
 pub mod actors;
+pub mod agent;
 pub mod artifacts;
 pub mod crash;
 pub mod gateway;
