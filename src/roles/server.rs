@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use groundswell::{
     actors::{self, LocalRunner},
     artifacts::{
@@ -74,10 +74,10 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<()> {
         });
         Arc::new(store)
     };
-    let pushes = Arc::new(Pushes { node: node.clone(), content: Arc::clone(&content) });
-    let repositories = HostedRepositories::open(folder("repositories"), pushes).await?;
+        let proposer: Arc<dyn Proposer> = Arc::new(node.clone());
+    let pushes = Pushes { node: node.clone(), proposer: Arc::clone(&proposer), content: Arc::clone(&content) };
+    let repositories = HostedRepositories::open(folder("repositories"), Arc::new(pushes)).await?;
     let mirrors = Mirrors::open(folder("mirrors")).await?;
-    let proposer: Arc<dyn Proposer> = Arc::new(node.clone());
     let runner = match &options.runner {
         Some(runner) => Some(local_runner(runner, &options, &content, &mirrors, &proposer).await?),
         None => None,
@@ -108,10 +108,10 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<()> {
         options: http::Options::default(),
     };
     tracing::info!(address = %listener.local_addr()?, data = %options.data.display(), "the server is ready");
-    let served = http::serve(listener, api, stop).await;
+    http::serve(listener, api, stop.cancelled_owned()).await;
     tree.stop().await;
     node.shutdown().await?;
-    served.context("the API ended")
+    Ok(())
 }
 
 async fn local_runner(
