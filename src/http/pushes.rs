@@ -1,6 +1,6 @@
 //! What becomes of a push: its bundle goes to the content store, its refs through the state machine. Knows nothing of git.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use futures::{StreamExt, TryStreamExt, future::BoxFuture};
 use sha2::{Digest as _, Sha256};
@@ -9,17 +9,18 @@ use tokio_util::io::ReaderStream;
 
 use crate::{
     artifacts::{
-        git::{ObjectId, PushRequest, PushSink, RefUpdate as Moved, RepositoryState},
+        git::{PushRequest, PushSink, RepositoryState},
         store::{ContentStore, StoreError},
     },
     model::{
         command::RepositoryAction,
         digest::Digest,
-        ids::{IdError, RepositoryName},
+        ids::RepositoryName,
+        pipeline::{Pipeline, Source},
         ports::{Proposal, ProposeError, Proposer},
         principal::{Principal, Role},
         rejection::Rejection,
-        repository::{Bundle, CommitId, Ref, RefUpdate, Repository},
+        repository::{Bundle, Ref, Repository},
         tables::{ReadTables, SCAN_RECORDS_MAX, Scan, TablesError, key},
         units::ByteSize,
     },
@@ -64,11 +65,10 @@ impl Pushes {
             Some(path) => Some(self.keep(path).await.map_err(|error| error.to_string())?),
             None => None,
         };
-        let updates: Result<Vec<RefUpdate>, IdError> = request.updates.iter().map(update).collect();
-        let updates = updates.map_err(|error| error.to_string())?;
-        let action = RepositoryAction::Push { repository: request.repository.clone(), updates, bundle };
+        let (repository, updates) = (request.repository.clone(), request.updates.clone());
+        let action = RepositoryAction::Push { repository, updates, bundle };
         match self.proposer.propose(Proposal::new(action, pusher(&request.pusher))).await {
-            Ok(_) => Ok("accepted: `swell status` shows the builds that follow".to_owned()),
+            Ok(_) => Ok(self.what_happens_now(&request)),
             Err(ProposeError::Rejected(Rejection::RefMoved { .. })) if self.is_done(&request).await? => {
                 Ok("accepted before".to_owned())
             }
@@ -76,6 +76,23 @@ impl Pushes {
                 ProposeError::Rejected(rejection) => format!("{error}: {}", rejection.hint()),
                 _ => format!("{error}: push again"),
             }),
+        }
+    }
+
+    /// What the pusher is told: which pipelines look at the push.
+    fn what_happens_now(&self, request: &PushRequest) -> String {
+        let repository = &request.repository;
+        if !request.updates.iter().any(|update| update.new.is_some() && update.name.starts_with("refs/heads/")) {
+            return String::new();
+        }
+        // Only a word for the pusher: where it cannot be read, the push is accepted all the same.
+        let pipelines = self.node.view().scan::<Pipeline>(&Scan::all(), SCAN_RECORDS_MAX).unwrap_or_default();
+        let of_it = |pipeline: &Pipeline| matches!(&pipeline.source, Source::Hosted(name) if name == repository);
+        let names: Vec<String> = pipelines.into_iter().filter(of_it).map(|pipeline| pipeline.name.to_string()).collect();
+        match names.as_slice() {
+            [] => format!("no pipeline builds this repository yet: `swell pipeline create NAME --repo {repository}`"),
+            [one] => format!("pipeline {one} looks at it: `swell status {one}`"),
+            several => format!("pipelines {} look at it: `swell status`", several.join(", ")),
         }
     }
 
@@ -120,21 +137,10 @@ fn pusher(text: &str) -> Principal {
     known.unwrap_or_else(|| Principal::new(Role::Developer, text))
 }
 
-fn update(moved: &Moved) -> Result<RefUpdate, IdError> {
-    let commit = |id: &Option<ObjectId>| id.as_ref().map(|id| id.as_str().parse::<CommitId>()).transpose();
-    Ok(RefUpdate { name: moved.name.clone(), old: commit(&moved.old)?, new: commit(&moved.new)? })
-}
-
 fn state(view: &View, name: &RepositoryName) -> Result<Option<RepositoryState>, TablesError> {
     let Some(repository) = view.get::<Repository>(&key(name.as_str()))? else { return Ok(None) };
     let all = Scan::prefix(key(name.as_str()));
-    let mut refs = BTreeMap::new();
-    for kept in view.scan::<Ref>(&all, SCAN_RECORDS_MAX)? {
-        match kept.commit.as_str().parse() {
-            Ok(id) => drop(refs.insert(kept.name, id)),
-            Err(error) => tracing::error!(repository = %name, git_ref = kept.name, %error, "a ref in state names no object"),
-        }
-    }
+    let refs = view.scan::<Ref>(&all, SCAN_RECORDS_MAX)?.into_iter().map(|kept| (kept.name, kept.commit)).collect();
     let bundles = view.scan::<Bundle>(&all, SCAN_RECORDS_MAX)?.into_iter().map(|bundle| bundle.digest).collect();
     Ok(Some(RepositoryState { refs, default_branch: repository.default_branch, bundles }))
 }
