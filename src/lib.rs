@@ -3,6 +3,7 @@
 //! The map of the modules; docs/ARCHITECTURE.md walks one push through them.
 
 pub mod artifacts;
+pub mod cli;
 pub mod crash;
 pub mod gateway;
 pub mod model;
