@@ -5,6 +5,7 @@
 pub mod actors;
 pub mod agent;
 pub mod artifacts;
+pub mod cli;
 pub mod crash;
 pub mod gateway;
 pub mod http;
