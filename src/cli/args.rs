@@ -10,7 +10,7 @@ use super::{
         pipeline, plan, repo, rollback, status, validate, why,
     },
     output::ColorChoice,
-    roles::{AgentArgs, DevArgs, GatewayArgs, RunnerArgs, ServerArgs},
+    roles::{AgentArgs, DevArgs, GatewayArgs, ServerArgs},
 };
 
 /// What stands below the list of commands in `swell --help`.
@@ -71,8 +71,6 @@ pub enum Command {
     Dev(DevArgs),
     /// Run a server of the cluster
     Server(ServerArgs),
-    /// Run builds on this machine
-    Runner(RunnerArgs),
     /// Make this machine a target: converge it to what it should run
     Agent(AgentArgs),
     /// Split traffic between releases
@@ -155,6 +153,6 @@ pub enum Command {
 impl Command {
     /// Whether `main` plays it: [`super::run`] refuses these.
     pub fn is_role(&self) -> bool {
-        matches!(self, Self::Dev(_) | Self::Server(_) | Self::Runner(_) | Self::Agent(_) | Self::Gateway(_))
+        matches!(self, Self::Dev(_) | Self::Server(_) | Self::Agent(_) | Self::Gateway(_))
     }
 }

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use clap::Args;
 
-use crate::model::units::{ByteSize, Millis};
+use crate::model::{fleet::PortRange, routes::ServiceKey, units::ByteSize};
 
 /// Where a role keeps its files unless told: `/var/lib/swell` for root, else below the user's own state folder.
 pub fn default_data_dir(role: &str) -> PathBuf {
@@ -27,41 +27,44 @@ pub struct DevArgs {
     /// Where everything is kept
     #[arg(long, env = "SWELL_DATA", value_name = "DIR")]
     pub data: Option<PathBuf>,
-    /// Where the API listens; peers use the next port
+    /// Where the API listens
     #[arg(long, default_value = "127.0.0.1:7400", value_name = "ADDR")]
     pub listen: SocketAddr,
     /// Where the gateway takes requests
     #[arg(long, default_value = "127.0.0.1:7480", value_name = "ADDR")]
     pub gateway: SocketAddr,
-    /// How many targets to play
-    #[arg(long, default_value_t = 3, value_name = "N")]
-    pub agents: u32,
+    /// Where the gateway is asked about itself
+    #[arg(long, default_value = "127.0.0.1:7481", value_name = "ADDR")]
+    pub gateway_admin: SocketAddr,
+    /// How many targets to play, in two zones
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=100))]
+    pub agents: u16,
+    /// The first of the ports that the targets' services get; each target has the next 200
+    #[arg(long, default_value_t = 20_000, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1024..=45_000))]
+    pub first_port: u16,
 }
 
 /// `swell server`
 #[derive(Debug, Clone, Args)]
 pub struct ServerArgs {
-    /// The server's configuration file
-    #[arg(long = "server-config", env = "SWELL_SERVER_CONFIG", value_name = "FILE")]
-    pub config: Option<PathBuf>,
     /// Where state and artifacts are kept
     #[arg(long, env = "SWELL_DATA", value_name = "DIR")]
     pub data: Option<PathBuf>,
     /// Where the API listens
     #[arg(long, default_value = "127.0.0.1:7400", value_name = "ADDR")]
     pub listen: SocketAddr,
-    /// Where the other servers reach this one
-    #[arg(long, default_value = "127.0.0.1:7401", value_name = "ADDR")]
-    pub peer_listen: SocketAddr,
-    /// This server's number, from 1, its own in the cluster
-    #[arg(long, default_value_t = 1, value_name = "N")]
-    pub id: u64,
-    /// Another server of the cluster, as NUMBER=HOST:PORT of its peer port; once for each
-    #[arg(long = "peer", value_name = "PEER")]
-    pub peers: Vec<String>,
     /// Also run builds here
     #[arg(long)]
     pub runner: bool,
+    /// How many CPUs builds may use; all unless given
+    #[arg(long, value_name = "N", requires = "runner")]
+    pub cpu: Option<f64>,
+    /// How much memory builds may use, such as 8GiB; three quarters unless given
+    #[arg(long, value_name = "SIZE", requires = "runner")]
+    pub memory: Option<ByteSize>,
+    /// Run builds as plain processes where this machine forbids containers: for `swell dev` alone
+    #[arg(long, hide = true, requires = "runner")]
+    pub allow_unisolated: bool,
 }
 
 /// How a role reaches the servers.
@@ -76,20 +79,6 @@ pub struct Upstream {
     /// Where this role keeps its files
     #[arg(long, env = "SWELL_DATA", value_name = "DIR")]
     pub data: Option<PathBuf>,
-}
-
-/// `swell runner`
-#[derive(Debug, Clone, Args)]
-pub struct RunnerArgs {
-    /// How it reaches the servers.
-    #[command(flatten)]
-    pub upstream: Upstream,
-    /// How many CPUs builds may use; all unless given
-    #[arg(long, value_name = "N")]
-    pub cpu: Option<f64>,
-    /// How much memory builds may use, such as 8GiB; three quarters unless given
-    #[arg(long, value_name = "SIZE")]
-    pub memory: Option<ByteSize>,
 }
 
 /// `swell agent`
@@ -110,9 +99,18 @@ pub struct AgentArgs {
     /// The address at which gateways reach what runs here
     #[arg(long, env = "SWELL_ADDRESS", default_value = "127.0.0.1", value_name = "IP")]
     pub address: std::net::IpAddr,
-    /// How often it reports when nothing changes
-    #[arg(long, default_value = "10s", value_name = "TIME")]
-    pub report_every: Millis,
+    /// The ports that services with `auto` ports get, as FIRST-LAST
+    #[arg(long, default_value = "20000-29999", value_name = "PORTS", value_parser = port_range)]
+    pub ports: PortRange,
+    /// Bytes that releases leave free on the disk, such as 1GiB
+    #[arg(long, default_value = "0", value_name = "SIZE")]
+    pub reserve: ByteSize,
+    /// Services that name no user run as this one; each gets a user of its own unless given
+    #[arg(long, value_name = "USER")]
+    pub default_user: Option<String>,
+    /// Run services without control groups where this machine forbids them: for `swell dev` alone
+    #[arg(long, hide = true)]
+    pub allow_unisolated: bool,
 }
 
 /// `swell gateway`
@@ -124,15 +122,24 @@ pub struct GatewayArgs {
     /// The gateway's configuration file; flags that are given win over it
     #[arg(long = "gateway-config", env = "SWELL_GATEWAY_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Where it takes requests
+    /// Where it takes requests, routed by host
     #[arg(long, value_name = "ADDR")]
     pub listen: Vec<SocketAddr>,
+    /// The service that every request is for, whatever its host, as PIPELINE/ENVIRONMENT/SERVICE
+    #[arg(long, value_name = "SERVICE")]
+    pub service: Option<ServiceKey>,
     /// Where probes and people ask about the gateway itself
     #[arg(long, value_name = "ADDR")]
     pub admin: Option<SocketAddr>,
     /// Its zone: instances of the same zone are preferred
     #[arg(long, env = "SWELL_ZONE", value_name = "NAME")]
     pub zone: Option<String>,
+}
+
+fn port_range(text: &str) -> Result<PortRange, String> {
+    let parsed = text.split_once('-').and_then(|(first, last)| Some(PortRange { first: first.parse().ok()?, last: last.parse().ok()? }));
+    let range = parsed.filter(|range| range.first >= 1024 && range.pairs() > 0);
+    range.ok_or_else(|| "write it as FIRST-LAST, such as 20000-29999, from 1024 on and with two ports at least".to_owned())
 }
 
 #[cfg(test)]

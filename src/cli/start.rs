@@ -63,7 +63,7 @@ pub(super) fn ended(output: &Output, end: Result<Exit>) -> Exit {
 
 pub(super) async fn dispatch(context: &Context, command: Command) -> Result<Exit> {
     match command {
-        Command::Dev(_) | Command::Server(_) | Command::Runner(_) | Command::Agent(_) | Command::Gateway(_) => {
+        Command::Dev(_) | Command::Server(_) | Command::Agent(_) | Command::Gateway(_) => {
             Err(Failure::new(Exit::Failed, "role", "a role is played by the program itself, not by its client"))
         }
         Command::Init(args) => init::run(context, args),

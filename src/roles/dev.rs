@@ -24,8 +24,7 @@ const READY_WITHIN: Duration = Duration::from_secs(30);
 /// How long the children may take to stop.
 const STOP_WITHIN: Duration = Duration::from_secs(20);
 
-/// The ports of the first target's services; each further target has the next so many.
-const FIRST_PORT: u16 = 20_000;
+/// How many ports the services of each target have.
 const PORTS_EACH: u16 = 200;
 
 /// What a laptop's cluster is made of.
@@ -42,7 +41,7 @@ pub struct Options {
     /// How many targets to play, in two zones.
     pub agents: u16,
     /// The first port of the first target's services.
-    pub first_port: Option<u16>,
+    pub first_port: u16,
 }
 
 /// Runs everything until `stop`, then stops it and what it started.
@@ -115,7 +114,7 @@ impl Part {
     fn agent(program: &Path, options: &Options, number: u16, token: &str) -> Self {
         let name = format!("web-{number}");
         let data = options.data.join("agents").join(&name);
-        let first = options.first_port.unwrap_or(FIRST_PORT) + (number - 1) * PORTS_EACH;
+        let first = options.first_port + (number - 1) * PORTS_EACH;
         let zone = if number % 2 == 1 { "a" } else { "b" };
         let arguments = [
             "agent",

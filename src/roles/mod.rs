@@ -4,6 +4,7 @@ pub mod agent;
 pub mod dev;
 pub mod gateway;
 pub mod server;
+pub mod wanted;
 
 use std::{path::Path, time::Duration};
 

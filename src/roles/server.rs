@@ -20,6 +20,7 @@ use groundswell::{
     runner::{
         attempts::{Attempts, AttemptsOptions},
         isolation,
+        runtime::ShimRuntime,
     },
     security::tokens::Tokens,
 };
@@ -129,7 +130,13 @@ async fn local_runner(
         }
         tracing::warn!(why, "BUILDS ARE NOT ISOLATED: they run as plain processes of this user and can read and change what it can");
     }
-    let attempts = AttemptsOptions::new(options.data.join("runner"), runner.name.clone(), report.level);
+    let attempts = AttemptsOptions {
+        data_dir: options.data.join("runner"),
+        runner: runner.name.clone(),
+        shim: ShimRuntime::default(),
+        isolation: report.level,
+        allow_unisolated: runner.allow_unisolated,
+    };
     let attempts = Attempts::open(attempts, Arc::clone(content), mirrors.clone(), Arc::clone(proposer)).await?;
     Ok(LocalRunner { name: runner.name.clone(), resources: runner.resources, attempts })
 }

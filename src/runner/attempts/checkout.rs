@@ -9,7 +9,7 @@ use super::{
     run::{Run, Stop, lost},
 };
 use crate::{
-    artifacts::git::{GitError, ObjectId},
+    artifacts::git::GitError,
     crash,
     model::{
         build::{AttemptEnd, BuildFailure, Phase, PhaseRecord},
@@ -43,7 +43,7 @@ impl Run {
     }
 
     async fn fetch(&self, source: GitSource) -> Result<CheckedOut, Stop> {
-        let commit: ObjectId = self.job.build.commit.as_str().parse().map_err(|error| failed(format!("{error}"), "build another commit"))?;
+        let commit = self.job.build.commit.clone();
         let mirror = self.inner.mirrors.of(&source.url, source.token).await.map_err(stop_for)?;
         mirror.fetch_commit(&commit).await.map_err(stop_for)?;
         let path = self.job.file.as_str();
