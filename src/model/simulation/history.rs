@@ -21,7 +21,8 @@ use crate::model::{
     command::{Action, ArtifactAction, BuildAction, ClusterAction, Command, EnvironmentAction, FleetAction, RolloutAction},
     decide::rollout::{Next, Seen, next},
     desired::told,
-    fleet::{Environment, TARGET_GRACE, Target},
+    event::Subject,
+    fleet::{Environment, TARGET_GRACE, Target, TargetFacts},
     ids::{BuildId, ReleaseId, RolloutId},
     pipeline::Pipeline,
     pipeline_file::PipelineFile,
@@ -31,7 +32,7 @@ use crate::model::{
     release::{Release, release_key},
     retention::expired_artifacts,
     rollout::{Deployment, Gate, OpenRollout, Purpose, Rollout, RolloutState, deployment_key},
-    tables::{ReadTables, Scan, key},
+    tables::{ReadTables, Scan, Tables, key},
     units::{Millis, Timestamp},
 };
 
@@ -51,6 +52,11 @@ fn file(kind: usize) -> PipelineFile {
          ports = {{ http = \"auto\" }}\nhealth = {{ port = \"http\", http = \"/healthz\" }}\n[deploy.production]\n{deploy}\n{bake}\n"
     );
     PipelineFile::parse(&text).unwrap()
+}
+
+fn labelled(number: u32, belongs: bool) -> TargetFacts {
+    let role = if belongs { "web" } else { "none" };
+    TargetFacts { labels: BTreeMap::from([("role".into(), role.into())]), ..facts(number) }
 }
 
 /// What the leader watches: a change of it starts the watch anew.
@@ -73,6 +79,8 @@ pub struct History {
     files: Vec<PipelineFile>,
     faults: bool,
     next_commit: u8,
+    /// How often a runner loses an attempt, in percent of its steps.
+    losses: u64,
     /// What each open rollout waits for.
     pub waits: BTreeMap<RolloutId, String>,
 }
@@ -86,7 +94,14 @@ impl History {
         let (mut world, _) = World::with_fleet(count, crate::model::apply::testing::FILE);
         let mut pipeline: Pipeline = world.get(key("shop"));
         pipeline.concurrency = 1 + random.below(2) as u32;
-        crate::model::tables::Tables::put(&mut world.tables, &pipeline).unwrap();
+        world.tables.put(&pipeline).unwrap();
+        // Targets can leave and come back: they belong by a label.
+        let mut environment: Environment = world.get(key("production"));
+        environment.selector = BTreeMap::from([("role".into(), "web".into())]);
+        world.tables.put(&environment).unwrap();
+        for number in 0..count {
+            world.ok(FleetAction::Join { facts: labelled(number, true) });
+        }
         let agents = (0..count).map(Agent::new).collect();
         let mut checks = Checks::default();
         for applied in &world.applied {
@@ -109,6 +124,7 @@ impl History {
             files: (0..KINDS.len()).map(file).collect(),
             faults: true,
             next_commit: 1,
+            losses: [5, 5, 45][seed as usize % 3],
             waits: BTreeMap::new(),
         }
     }
@@ -380,6 +396,14 @@ impl History {
                 let cause = if self.random.chance(90) { Cause::Push } else { Cause::Manual };
                 let (pipeline, resources) = (name("shop"), Resources::default());
                 let commit = commit(number);
+                if self.random.chance(10) {
+                    let file = Box::new(self.files[self.random.below(self.files.len())].clone());
+                    let artifact = artifact(number);
+                    let pushed = self.person(BuildAction::Push { pipeline, commit, git_ref: git_ref.into(), artifact, file })?;
+                    let Some(Subject::Build(id)) = pushed.map(|pushed| pushed.outcome.subject) else { return Ok(()) };
+                    self.releases.extend(self.world.get::<Build>(key(id.0)).release);
+                    return Ok(());
+                }
                 self.person(BuildAction::Request { pipeline, commit, git_ref: git_ref.into(), cause, again, resources })?;
             }
             return Ok(());
@@ -404,7 +428,7 @@ impl History {
         if build.cancel_asked && self.random.chance(50) {
             return self.lead(BuildAction::End { build: id, attempt, end: AttemptEnd::Canceled, log: None });
         }
-        if self.faults && self.random.chance(12) {
+        if self.faults && self.random.chance(self.losses) {
             return self.lead(BuildAction::End { build: id, attempt, end: lost(), log: None });
         }
         if !live.acknowledged {
@@ -413,7 +437,7 @@ impl History {
         if self.faults && self.random.chance(6) {
             let phase = *self.random.pick(&Phase::ALL).unwrap();
             let failure = BuildFailure { phase, reason: "exit 2".into(), hint: String::new(), output: "x".repeat(9000) };
-            let end = if self.random.chance(30) { AttemptEnd::TimedOut(failure) } else { AttemptEnd::Failed(failure) };
+            let end = if self.random.chance(50) { AttemptEnd::TimedOut(failure) } else { AttemptEnd::Failed(failure) };
             return self.lead(BuildAction::End { build: id, attempt, end, log: None });
         }
         match live.phases.len() {
@@ -439,13 +463,17 @@ impl History {
         match (self.random.below(40), rollout, release) {
             (0..=11, _, Some(release)) => self.start(release, Purpose::Deploy),
             (12..=14, _, release) => {
-                let former = self.deployment().and_then(|deployment| deployment.former(deployment.stable.as_ref()).cloned());
-                match former.filter(|_| self.faults).or(release) {
+                let deployment = self.deployment();
+                let stable = deployment.as_ref().and_then(|deployment| deployment.stable.clone());
+                let former = deployment.and_then(|deployment| deployment.former(stable.as_ref()).cloned());
+                // Undoing what is at work, going back further, or to anything.
+                let goal = if rollout.is_some() && self.random.chance(50) { stable } else { former };
+                match goal.filter(|_| self.random.chance(90)).or(release) {
                     Some(release) => self.start(release, Purpose::Rollback),
                     None => Ok(()),
                 }
             }
-            (15..=16, Some(rollout), _) => self.person(RolloutAction::Abort { rollout, why }).map(drop),
+            (15..=16, Some(rollout), _) if self.random.chance(60) => self.person(RolloutAction::Abort { rollout, why }).map(drop),
             (17..=18, Some(rollout), _) => self.person(RolloutAction::Pause { rollout, why }).map(drop),
             (19..=22, Some(rollout), _) => self.person(RolloutAction::Resume { rollout }).map(drop),
             (23..=24, Some(rollout), _) => self.person(RolloutAction::Promote { rollout, why }).map(drop),
@@ -465,7 +493,7 @@ impl History {
                 }
                 let number = self.agents.len() as u32;
                 self.agents.push(Agent::new(number));
-                let facts = facts(number);
+                let facts = labelled(number, true);
                 let command = self.world.command(FleetAction::Join { facts });
                 self.propose(command)?;
                 self.say_presence()
@@ -478,6 +506,11 @@ impl History {
                 let Some(release) = self.random.pick(&self.releases).cloned() else { return Ok(()) };
                 let digests = vec![self.world.get::<Release>(release_key(&release)).artifact];
                 self.person(ArtifactAction::Delete { digests }).map(drop)
+            }
+            (39, ..) => {
+                let number = self.random.below(self.agents.len()) as u32;
+                let belongs = !self.members().contains(number);
+                self.person(FleetAction::Join { facts: labelled(number, belongs) }).map(drop)
             }
             (38, ..) => {
                 let build = BuildId(1 + self.random.below(20) as u64);
@@ -500,6 +533,9 @@ impl History {
         self.person(EnvironmentAction::Unfreeze { name: name("production") })?;
         for index in self.cordoned() {
             self.person(FleetAction::Uncordon { name: name(&format!("web-{index}")) })?;
+        }
+        for number in 0..self.agents.len() as u32 {
+            self.person(FleetAction::Join { facts: labelled(number, true) })?;
         }
         for round in 0..400 {
             for agent in &mut self.agents {

@@ -39,6 +39,8 @@ pub struct Checks {
     disturbed: BTreeMap<RolloutId, RoaringBitmap>,
     /// Told while they served nothing, and not healthy since.
     free: BTreeMap<RolloutId, RoaringBitmap>,
+    /// All that each rollout told so far.
+    told: BTreeMap<RolloutId, RoaringBitmap>,
     waves: BTreeMap<RolloutId, Vec<RoaringBitmap>>,
     aborted: BTreeSet<RolloutId>,
     /// Rolled back and not cleared.
@@ -166,8 +168,10 @@ impl Checks {
         for rollout in history.world.tables.scan::<Rollout>(&Scan::all(), 1000).unwrap() {
             self.rollout(history, command, &rollout)?;
         }
-        if let Action::Rollout(RolloutAction::ChangeTargets { rollout, targets, .. }) = &command.action {
-            self.availability(history, &history.world.rollout(*rollout), targets)?;
+        if let Action::Rollout(RolloutAction::ChangeTargets { rollout, .. }) = &command.action {
+            let rollout = history.world.rollout(*rollout);
+            let before = self.told.insert(rollout.id, rollout.sets.changed.clone()).unwrap_or_default();
+            self.availability(history, &rollout, &(&rollout.sets.changed - before))?;
         }
         Ok(())
     }
@@ -223,7 +227,7 @@ impl Checks {
             let away = RoaringBitmap::from_iter(history.agents.iter().filter(|agent| !agent.connected).map(|agent| agent.target));
             let bad = if rollout.purpose == Purpose::Rollback { bad - away } else { bad } - free;
             if bad.len() > u64::from(rollout.plan.max_failures) && rollout.stable.is_some() {
-                return Err(format!("5: a wave of {id} passed although {bad:?} are not healthy"));
+                return Err(format!("5: a wave of {id} passed although {bad:?} are not healthy: {:?}", rollout.sets));
             }
         }
         Ok(())
@@ -260,10 +264,9 @@ impl Checks {
 
     /// 4: what is told now never makes more unavailable than may be.
     fn availability(&mut self, history: &History, rollout: &Rollout, told: &RoaringBitmap) -> Check {
-        let told = &rollout.sets.changed & told;
         let (disturbed, free) = (self.disturbed.entry(rollout.id).or_default(), self.free.entry(rollout.id).or_default());
         let mut costs = false;
-        for target in &told {
+        for target in told {
             let said = self.said.get(&target);
             let same = said.is_some_and(|said| said.release.as_ref() == Some(&rollout.release) && said.progress == Progress::Healthy);
             if rollout.sets.healthy.contains(target) && same {

@@ -112,12 +112,9 @@ fn judge<T: Tables>(
     if rollout.paused.is_some() && verdict == Verdict::Pass {
         return Err(illegal(&rollout, "go on while it is paused"));
     }
-    if verdict != Verdict::Fail && gate == Gate::Convergence {
-        // Nobody passes a wave that was not changed: what is left of it would change at once when the rollout ends.
-        let untold = rollout.wave_targets() - &rollout.sets.changed - &rollout.sets.unreachable;
-        if !untold.is_disjoint(&context.environment(&rollout.environment)?.members) {
-            return Err(illegal(&rollout, "pass a wave that has targets left to change"));
-        }
+    if verdict != Verdict::Fail {
+        let members = context.environment(&rollout.environment)?.members;
+        check_passable(&rollout, &members, verdict)?;
     }
     let by = context.principal.clone();
     let record = VerdictRecord { wave, gate, verdict, evidence: evidence.to_owned(), by, at: context.at };
@@ -136,6 +133,29 @@ fn judge<T: Tables>(
         }
         Verdict::Fail => back::begin(context, rollout, evidence),
     }
+}
+
+/// A verdict may be late: what its gate guards must hold when it is applied, not only when it was reached.
+fn check_passable(rollout: &Rollout, members: &RoaringBitmap, verdict: Verdict) -> Result<(), RuleError> {
+    let (sets, wave) = (&rollout.sets, rollout.wave_targets() & members);
+    // Nobody passes a wave that was not changed: what is left of it would change at once when the rollout ends.
+    if rollout.gate == Gate::Convergence && !wave.is_subset(&(&sets.changed | &sets.unreachable)) {
+        return Err(illegal(rollout, "pass a wave that has targets left to change"));
+    }
+    if verdict == Verdict::Overridden {
+        return Ok(());
+    }
+    let mut failed = &sets.failed & &sets.changed & members;
+    if rollout.gate == Gate::Convergence && rollout.purpose == Purpose::Deploy {
+        failed |= (wave & &sets.changed) - &sets.healthy;
+    }
+    if rollout.stable.is_some() {
+        failed -= &sets.down_before;
+    }
+    if failed.len() > u64::from(rollout.plan.max_failures) {
+        return Err(illegal(rollout, "pass a gate while more targets fail than may"));
+    }
+    Ok(())
 }
 
 /// A person passes the present gate, whatever it would say.
