@@ -6,7 +6,7 @@ pub mod gateway;
 pub mod server;
 pub mod wanted;
 
-use std::{path::Path, time::Duration};
+use std::{io::IsTerminal as _, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result};
 use tokio::signal::unix::{SignalKind, signal};
@@ -22,7 +22,8 @@ where
     F: Future<Output = Result<()>>,
 {
     let filter = EnvFilter::try_from_env("SWELL_LOG").unwrap_or_else(|_| EnvFilter::new("info,openraft=warn"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let ansi = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi);
     if json { log.json().init() } else { log.with_target(false).init() }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("the runtime cannot start")?;
     let result = runtime.block_on(async {

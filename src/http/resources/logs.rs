@@ -1,6 +1,6 @@
 //! `/v1/builds/{id}/log`: a line a chunk (NDJSON): from where the attempt is at work, or from the content store once it ended.
 
-use std::{io, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
@@ -8,16 +8,14 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
-use futures::{Stream, StreamExt, TryStreamExt, stream};
+use futures::{Stream, StreamExt};
 use hyper::{StatusCode, header::CONTENT_TYPE};
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
-use tokio_util::io::StreamReader;
 use utoipa::{IntoParams, ToSchema};
 
 use super::builds;
 use crate::{
-    artifacts::store::StoreError,
+    artifacts::log::{LogError, read_log},
     http::{
         app::App,
         input::{At, Params},
@@ -28,8 +26,6 @@ use crate::{
 
 /// Without `follow`, a log at work is over when nothing more comes for this long.
 const NOTHING_MORE: Duration = Duration::from_millis(500);
-/// A longer line is cut into several.
-const LINE_BYTES_MAX: u64 = 1 << 20;
 
 /// Which part of which log.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -123,28 +119,11 @@ fn line(line: &LogLine) -> io::Result<Bytes> {
     Ok(text.into())
 }
 
-/// The kept log from byte `start` on. Its lines are chunks already; one that is not (plain text) becomes one.
+/// The kept log from byte `start` on.
 async fn kept(app: &App, digest: Digest, start: u64) -> Result<impl Stream<Item = io::Result<Bytes>> + use<>, Problem> {
-    let stored = app.content.stat(digest).await?.ok_or(StoreError::NotFound(digest))?;
-    let content = app.content.get_range(digest, 0..stored.size).await?;
-    let reader = BufReader::new(StreamReader::new(content));
-    let lines = stream::try_unfold((reader, 0u64), |(mut reader, offset)| async move {
-        let mut bytes = Vec::new();
-        (&mut reader).take(LINE_BYTES_MAX).read_until(b'\n', &mut bytes).await?;
-        if bytes.is_empty() {
-            return Ok::<_, io::Error>(None);
-        }
-        let end = offset + bytes.len() as u64;
-        let chunk = serde_json::from_slice(&bytes).unwrap_or_else(|_| LogLine {
-            start: offset,
-            end,
-            at: 0,
-            stderr: false,
-            phase: String::new(),
-            text: String::from_utf8_lossy(&bytes).trim_end_matches('\n').to_owned(),
-        });
-        Ok(Some((chunk, (reader, end))))
-    });
-    let wanted = lines.try_filter(move |chunk| std::future::ready(chunk.start >= start || chunk.end > start));
-    Ok(wanted.and_then(|chunk| std::future::ready(line(&chunk))))
+    let chunks = read_log(Arc::clone(&app.content), digest, start).await.map_err(|error| match error {
+        LogError::Store(error) => Problem::from(error),
+        error => no_log(error.to_string(), "run the build again"),
+    })?;
+    Ok(chunks.map(|chunk| chunk.map_err(io::Error::other).and_then(|chunk| line(&LogLine::from(chunk)))))
 }
