@@ -96,7 +96,9 @@ pub async fn follow(
         }
     };
     screen.finish();
-    if exit != Exit::Done && exit != Exit::TimedOut && !context.output.json
+    if exit != Exit::Done
+        && exit != Exit::TimedOut
+        && !context.output.json
         && let Some(text) = evidence(&thing)
     {
         context.output.complain(text.trim_end());
