@@ -171,6 +171,8 @@ impl<'a> Screen<'a> {
     fn finish(&mut self) {
         if let Some(tree) = self.tree.take() {
             tree.finish();
+            // The tree's last line has no end of its own.
+            self.context.output.complain("");
         }
     }
 }
