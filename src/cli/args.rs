@@ -15,11 +15,16 @@ use super::{
 
 /// What stands below the list of commands in `swell --help`.
 const AFTER_HELP: &str = "\
-Exit codes: 0 done; 1 failed; 2 usage or configuration; 3 failed and rolled back; 4 rollback failed, a person is needed;
-5 waits for approval; 6 stopped waiting, the work goes on; 7 conflict or lock; 8 not allowed; 9 no leader or unreachable;
-10 `plan` found changes.
+Exit codes:
+  0  done                           6  stopped waiting, the work goes on
+  1  failed                         7  conflict or lock
+  2  usage or configuration         8  not allowed
+  3  failed and rolled back         9  no leader, or no server answers
+  4  rollback failed               10  `plan` found changes
+  5  waits for approval
 
-The server is `--addr`, SWELL_ADDR or `addr` of a configuration file (`swell config show` names them), else http://127.0.0.1:7400.";
+The server is --addr, SWELL_ADDR, `addr` of a configuration file, or http://127.0.0.1:7400;
+`swell config show --origin` says which.";
 
 /// The whole command line.
 #[derive(Debug, Parser)]

@@ -95,7 +95,12 @@ impl Client {
     }
 
     /// Sends bytes, which `body` gives anew for each try.
-    pub async fn upload(&self, path: &[&str], query: &[(&str, String)], body: impl Fn() -> Result<reqwest::Body>) -> Result<Value> {
+    pub async fn upload(
+        &self,
+        path: &[&str],
+        query: &[(&str, String)],
+        body: impl Fn() -> Result<reqwest::Body>,
+    ) -> Result<Value> {
         let key = idempotency_key()?;
         let mut backoff = Backoff::new(WAIT_FIRST, WAIT_LONGEST);
         for attempt in 1.. {
@@ -215,7 +220,8 @@ async fn whole(mut response: Response) -> reqwest::Result<Vec<u8>> {
 /// Every change carries a key or changes nothing twice by itself, so whatever broke off may be sent again.
 fn unreachable(addr: &str, error: &reqwest::Error) -> Trouble {
     let cause = innermost(error);
-    let what = if error.is_timeout() { format!("{addr} does not answer in time") } else { format!("cannot reach {addr}: {cause}") };
+    let what =
+        if error.is_timeout() { format!("{addr} does not answer in time") } else { format!("cannot reach {addr}: {cause}") };
     let failure = Failure::new(Exit::Unreachable, "unreachable", what)
         .hint("start a server (`swell dev`), or name another with --addr or SWELL_ADDR; `swell doctor` looks closer");
     Trouble { failure, again: !error.is_builder(), not_before: Duration::ZERO }
@@ -235,6 +241,7 @@ fn innermost(error: &dyn std::error::Error) -> String {
 
 fn idempotency_key() -> Result<String> {
     let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes).map_err(|error| Failure::new(Exit::Failed, "random", format!("the system has no random bytes: {error}")))?;
+    getrandom::fill(&mut bytes)
+        .map_err(|error| Failure::new(Exit::Failed, "random", format!("the system has no random bytes: {error}")))?;
     Ok(hex::encode(bytes))
 }

@@ -31,7 +31,12 @@ pub const KEYS: [Key; 6] = [
     Key { name: "user", variable: "SWELL_USER", default: None, about: "who you are, for the event log" },
     Key { name: "environment", variable: "SWELL_ENVIRONMENT", default: None, about: "the environment unless --env says another" },
     Key { name: "color", variable: "SWELL_COLOR", default: Some("auto"), about: "auto, always or never; NO_COLOR is never" },
-    Key { name: "request_timeout", variable: "SWELL_REQUEST_TIMEOUT", default: Some("40s"), about: "how long a server may take to answer" },
+    Key {
+        name: "request_timeout",
+        variable: "SWELL_REQUEST_TIMEOUT",
+        default: Some("40s"),
+        about: "how long a server may take to answer",
+    },
 ];
 
 /// A setting that can be made.
@@ -158,7 +163,8 @@ impl Settings {
     fn check(&self) -> Result<()> {
         let wrong = |setting: &Setting, why: String| {
             let shown = setting.value.as_deref().unwrap_or_default();
-            Failure::usage(format!("`{}` is `{shown}` ({}): {why}", setting.key, setting.origin)).hint("`swell config show --origin` lists all")
+            Failure::usage(format!("`{}` is `{shown}` ({}): {why}", setting.key, setting.origin))
+                .hint("`swell config show --origin` lists all")
         };
         for setting in &self.0 {
             let Some(value) = setting.value.as_deref() else { continue };
@@ -248,7 +254,8 @@ fn project_file(folder: &Path) -> Result<Option<(PathBuf, Values)>> {
 fn missing(path: &Path) -> Failure {
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let beside = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let beside =
+        fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
     let failure = Failure::new(super::Exit::Usage, "file", format!("there is no file `{}`", path.display()));
     match super::human::alike(&name, beside) {
         Some(meant) => failure.hint(format!("did you mean `{}`?", folder.join(meant).display())),

@@ -60,11 +60,7 @@ pub struct Pace {
 
 impl Default for Pace {
     fn default() -> Self {
-        Self {
-            look_every: Duration::from_secs(1),
-            heartbeat_every: Duration::from_secs(10),
-            away_max: super::sse::AWAY_MAX,
-        }
+        Self { look_every: Duration::from_secs(1), heartbeat_every: Duration::from_secs(10), away_max: super::sse::AWAY_MAX }
     }
 }
 

@@ -55,7 +55,8 @@ fn local(folder: &Path, addr: &str) -> Option<String> {
 
 /// Keeps `token` for the server at `addr`, in a file that only its owner reads. Gives the file.
 pub fn keep(addr: &str, token: &str, var: &dyn Fn(&str) -> Option<String>) -> Result<PathBuf> {
-    let path = kept_file(var).ok_or_else(|| Failure::usage("there is no home folder to keep the token in").hint("set HOME, or use SWELL_TOKEN"))?;
+    let path = kept_file(var)
+        .ok_or_else(|| Failure::usage("there is no home folder to keep the token in").hint("set HOME, or use SWELL_TOKEN"))?;
     let mut kept = read_kept(&path)?;
     kept.insert(normal(addr), token.to_owned());
     let text = toml::to_string(&kept).map_err(|error| Failure::usage(error.to_string()))?;
@@ -75,7 +76,8 @@ fn read_kept(path: &Path) -> Result<Kept> {
     }
     let text = read_secret(path)?;
     toml::from_str(&text).map_err(|error| {
-        Failure::new(super::Exit::Usage, "configuration", format!("{}: {}", path.display(), error.message())).hint("delete it and run `swell login` again")
+        Failure::new(super::Exit::Usage, "configuration", format!("{}: {}", path.display(), error.message()))
+            .hint("delete it and run `swell login` again")
     })
 }
 

@@ -106,8 +106,7 @@ mod tests {
 
     #[test]
     fn times_are_short() {
-        let shown: Vec<_> =
-            [850, 12_000, 200_000, 180_000, 7_500_000, 97_200_000].into_iter().map(duration).collect();
+        let shown: Vec<_> = [850, 12_000, 200_000, 180_000, 7_500_000, 97_200_000].into_iter().map(duration).collect();
         assert_eq!(shown, ["850ms", "12s", "3m20s", "3m", "2h05m", "1d03h"]);
         assert_eq!((ago(1_000, 61_000).as_str(), ago(5, 6).as_str(), ago(9, 5).as_str()), ("1m ago", "now", "now"));
         assert_eq!(date_time(0, &TimeZone::UTC), "1970-01-01 00:00:00");

@@ -14,7 +14,11 @@ pub fn failure(status: StatusCode, body: &[u8]) -> Failure {
     let problem: Option<Value> = serde_json::from_slice(body).ok().filter(|value: &Value| value.get("code").is_some());
     let Some(problem) = problem else {
         let text: String = String::from_utf8_lossy(body).trim().chars().take(SHOWN_CHARS).collect();
-        let what = if text.is_empty() { format!("the server answered {status}") } else { format!("the server answered {status}: {text}") };
+        let what = if text.is_empty() {
+            format!("the server answered {status}")
+        } else {
+            format!("the server answered {status}: {text}")
+        };
         return Failure::new(exit_of(status, ""), &format!("http_{}", status.as_u16()), what)
             .hint("look whether `--addr` is a Groundswell server; `swell doctor` checks");
     };

@@ -197,7 +197,8 @@ mod tests {
 
     #[test]
     fn events_are_found_however_the_bytes_are_cut() {
-        let text = ": hello\nid: 1.0\nevent: cursor\ndata: 1.0\n\nevent: event\r\nid: 2.0\r\ndata: {\"a\":\ndata: 1}\r\n\r\nid: 3";
+        let text =
+            ": hello\nid: 1.0\nevent: cursor\ndata: 1.0\n\nevent: event\r\nid: 2.0\r\ndata: {\"a\":\ndata: 1}\r\n\r\nid: 3";
         for size in 1..text.len() {
             let mut parser = Parser::default();
             let frames: Vec<Frame> = text.as_bytes().chunks(size).flat_map(|chunk| parser.feed(chunk).unwrap()).collect();

@@ -82,7 +82,8 @@ pub async fn abort(context: &Context, args: AbortArgs) -> Result<Exit> {
 /// Queues a failed build again and follows it.
 pub async fn retry(context: &Context, args: RetryArgs) -> Result<Exit> {
     if Kind::named(&args.build)? != Kind::Build {
-        return Err(Failure::usage(format!("{} is a rollout, and builds alone are retried", args.build)).hint("start another one: `swell deploy`"));
+        return Err(Failure::usage(format!("{} is a rollout, and builds alone are retried", args.build))
+            .hint("start another one: `swell deploy`"));
     }
     let client = context.client()?;
     let build = client.post(&["v1", "builds", &args.build, "retry"], &json!({})).await?;
@@ -91,7 +92,9 @@ pub async fn retry(context: &Context, args: RetryArgs) -> Result<Exit> {
 
 async fn rollout(context: &Context, id: &str, action: &str, body: Value) -> Result<Exit> {
     if Kind::named(id)? != Kind::Rollout {
-        return Err(Failure::usage(format!("{id} is a build, and only a rollout can {action}")).hint("`swell history` lists rollouts"));
+        return Err(
+            Failure::usage(format!("{id} is a build, and only a rollout can {action}")).hint("`swell history` lists rollouts")
+        );
     }
     done(context, Kind::Rollout, id, action, body).await
 }

@@ -105,7 +105,10 @@ pub async fn run(context: &Context, command: ArtifactCommand) -> Result<Exit> {
                     ("digest", artifact.digest),
                     ("pipeline", artifact.pipeline),
                     ("commit", artifact.commit),
-                    ("size", format!("{}, {} unpacked", human::bytes(artifact.size_bytes), human::bytes(artifact.unpacked_bytes))),
+                    (
+                        "size",
+                        format!("{}, {} unpacked", human::bytes(artifact.size_bytes), human::bytes(artifact.unpacked_bytes)),
+                    ),
                     ("manifest", artifact.manifest),
                     ("stored", human::ago(artifact.created_at, now)),
                     ("deleted", artifact.deleted_at.map(|at| human::ago(at, now)).unwrap_or_default()),
@@ -132,7 +135,8 @@ async fn whole_digest(client: &Client, text: &str) -> Result<String> {
     let found: Vec<&str> = digests.filter(|digest| digest.starts_with(&whole)).collect();
     match found.as_slice() {
         [only] => Ok((*only).to_owned()),
-        [] => Err(Failure::new(Exit::Usage, "not_found", format!("no artifact's digest begins with {bare}")).hint("`swell artifact ls` lists them")),
+        [] => Err(Failure::new(Exit::Usage, "not_found", format!("no artifact's digest begins with {bare}"))
+            .hint("`swell artifact ls` lists them")),
         many => {
             let what = format!("{} artifacts begin with {bare}: {}", many.len(), many.join(", "));
             Err(Failure::new(Exit::Usage, "ambiguous", what).hint("write more digits"))
@@ -143,12 +147,16 @@ async fn whole_digest(client: &Client, text: &str) -> Result<String> {
 async fn push(context: &Context, client: &Client, args: PushArgs) -> Result<Exit> {
     let PushArgs { pipeline, dir, commit, git_ref, file, follow } = args;
     let text = pipeline_file(&file)?;
-    let time = source_date(context, &commit);
+    let (epoch, built_from) = ((context.var)("SOURCE_DATE_EPOCH"), commit.clone());
     let (pack, say_dir) = (context.hooks.pack, dir.display().to_string());
     context.output.say(format!("packing {say_dir}"));
     let file_bytes = text.len();
-    let packed = tokio::task::spawn_blocking(move || packed(pack, &dir, &text, time)).await;
-    let (body, size) = packed.map_err(|error| Failure::new(Exit::Failed, "pack", error.to_string()))??;
+    let done = tokio::task::spawn_blocking(move || {
+        let time = source_date(epoch, &built_from);
+        packed(pack, &dir, &text, time)
+    })
+    .await;
+    let (body, size) = done.map_err(|error| Failure::new(Exit::Failed, "pack", error.to_string()))??;
     context.output.say(format!("sending {}", human::bytes(size)));
     let mut query = vec![("commit", commit), ("file_bytes", file_bytes.to_string())];
     query.extend(git_ref.map(|name| ("ref", name)));
@@ -177,20 +185,35 @@ fn pipeline_file(path: &Path) -> Result<String> {
 }
 
 /// The time of everything in the archive: SOURCE_DATE_EPOCH, else the commit's where git knows it, else 1970.
-fn source_date(context: &Context, commit: &str) -> u64 {
-    if let Some(time) = (context.var)("SOURCE_DATE_EPOCH").and_then(|text| text.parse().ok()) {
+fn source_date(epoch: Option<String>, commit: &str) -> u64 {
+    if let Some(time) = epoch.and_then(|text| text.parse().ok()) {
         return time;
     }
-    let git = Command::new("git").args(["show", "--no-patch", "--format=%ct", "--end-of-options", commit]).stdin(Stdio::null()).stderr(Stdio::null()).output();
-    let text = git.ok().filter(|output| output.status.success()).map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    let git = Command::new("git")
+        .args(["show", "--no-patch", "--format=%ct", "--end-of-options", commit])
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .output();
+    let text =
+        git.ok().filter(|output| output.status.success()).map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
     text.and_then(|text| text.parse().ok()).unwrap_or_default()
 }
 
 /// What is sent, in a file without a name: the pipeline file, then the archive. With its size.
-fn packed(pack: fn(&Path, &mut dyn io::Write, u64) -> anyhow::Result<()>, dir: &Path, text: &str, time: u64) -> Result<(File, u64)> {
+fn packed(
+    pack: fn(&Path, &mut dyn io::Write, u64) -> anyhow::Result<()>,
+    dir: &Path,
+    text: &str,
+    time: u64,
+) -> Result<(File, u64)> {
     let temp = std::env::temp_dir();
     let path = temp.join(format!("swell-push-{}-{:016x}", std::process::id(), fastrand::u64(..)));
-    let file = File::options().read(true).write(true).create_new(true).open(&path).map_err(|error| file_error("create", &path, &error))?;
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(&path)
+        .map_err(|error| file_error("create", &path, &error))?;
     fs::remove_file(&path).map_err(|error| file_error("remove", &path, &error))?;
     let mut writer = BufWriter::with_capacity(1 << 20, file);
     writer.write_all(text.as_bytes())?;

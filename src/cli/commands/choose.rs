@@ -75,7 +75,8 @@ pub fn release(pipeline: &str, text: &str) -> Result<String> {
     }
     match text.parse::<u64>() {
         Ok(number) => Ok(format!("{pipeline}@{number}")),
-        Err(_) => Err(Failure::usage(format!("`{text}` is not a release")).hint(format!("write {pipeline}@12, or 12; `swell history {pipeline}` lists them"))),
+        Err(_) => Err(Failure::usage(format!("`{text}` is not a release"))
+            .hint(format!("write {pipeline}@12, or 12; `swell history {pipeline}` lists them"))),
     }
 }
 

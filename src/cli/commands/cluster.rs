@@ -36,9 +36,27 @@ pub async fn run(context: &Context, command: ClusterCommand) -> Result<Exit> {
             ("server", format!("{} at {}, version {}", cluster.server, client.addr(), cluster.version)),
             ("ready", if ready.ready { "yes" } else { "no" }.to_owned()),
             ("stopped", cluster.stopped.unwrap_or_default()),
-            ("leader", or_dash(cluster.leader.map(|leader| format!("server {leader}, term {}, epoch {}", cluster.term, cluster.epoch)))),
-            ("applied", format!("{} of {}", or_dash(cluster.applied.map(|n| n.to_string())), or_dash(cluster.last_log.map(|n| n.to_string())))),
-            ("disk", format!("log {}, state {}, snapshots {}", human::bytes(cluster.log_bytes), human::bytes(cluster.state_bytes), human::bytes(cluster.snapshot_bytes))),
+            (
+                "leader",
+                or_dash(cluster.leader.map(|leader| format!("server {leader}, term {}, epoch {}", cluster.term, cluster.epoch))),
+            ),
+            (
+                "applied",
+                format!(
+                    "{} of {}",
+                    or_dash(cluster.applied.map(|n| n.to_string())),
+                    or_dash(cluster.last_log.map(|n| n.to_string()))
+                ),
+            ),
+            (
+                "disk",
+                format!(
+                    "log {}, state {}, snapshots {}",
+                    human::bytes(cluster.log_bytes),
+                    human::bytes(cluster.state_bytes),
+                    human::bytes(cluster.snapshot_bytes)
+                ),
+            ),
             ("events", format!("{}, the newest {}", cluster.events, cluster.last_event)),
             ("targets", format!("{}, {} connected", cluster.targets, cluster.targets_connected)),
             ("runners", cluster.runners.to_string()),

@@ -37,7 +37,9 @@ pub fn run(context: &Context, command: ConfigCommand) -> Result<Exit> {
             };
             table(["KEY", "VALUE", "FROM", "WHAT IT IS"], settings.iter().map(row), "")
         } else {
-            let row = |setting: &crate::cli::config::Setting| [setting.key.to_owned(), or_dash(setting.value.clone()), about(setting.key)];
+            let row = |setting: &crate::cli::config::Setting| {
+                [setting.key.to_owned(), or_dash(setting.value.clone()), about(setting.key)]
+            };
             table(["KEY", "VALUE", "WHAT IT IS"], settings.iter().map(row), "")
         }
     })?;

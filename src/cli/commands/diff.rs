@@ -68,7 +68,8 @@ fn shown(value: &Option<Value>) -> String {
 
 fn changes(from: &Release, to: &Release) -> Vec<Change> {
     let mut changes = Vec::new();
-    let facts = [("commit", &from.commit, &to.commit), ("ref", &from.git_ref, &to.git_ref), ("artifact", &from.artifact, &to.artifact)];
+    let facts =
+        [("commit", &from.commit, &to.commit), ("ref", &from.git_ref, &to.git_ref), ("artifact", &from.artifact, &to.artifact)];
     for (name, from, to) in facts {
         if from != to {
             changes.push(Change { path: name.to_owned(), from: Some(json!(from)), to: Some(json!(to)) });
@@ -114,7 +115,8 @@ mod tests {
     fn differences_are_named_by_their_keys() {
         let release = |commit: &str, file: Value| Release { commit: commit.to_owned(), file, ..Release::default() };
         let from = release("a", json!({ "build": { "run": "make" }, "service": { "api": { "env": { "LOG": "info" } } } }));
-        let to = release("b", json!({ "build": { "run": "make" }, "service": { "api": { "env": { "LOG": "warn", "X": "1" } } } }));
+        let to =
+            release("b", json!({ "build": { "run": "make" }, "service": { "api": { "env": { "LOG": "warn", "X": "1" } } } }));
         let found: Vec<_> = changes(&from, &to).into_iter().map(|change| (change.path, change.from, change.to)).collect();
         let expected = [
             ("commit".to_owned(), Some(json!("a")), Some(json!("b"))),

@@ -58,7 +58,8 @@ pub async fn run(context: &Context) -> Result<Exit> {
 
 fn line(context: &Context, check: &Check) -> String {
     let mark = if check.ok { context.output.paint(Tone::Good, "ok  ") } else { context.output.paint(Tone::Bad, "BAD ") };
-    let hint = check.hint.as_ref().filter(|hint| !hint.is_empty()).map(|hint| format!("\n      next: {hint}")).unwrap_or_default();
+    let hint =
+        check.hint.as_ref().filter(|hint| !hint.is_empty()).map(|hint| format!("\n      next: {hint}")).unwrap_or_default();
     format!("{mark}  {}: {}{hint}\n", check.name, check.detail)
 }
 
@@ -93,7 +94,11 @@ async fn of_server(context: &Context, client: &Client) -> Vec<Check> {
         });
         let runners = cluster.runners;
         checks.push(if runners == 0 {
-            Check::bad("runners", "no runner ever registered, so nothing is built", "start `swell runner`, or a server with --runner")
+            Check::bad(
+                "runners",
+                "no runner ever registered, so nothing is built",
+                "start `swell runner`, or a server with --runner",
+            )
         } else {
             Check::good("runners", format!("{runners} registered"))
         });
@@ -104,7 +109,13 @@ async fn of_server(context: &Context, client: &Client) -> Vec<Check> {
 async fn readiness(answer: Result<reqwest::Response>) -> Vec<Check> {
     let response = match answer {
         Ok(response) => response,
-        Err(failure) => return vec![Check::bad("ready", failure.to_json()["error"]["detail"].as_str().unwrap_or_default(), "`swell cluster status` and the server's log say why")],
+        Err(failure) => {
+            return vec![Check::bad(
+                "ready",
+                failure.to_json()["error"]["detail"].as_str().unwrap_or_default(),
+                "`swell cluster status` and the server's log say why",
+            )];
+        }
     };
     let value: Value = response.json().await.unwrap_or_default();
     let ready: Ready = views::read(&value).unwrap_or_default();
@@ -120,9 +131,11 @@ async fn readiness(answer: Result<reqwest::Response>) -> Vec<Check> {
 async fn token(client: &Client) -> Check {
     match client.get_once(&["v1", "whoami"]).await {
         Ok(value) => Check::good("token", format!("the server takes you for {}:{}", text(&value, "role"), text(&value, "name"))),
-        Err(failure) if !client.has_token() => {
-            Check::bad("token", format!("there is none for this server ({})", failure.code()), "run `swell login`, or set SWELL_TOKEN")
-        }
+        Err(failure) if !client.has_token() => Check::bad(
+            "token",
+            format!("there is none for this server ({})", failure.code()),
+            "run `swell login`, or set SWELL_TOKEN",
+        ),
         Err(failure) => Check::of("token", &failure),
     }
 }

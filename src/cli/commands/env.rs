@@ -89,7 +89,9 @@ pub async fn run(context: &Context, command: EnvCommand) -> Result<Exit> {
         EnvCommand::Freeze { name, why } => {
             done(context, act(&client, &["v1", "environments", &name, "freeze"], json!({ "why": why }), &name).await?)
         }
-        EnvCommand::Unfreeze { name } => done(context, act(&client, &["v1", "environments", &name, "unfreeze"], json!({}), &name).await?),
+        EnvCommand::Unfreeze { name } => {
+            done(context, act(&client, &["v1", "environments", &name, "unfreeze"], json!({}), &name).await?)
+        }
         EnvCommand::Clear { name, release } => {
             let path = ["v1", "environments", &name, "quarantine", &release, "clear"];
             done(context, act(&client, &path, json!({}), &name).await?)

@@ -113,7 +113,9 @@ async fn tail(client: &Client, query: &[(&str, String)], newest: u64, limit: usi
         // So many, that the newest are among them unless entries have very many events.
         let mut found = match client.list(&["v1", "events"], &query, 20_000).await {
             // What is older than that is forgotten: there are no more.
-            Err(failure) if failure.code() == "cursor_too_old" => client.list(&["v1", "events"], &query[..query.len() - 1], 20_000).await?,
+            Err(failure) if failure.code() == "cursor_too_old" => {
+                client.list(&["v1", "events"], &query[..query.len() - 1], 20_000).await?
+            }
             found => found?,
         };
         if found.len() >= limit || from == 0 {

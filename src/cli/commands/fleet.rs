@@ -128,10 +128,19 @@ fn text(context: &Context, target: &Target) -> String {
     for seen in &target.observations {
         let release = or_dash(seen.release.clone());
         let serving = if seen.serving { "serving" } else { "not serving" };
-        out += &format!("\n{} {release}: {}, {serving}, said {}\n", seen.pipeline, context.output.state(&seen.progress), human::ago(seen.at, now));
+        out += &format!(
+            "\n{} {release}: {}, {serving}, said {}\n",
+            seen.pipeline,
+            context.output.state(&seen.progress),
+            human::ago(seen.at, now)
+        );
         for instance in &seen.instances {
             let ports: Vec<String> = instance.ports.iter().map(|(name, port)| format!("{name}:{port}")).collect();
-            let restarts = if instance.restarts > 0 { format!(", restarted {}", human::count(instance.restarts.into(), "time")) } else { String::new() };
+            let restarts = if instance.restarts > 0 {
+                format!(", restarted {}", human::count(instance.restarts.into(), "time"))
+            } else {
+                String::new()
+            };
             out += &format!("  {} {} {} {}{restarts}\n", instance.service, instance.release, instance.state, ports.join(" "));
         }
         if let Some(failure) = &seen.failure {

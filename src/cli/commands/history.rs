@@ -41,7 +41,8 @@ pub async fn run(context: &Context, args: HistoryArgs) -> Result<Exit> {
     items.sort_by_key(|(at, ..)| std::cmp::Reverse(*at));
     items.truncate(args.limit);
     let rows = items.iter().map(|(_, kind, value)| row(kind, value, context.now_ms())).collect::<Result<Vec<_>>>()?;
-    let value = json!({ "items": items.iter().map(|(_, kind, value)| json!({ "kind": kind, *kind: value })).collect::<Vec<_>>() });
+    let value =
+        json!({ "items": items.iter().map(|(_, kind, value)| json!({ "kind": kind, *kind: value })).collect::<Vec<_>>() });
     let header = ["ID", "WHEN", "WHAT", "STATE", "RELEASE", "WHERE", "BY"];
     context.output.result(&value, || table(header, rows, "nothing happened yet: `swell build PIPELINE`, or push"))?;
     Ok(Exit::Done)

@@ -38,7 +38,14 @@ struct Kind {
 
 /// In the order in which they are looked for: a Makefile mostly wraps the others.
 const KINDS: [Kind; 5] = [
-    Kind { name: "make", sign: "Makefile", build: "make", test: "make check", package: "make install prefix=$OUT", command: "bin/app" },
+    Kind {
+        name: "make",
+        sign: "Makefile",
+        build: "make",
+        test: "make check",
+        package: "make install prefix=$OUT",
+        command: "bin/app",
+    },
     Kind {
         name: "Rust",
         sign: "Cargo.toml",
@@ -74,7 +81,11 @@ pub fn run(context: &Context, args: InitArgs) -> Result<Exit> {
     let kind = KINDS.iter().find(|kind| kind.sign.is_empty() || root.join(kind.sign).exists()).unwrap_or(&KINDS[0]);
     let mut options = fs::File::options();
     options.write(true);
-    if args.force { options.create(true).truncate(true) } else { options.create_new(true) };
+    if args.force {
+        options.create(true).truncate(true)
+    } else {
+        options.create_new(true)
+    };
     let written = options.open(&path).and_then(|mut file| file.write_all(text(kind).as_bytes()));
     written.map_err(|error| match error.kind() {
         std::io::ErrorKind::AlreadyExists => {
@@ -82,8 +93,12 @@ pub fn run(context: &Context, args: InitArgs) -> Result<Exit> {
         }
         _ => file_error("write", &path, &error),
     })?;
-    context.output.result(&json!({ "file": path, "kind": kind.name }), || format!("wrote {} ({})\n", path.display(), kind.name))?;
-    context.output.say("next: edit it, then `swell validate`, `swell repo create NAME`, `swell pipeline create NAME --repo NAME`");
+    context
+        .output
+        .result(&json!({ "file": path, "kind": kind.name }), || format!("wrote {} ({})\n", path.display(), kind.name))?;
+    context
+        .output
+        .say("next: edit it, then `swell validate`, `swell repo create NAME`, `swell pipeline create NAME --repo NAME`");
     Ok(Exit::Done)
 }
 

@@ -75,7 +75,8 @@ async fn followed(context: &Context, client: &Client, args: &LogsArgs) -> Result
                     read = reader.read(client, &args.id, Some(number), true) => read,
                     () = context.interrupted() => break,
                 };
-                let nothing_yet = matches!(&read, Err(failure) if matches!(failure.code(), "no_log" | "no_attempt" | "not_found"));
+                let nothing_yet =
+                    matches!(&read, Err(failure) if matches!(failure.code(), "no_log" | "no_attempt" | "not_found"));
                 if nothing_yet || read.is_ok() {
                     if attempt_ended && args.attempt.is_none() && build.attempt_count > number {
                         attempt = Some(number + 1);
@@ -152,7 +153,11 @@ impl Reader<'_> {
                 self.line(&line)?;
             }
             if rest.len() > LINE_BYTES_MAX {
-                return Err(crate::cli::Failure::new(Exit::Failed, "not_understood", format!("the log of {id} has a line without end")));
+                return Err(crate::cli::Failure::new(
+                    Exit::Failed,
+                    "not_understood",
+                    format!("the log of {id} has a line without end"),
+                ));
             }
         }
     }

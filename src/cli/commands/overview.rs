@@ -34,7 +34,11 @@ pub async fn run(context: &Context, watch: bool, timeout: Option<Millis>) -> Res
         if shown.as_ref() != Some(&value) {
             match context.output.json {
                 true => context.output.json_line("status", value.clone())?,
-                false => context.output.print(&format!("{}\n{}", human::clock(context.now_ms(), &context.zone), text(context, &value)))?,
+                false => context.output.print(&format!(
+                    "{}\n{}",
+                    human::clock(context.now_ms(), &context.zone),
+                    text(context, &value)
+                ))?,
             }
             shown = Some(value);
         }
@@ -83,10 +87,21 @@ fn text(context: &Context, value: &Value) -> String {
         });
         let last = deployment.history.first().map(|past| format!("{} {}", past.end, human::ago(past.at, now)));
         let quarantined: Vec<String> = deployment.quarantined.into_iter().map(|kept| kept.release).collect();
-        [deployment.environment, deployment.pipeline, or_dash(deployment.stable), or_dash(at_work), or_dash(last), or_dash(Some(quarantined.join(" ")))]
+        [
+            deployment.environment,
+            deployment.pipeline,
+            or_dash(deployment.stable),
+            or_dash(at_work),
+            or_dash(last),
+            or_dash(Some(quarantined.join(" "))),
+        ]
     };
     let header = ["ENVIRONMENT", "PIPELINE", "RUNS", "AT WORK", "LAST", "QUARANTINED"];
-    let mut out = table(header, part::<Deployment>(value, "deployments").into_iter().map(row), "nothing is deployed yet: `swell deploy PIPELINE --env ENVIRONMENT`");
+    let mut out = table(
+        header,
+        part::<Deployment>(value, "deployments").into_iter().map(row),
+        "nothing is deployed yet: `swell deploy PIPELINE --env ENVIRONMENT`",
+    );
     let builds: Vec<Build> = part(value, "builds");
     if !builds.is_empty() {
         let row = |build: Build| {

@@ -110,7 +110,13 @@ async fn list(context: &Context) -> Result<Exit> {
     let pipelines: Vec<Pipeline> = views::read_all(&items)?;
     let row = |pipeline: Pipeline| {
         let source = source(&pipeline.source);
-        [pipeline.name, source, pipeline.file, or_dash(pipeline.newest_release), human::ago(pipeline.created_at, context.now_ms())]
+        [
+            pipeline.name,
+            source,
+            pipeline.file,
+            or_dash(pipeline.newest_release),
+            human::ago(pipeline.created_at, context.now_ms()),
+        ]
     };
     let header = ["PIPELINE", "SOURCE", "FILE", "NEWEST RELEASE", "CREATED"];
     context.output.result(&json!({ "items": items }), || {
@@ -146,8 +152,18 @@ fn text(context: &Context, pipeline: &Pipeline) -> String {
         ("file", pipeline.file.clone()),
         ("newest release", pipeline.newest_release.clone().unwrap_or_default()),
         ("builds at once", pipeline.concurrency.to_string()),
-        ("supersedes", if pipeline.supersede { "a newer push takes the place of a queued build" } else { "every push is built" }.to_owned()),
-        ("keeps", format!("{} newest releases, and what is younger than {}", pipeline.retention_releases, human::setting(pipeline.retention_age_ms))),
+        (
+            "supersedes",
+            if pipeline.supersede { "a newer push takes the place of a queued build" } else { "every push is built" }.to_owned(),
+        ),
+        (
+            "keeps",
+            format!(
+                "{} newest releases, and what is younger than {}",
+                pipeline.retention_releases,
+                human::setting(pipeline.retention_age_ms)
+            ),
+        ),
         ("created", human::ago(pipeline.created_at, context.now_ms())),
     ]);
     for (name, commit) in pipeline.considered.iter().take(20) {

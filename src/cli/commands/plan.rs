@@ -91,7 +91,10 @@ fn text(plan: &Plan) -> String {
     }
     if plan.purpose == "deploy" {
         let (pipeline, environment) = (&plan.pipeline, &plan.environment);
-        put(format_args!("exactly this: swell deploy {pipeline} --env {environment} --release {} --if-plan {}", plan.release, plan.digest));
+        put(format_args!(
+            "exactly this: swell deploy {pipeline} --env {environment} --release {} --if-plan {}",
+            plan.release, plan.digest
+        ));
     }
     out
 }

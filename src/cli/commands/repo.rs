@@ -69,7 +69,9 @@ pub async fn run(context: &Context, command: RepoCommand) -> Result<Exit> {
                     ("default branch", repository.default_branch),
                     ("created", human::ago(repository.created_at, now)),
                 ]);
-                let row = |r: views::Ref| [short_ref(&r.name).to_owned(), human::short(&r.commit).to_owned(), human::ago(r.moved_at, now)];
+                let row = |r: views::Ref| {
+                    [short_ref(&r.name).to_owned(), human::short(&r.commit).to_owned(), human::ago(r.moved_at, now)]
+                };
                 shown + "\n" + &table(["REF", "COMMIT", "MOVED"], repository.refs.into_iter().map(row), "nothing was pushed yet")
             })?;
         }

@@ -34,7 +34,9 @@ pub async fn run(context: &Context, args: StatusArgs) -> Result<Exit> {
     let client = context.client()?;
     let Some(kind) = Kind::of(&id) else {
         if args.watch {
-            return Err(Failure::usage(format!("`{id}` cannot be watched")).hint("watch a build (b42), a rollout (r7), or everything"));
+            return Err(
+                Failure::usage(format!("`{id}` cannot be watched")).hint("watch a build (b42), a rollout (r7), or everything")
+            );
         }
         if id.parse::<ReleaseId>().is_ok() {
             return release(context, &id).await;
@@ -77,7 +79,12 @@ pub fn text(context: &Context, thing: &Thing) -> String {
                 ("waits for", build.waits_for.clone().unwrap_or_default()),
             ]);
             for attempt in &build.attempts {
-                out += &format!("attempt {} on {}: {}\n", attempt.number, attempt.runner, attempt.end.as_deref().unwrap_or("at work"));
+                out += &format!(
+                    "attempt {} on {}: {}\n",
+                    attempt.number,
+                    attempt.runner,
+                    attempt.end.as_deref().unwrap_or("at work")
+                );
                 for phase in &attempt.phases {
                     let took = human::duration(phase.ended_at.unwrap_or(now).saturating_sub(phase.started_at));
                     let how = match (phase.skipped, phase.ended_at, phase.exit_code) {
@@ -86,7 +93,8 @@ pub fn text(context: &Context, thing: &Thing) -> String {
                         (_, Some(_), Some(code)) if code != 0 => format!("exit {code} after {took}"),
                         _ => took,
                     };
-                    let memory = phase.memory_peak_bytes.map(|peak| format!(", {} at most", human::bytes(peak))).unwrap_or_default();
+                    let memory =
+                        phase.memory_peak_bytes.map(|peak| format!(", {} at most", human::bytes(peak))).unwrap_or_default();
                     out += &format!("  {:9} {how}{memory}\n", phase.phase);
                 }
                 if let Some(why) = &attempt.unisolated {

@@ -29,7 +29,8 @@ fn text(context: &Context, why: Why) -> String {
     if let Some(hint) = why.hint.filter(|hint| !hint.is_empty()) {
         out += &format!("next: {hint}\n");
     }
-    let thing = why.build.map(|build| Thing::Build(Box::new(build))).or(why.rollout.map(|rollout| Thing::Rollout(Box::new(rollout))));
+    let thing =
+        why.build.map(|build| Thing::Build(Box::new(build))).or(why.rollout.map(|rollout| Thing::Rollout(Box::new(rollout))));
     if let Some(thing) = &thing {
         if let Thing::Rollout(rollout) = thing {
             for verdict in &rollout.verdicts {

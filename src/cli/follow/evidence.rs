@@ -53,7 +53,8 @@ pub fn failed_targets(failures: &[FailedTarget]) -> String {
         let when = if failed.reverting { " while going back" } else { "" };
         text += &format!("{}{service} failed{when}: {}\n", failed.target, failed.reason);
         text += &failed.exit.as_ref().map(|exit| format!("  ended with: {exit}\n")).unwrap_or_default();
-        text += &failed.probe.as_ref().map(|probe| format!("  last probe: {}\n", human::one_line(probe, 200))).unwrap_or_default();
+        text +=
+            &failed.probe.as_ref().map(|probe| format!("  last probe: {}\n", human::one_line(probe, 200))).unwrap_or_default();
         text += &output(&failed.output);
         text += &next(&failed.hint);
     }

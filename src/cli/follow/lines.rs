@@ -81,7 +81,8 @@ fn rollout(old: Option<&Rollout>, new: &Rollout) -> Vec<String> {
     let id = &new.id;
     if old.is_none() {
         let waves = human::count(new.waves.len() as u64, "wave");
-        let least = new.timing.as_ref().map(|timing| format!(", at least {}", human::duration(timing.least_ms))).unwrap_or_default();
+        let least =
+            new.timing.as_ref().map(|timing| format!(", at least {}", human::duration(timing.least_ms))).unwrap_or_default();
         let from = new.stable.as_ref().map(|stable| format!(" from {stable}")).unwrap_or_default();
         let targets = human::count(new.total, "target");
         lines.push(format!("{id}: {} to {}{from}, {targets} in {waves}{least}", new.release, new.environment));

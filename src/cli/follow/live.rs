@@ -96,7 +96,9 @@ pub async fn follow(
         }
     };
     screen.finish();
-    if exit != Exit::Done && exit != Exit::TimedOut && !context.output.json
+    if exit != Exit::Done
+        && exit != Exit::TimedOut
+        && !context.output.json
         && let Some(text) = evidence(&thing)
     {
         context.output.complain(text.trim_end());
@@ -169,6 +171,8 @@ impl<'a> Screen<'a> {
     fn finish(&mut self) {
         if let Some(tree) = self.tree.take() {
             tree.finish();
+            // The tree's last line has no end of its own.
+            self.context.output.complain("");
         }
     }
 }

@@ -9,8 +9,8 @@ mod thing;
 mod tree;
 
 pub use evidence::{evidence, failed_targets};
-pub use live::follow;
 pub use lines::counts;
+pub use live::follow;
 pub use thing::{Kind, Thing, short_ref};
 
 use crate::model::units::Millis;

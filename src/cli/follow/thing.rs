@@ -35,7 +35,8 @@ impl Kind {
     /// [`Kind::of`], or the failure that it is none.
     pub fn named(id: &str) -> Result<Self> {
         Self::of(id).ok_or_else(|| {
-            Failure::usage(format!("`{id}` is neither a build nor a rollout")).hint("write an id such as `b42` or `r7`; `swell history` lists them")
+            Failure::usage(format!("`{id}` is neither a build nor a rollout"))
+                .hint("write an id such as `b42` or `r7`; `swell history` lists them")
         })
     }
 
@@ -138,7 +139,8 @@ impl Thing {
     pub fn sentence(&self) -> String {
         match self {
             Self::Build(build) => {
-                let what = format!("{}: {} {} ({})", build.id, build.pipeline, human::short(&build.commit), short_ref(&build.git_ref));
+                let what =
+                    format!("{}: {} {} ({})", build.id, build.pipeline, human::short(&build.commit), short_ref(&build.git_ref));
                 let release = build.release.as_ref().map(|release| format!(", release {release}")).unwrap_or_default();
                 let took = took(build.created_at, build.ended_at);
                 format!("{what} {}{release}{took}", build.state)

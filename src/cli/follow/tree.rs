@@ -14,6 +14,9 @@ use crate::cli::{
 
 /// More waves than this are not drawn one by one.
 const WAVES_SHOWN_MAX: usize = 40;
+const HEAD: &str = "{spinner} {wide_msg}";
+const LINE: &str = "  {wide_msg}";
+const BAR: &str = "  {prefix} {bar:24} {wide_msg}";
 
 /// The tree of one build or rollout.
 pub struct Tree {
@@ -36,8 +39,8 @@ impl Tree {
     /// An empty one anywhere.
     pub fn on(target: ProgressDrawTarget) -> Self {
         let multi = MultiProgress::with_draw_target(target);
-        let head = multi.add(ProgressBar::new_spinner().with_style(style("{spinner} {wide_msg}")));
-        let foot = multi.add(ProgressBar::new_spinner().with_style(style("  {wide_msg}")));
+        let head = multi.add(ProgressBar::new_spinner().with_style(style(HEAD)));
+        let foot = multi.add(ProgressBar::new_spinner().with_style(style(LINE)));
         head.enable_steady_tick(Duration::from_millis(120));
         Self { multi, head, branches: Vec::new(), foot }
     }
@@ -95,7 +98,7 @@ impl Tree {
                 (Some(_), _, Some(code)) if code != 0 => output.paint(Tone::Bad, &format!("✗ exit {code}, {took}")),
                 (Some(_), ..) => output.paint(Tone::Good, &format!("✓ {took}")),
             };
-            self.branch(place, "  {wide_msg}").set_message(format!("{:9} {mark}", phase.phase));
+            self.branch(place, LINE).set_message(format!("{:9} {mark}", phase.phase));
         }
     }
 
@@ -111,11 +114,47 @@ impl Tree {
             let where_they_are = lines::counts(&wave.counts, wave.targets.count);
             let state = output.paint(tone_of(&wave.state), &wave.state);
             let message = format!("{where_they_are}  {state}{}", gate.unwrap_or_default());
-            let bar = self.branch(place, "  {prefix} {bar:24} {wide_msg}");
+            let bar = self.branch(place, BAR);
             bar.set_prefix(format!("wave {}/{many}{region}", wave.number + 1));
             bar.set_length(wave.targets.count.max(1));
             bar.set_position(wave.counts.healthy + wave.counts.restored);
             bar.set_message(message);
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::cli::{
+        follow::Kind,
+        output::{ColorChoice, Surroundings},
+    };
+
+    #[test]
+    fn a_rollout_is_a_head_a_bar_for_each_wave_and_what_it_waits_for() {
+        for template in [HEAD, LINE, BAR] {
+            ProgressStyle::with_template(template).unwrap();
+        }
+        let streams = || Box::new(std::io::sink());
+        let output = Output::new(false, false, Surroundings::default(), ColorChoice::Never, streams(), streams());
+        let rollout = json!({
+            "id": "r7", "release": "shop@12", "environment": "production", "state": "rolling-out", "created_at": 0, "wave": 1,
+            "waits_for": "2 targets", "gate": { "gate": "bake", "elapsed_ms": 5000, "limit_ms": 60_000 },
+            "waves": [
+                { "number": 0, "state": "passed", "targets": { "count": 1 }, "counts": { "healthy": 1 } },
+                { "number": 1, "state": "at-work", "targets": { "count": 5 }, "counts": { "healthy": 3, "changing": 2 } },
+            ],
+        });
+        let mut tree = Tree::on(ProgressDrawTarget::hidden());
+        tree.show(&output, &Thing::read(Kind::Rollout, &rollout).unwrap(), 61_000);
+        assert_eq!(tree.head.message(), "r7 shop@12 to production  rolling-out  1m01s");
+        assert_eq!(tree.foot.message(), "waits for 2 targets");
+        let wave = &tree.branches[1];
+        assert_eq!((wave.prefix().as_str(), wave.position(), wave.length()), ("wave 2/2", 3, Some(5)));
+        assert_eq!(wave.message(), "3/5 healthy, 2 changing  at-work  bake 5s of 1m");
     }
 }

@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::StreamExt as _;
-use http_body_util::{BodyExt as _, StreamBody, combinators::BoxBody};
+use http_body_util::{BodyExt, StreamBody, combinators::BoxBody};
 use hyper::{Request, Response, body::Frame, body::Incoming, service::service_fn};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
@@ -231,6 +231,10 @@ impl Typed {
         let ended = tokio::time::timeout(Duration::from_secs(30), running).await;
         let exit = ended.unwrap_or_else(|_| panic!("no end; said so far:\n{}\n{}", out.text(), err.text()));
         Said { out: out.text(), err: err.text(), exit }
+    }
+
+    pub fn out(&self) -> Words {
+        self.out.clone()
     }
 
     pub fn err(&self) -> Words {

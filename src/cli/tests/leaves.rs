@@ -35,7 +35,8 @@ fn one(name: &str) -> Value {
 /// A server on which everything is fine.
 pub fn fine(seen: &Seen) -> Reply {
     let parts: Vec<&str> = seen.path.trim_start_matches('/').split('/').collect();
-    let event = json!({ "seq": "4.0", "at": 1, "by": "developer:ada", "subject": "build/b3", "kind": "build.state", "to": "queued" });
+    let event =
+        json!({ "seq": "4.0", "at": 1, "by": "developer:ada", "subject": "build/b3", "kind": "build.state", "to": "queued" });
     let value = match (seen.method.as_str(), parts.as_slice()) {
         ("GET", ["v1", "whoami"]) => json!({ "role": "developer", "name": "ada" }),
         ("GET", ["v1", "cluster"]) => {
@@ -47,7 +48,8 @@ pub fn fine(seen: &Seen) -> Reply {
         }
         ("GET", ["v1", "events"]) => json!({ "items": [event], "next": null }),
         ("GET", ["v1", "builds", _, "log"]) => {
-            let line = |n: u64| json!({ "start": n, "end": n + 1, "phase": "build", "text": format!("line {n}\n") }).to_string() + "\n";
+            let line =
+                |n: u64| json!({ "start": n, "end": n + 1, "phase": "build", "text": format!("line {n}\n") }).to_string() + "\n";
             return Reply::Stream(vec![line(0), line(1)], false);
         }
         (_, ["v1", "builds"]) if seen.method == "GET" => json!({ "items": [build()], "next": null }),
@@ -136,9 +138,10 @@ fn prepare(folder: &Path) {
 }
 
 fn filled(run: &[&str], folder: &Path) -> Vec<String> {
-    run.iter().map(|word| word.replace('@', "\0").replace("\0/", &format!("{}/", folder.display()))).map(|word| {
-        if word == "\0" { folder.display().to_string() } else { word.replace('\0', "@") }
-    }).collect()
+    run.iter()
+        .map(|word| word.replace('@', "\0").replace("\0/", &format!("{}/", folder.display())))
+        .map(|word| if word == "\0" { folder.display().to_string() } else { word.replace('\0', "@") })
+        .collect()
 }
 
 #[tokio::test]

@@ -60,5 +60,70 @@ fn roles_are_not_run_by_the_client() {
 
 #[test]
 fn the_top_reads_well() {
-    insta::assert_snapshot!(Cli::command().term_width(100).render_help());
+    insta::assert_snapshot!(Cli::command().term_width(100).render_help(), @r"
+    Turns a git push into a healthy fleet, and a bad push back before users notice
+
+    Usage: swell [OPTIONS] <COMMAND>
+
+    Commands:
+      dev         Run everything on this machine: a server with a runner, a gateway and a few agents
+      server      Run a server of the cluster
+      runner      Run builds on this machine
+      agent       Make this machine a target: converge it to what it should run
+      gateway     Split traffic between releases
+      init        Write a commented swell.toml for the repository at hand
+      validate    Check a pipeline file, without a server
+      schema      Print the JSON Schema of swell.toml
+      plan        Show what a deploy would do, and change nothing
+      build       Build a commit, and follow it
+      deploy      Move an environment to a release, and follow it
+      rollback    Go back to the last good release, and follow it
+      promote     Pass the gate at which a rollout stands
+      pause       Let a rollout stand still
+      resume      Let a paused rollout go on
+      abort       Stop a build, or a rollout and take back what it changed
+      retry       Queue a failed build again, and follow it
+      status      Show what runs where, or one thing
+      logs        Show the log of a build, or the last output of a rollout's failed targets
+      history     List builds and rollouts, newest first
+      why         Explain why a build or a rollout is where it is
+      diff        Compare two releases
+      events      Show what happened, and follow it
+      audit       Show who did what
+      pipeline    Registered repositories
+      repo        Repositories that Groundswell hosts
+      artifact    What builds made
+      fleet       The servers on which releases run
+      env         Named sets of targets, and the policy for changing them
+      cluster     The servers that agree
+      login       Keep a token for a server
+      whoami      Show who the server takes you for
+      doctor      Look for the usual causes of trouble
+      config      This program's own settings
+      completion  Print a completion script for a shell
+      version     Show the version
+
+    Options:
+      -h, --help     Print help (see more with '--help')
+      -V, --version  Print version
+
+    Everywhere:
+          --json               Print the result as JSON on standard output (roles: log as JSON)
+          --addr <URL>         The server's address, such as http://10.0.0.1:7400
+          --config <FILE>      A configuration file in place of the user's
+          --token-file <FILE>  The file that holds the token
+          --color <WHEN>       Whether to use colours [possible values: auto, always, never]
+      -q, --quiet              Print no progress, only the result and errors
+
+    Exit codes:
+      0  done                           6  stopped waiting, the work goes on
+      1  failed                         7  conflict or lock
+      2  usage or configuration         8  not allowed
+      3  failed and rolled back         9  no leader, or no server answers
+      4  rollback failed               10  `plan` found changes
+      5  waits for approval
+
+    The server is --addr, SWELL_ADDR, `addr` of a configuration file, or http://127.0.0.1:7400;
+    `swell config show --origin` says which.
+    ");
 }
