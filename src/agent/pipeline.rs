@@ -279,7 +279,9 @@ impl Pipeline {
                             self.journal.attempt = None;
                         }
                     }
-                    Err(error) if self.wanted.release().is_some_and(|release| release.artifact == digest) => self.not_delivered(error).await,
+                    Err(error) if self.wanted.release().is_some_and(|release| release.artifact == digest) => {
+                        self.not_delivered(error).await
+                    }
                     Err(_) => {}
                 }
             }

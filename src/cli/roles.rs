@@ -137,7 +137,8 @@ pub struct GatewayArgs {
 }
 
 fn port_range(text: &str) -> Result<PortRange, String> {
-    let parsed = text.split_once('-').and_then(|(first, last)| Some(PortRange { first: first.parse().ok()?, last: last.parse().ok()? }));
+    let parsed =
+        text.split_once('-').and_then(|(first, last)| Some(PortRange { first: first.parse().ok()?, last: last.parse().ok()? }));
     let range = parsed.filter(|range| range.first >= 1024 && range.pairs() > 0);
     range.ok_or_else(|| "write it as FIRST-LAST, such as 20000-29999, from 1024 on and with two ports at least".to_owned())
 }

@@ -89,7 +89,15 @@ struct Part {
 impl Part {
     fn server(program: &Path, options: &Options) -> Self {
         let data = options.data.join("server");
-        let arguments = ["server", "--runner", "--allow-unisolated", "--listen", &options.listen.to_string(), "--data", &data.to_string_lossy()];
+        let arguments = [
+            "server",
+            "--runner",
+            "--allow-unisolated",
+            "--listen",
+            &options.listen.to_string(),
+            "--data",
+            &data.to_string_lossy(),
+        ];
         Self::new("server", program, &arguments, Vec::new())
     }
 

@@ -24,7 +24,11 @@ where
     let filter = EnvFilter::try_from_env("SWELL_LOG").unwrap_or_else(|_| EnvFilter::new("info,openraft=warn"));
     let ansi = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi);
-    if json { log.json().init() } else { log.with_target(false).init() }
+    if json {
+        log.json().init()
+    } else {
+        log.with_target(false).init()
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("the runtime cannot start")?;
     let result = runtime.block_on(async {
         let stop = CancellationToken::new();

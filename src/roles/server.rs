@@ -75,7 +75,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<()> {
         });
         Arc::new(store)
     };
-        let proposer: Arc<dyn Proposer> = Arc::new(node.clone());
+    let proposer: Arc<dyn Proposer> = Arc::new(node.clone());
     let pushes = Pushes { node: node.clone(), proposer: Arc::clone(&proposer), content: Arc::clone(&content) };
     let repositories = HostedRepositories::open(folder("repositories"), Arc::new(pushes)).await?;
     let mirrors = Mirrors::open(folder("mirrors")).await?;
@@ -125,10 +125,14 @@ async fn local_runner(
     let report = tokio::task::spawn_blocking(isolation::probe).await?;
     if let isolation::Level::None { why } = &report.level {
         if !runner.allow_unisolated {
-            let fixes: Vec<&str> = report.checks.iter().filter(|check| check.required).filter_map(|check| check.fix.as_deref()).collect();
+            let fixes: Vec<&str> =
+                report.checks.iter().filter(|check| check.required).filter_map(|check| check.fix.as_deref()).collect();
             bail!("builds cannot be isolated on this machine ({why}): {}; `swell doctor` shows every check", fixes.join("; "));
         }
-        tracing::warn!(why, "BUILDS ARE NOT ISOLATED: they run as plain processes of this user and can read and change what it can");
+        tracing::warn!(
+            why,
+            "BUILDS ARE NOT ISOLATED: they run as plain processes of this user and can read and change what it can"
+        );
     }
     let attempts = AttemptsOptions {
         data_dir: options.data.join("runner"),
@@ -145,7 +149,8 @@ async fn local_runner(
 pub fn room_here() -> Resources {
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as u32;
     let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let total_kib = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    let total_kib =
+        meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
     let memory = ByteSize(total_kib.unwrap_or(4 << 20) * 1024 / 4 * 3);
     Resources { cpu_millis: cpus * 1000, memory }
 }

@@ -111,7 +111,9 @@ fn token(globals: &Globals, role: Role) -> Result<String> {
     if let Some(token) = std::env::var_os("SWELL_TOKEN") {
         return token.into_string().ok().context("SWELL_TOKEN is not text");
     }
-    bail!("no token: give the {role}'s with --token-file or SWELL_TOKEN; the server keeps it in `tokens/{role}` of its data folder")
+    bail!(
+        "no token: give the {role}'s with --token-file or SWELL_TOKEN; the server keeps it in `tokens/{role}` of its data folder"
+    )
 }
 
 fn read_token(file: &Path) -> Result<String> {

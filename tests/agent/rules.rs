@@ -26,7 +26,14 @@ async fn an_older_generation_is_refused_also_after_a_restart() {
     server.until_healthy("shop", 2).await;
     server.want_at(&target.name, &releases[..1], 21);
     server.until_healthy("shop", 1).await;
-    assert!(server.history("shop").iter().rev().skip_while(|report| report.release.as_ref().unwrap().number == 1).all(|report| report.release.as_ref().unwrap().number == 2));
+    assert!(
+        server
+            .history("shop")
+            .iter()
+            .rev()
+            .skip_while(|report| report.release.as_ref().unwrap().number == 1)
+            .all(|report| report.release.as_ref().unwrap().number == 2)
+    );
     target.stop();
 }
 
@@ -55,7 +62,10 @@ async fn instances_outlive_the_agent_and_are_found_again() {
         server.until_healthy("shop", 1).await;
     }
     assert_eq!(target.running("shop"), before);
-    assert!(server.history("shop").iter().all(|report| report.progress != Progress::Unhealthy), "found again means no interruption");
+    assert!(
+        server.history("shop").iter().all(|report| report.progress != Progress::Unhealthy),
+        "found again means no interruption"
+    );
     target.stop();
 }
 

@@ -68,7 +68,9 @@ fn whatever_is_killed_everything_ends_once_and_nothing_is_left_behind() {
     let (first, seeds) = (number_from("SEED", 1), number_from("SEEDS", SEEDS));
     let (mut dev, repo) = cluster(3);
     let file = std::fs::read_to_string(repo.path.join("swell.toml")).unwrap();
-    let quick = file.replace("bake = \"5s\"", "bake = \"1s\"").replace("start_timeout = \"15s\"", "start_timeout = \"15s\", min_healthy = \"1s\"");
+    let quick = file
+        .replace("bake = \"5s\"", "bake = \"1s\"")
+        .replace("start_timeout = \"15s\"", "start_timeout = \"15s\", min_healthy = \"1s\"");
     repo.write("swell.toml", &quick).commit("quicker");
     repo.push(&dev, "hello");
     assert_eq!(dev.ended_rollout("hello", 0)["state"], "deployed");

@@ -62,9 +62,9 @@ impl Dev {
         let mut dev = Self { folder, api, gateway, gateway_admin, first_port, agents, child: None, runtime };
         dev.resume();
         dev.wait_until("every agent is connected", |dev| {
-            let connected = dev.get("/v1/targets?limit=500")["items"].as_array().map_or(0, |targets| {
-                targets.iter().filter(|target| target["connected"] == true).count()
-            });
+            let connected = dev.get("/v1/targets?limit=500")["items"]
+                .as_array()
+                .map_or(0, |targets| targets.iter().filter(|target| target["connected"] == true).count());
             connected == usize::from(agents)
         });
         dev
@@ -113,7 +113,13 @@ impl Dev {
     #[track_caller]
     pub fn ok(&self, arguments: &[&str]) -> String {
         let output = self.swell(arguments);
-        assert!(output.status.success(), "swell {} failed: {}{}", arguments.join(" "), text(&output.stdout), text(&output.stderr));
+        assert!(
+            output.status.success(),
+            "swell {} failed: {}{}",
+            arguments.join(" "),
+            text(&output.stdout),
+            text(&output.stderr)
+        );
         text(&output.stdout)
     }
 
@@ -354,7 +360,11 @@ pub fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap().flatten() {
         let to = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() { copy(&entry.path(), &to) } else { std::fs::copy(entry.path(), to).map(|_| ()).unwrap() }
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &to)
+        } else {
+            std::fs::copy(entry.path(), to).map(|_| ()).unwrap()
+        }
     }
 }
 

@@ -39,7 +39,9 @@ fn a_push_reaches_the_fleet_and_a_bad_push_is_turned_back_without_a_failed_reque
     let first = dev.ended_rollout("hello", 0);
     assert_eq!(first["state"], "deployed", "{first:#}");
     assert_eq!(sizes(&first), [1, 2, 3], "{first:#}");
-    dev.wait_until("the gateway routes to the service", |dev| matches!(crate::traffic::ask(dev.gateway, HOST, "/"), Ok((200, _))));
+    dev.wait_until("the gateway routes to the service", |dev| {
+        matches!(crate::traffic::ask(dev.gateway, HOST, "/"), Ok((200, _)))
+    });
 
     // The second, while users ask.
     let traffic = Traffic::start(dev.gateway, HOST, 4);

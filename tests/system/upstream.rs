@@ -89,9 +89,10 @@ fn an_upstream_server_builds_passes_its_tests_and_runs_beside_another_pipeline()
     let rollout = dev.ended_rollout("lighttpd", 0);
     assert_eq!(rollout["state"], "deployed", "{rollout:#}");
     let host = "web.lighttpd.production";
-    dev.wait_until("lighttpd answers through the gateway", |dev| {
-        matches!(ask(dev.gateway, host, "/"), Ok((200, page)) if page.contains("served by lighttpd"))
-    });
+    dev.wait_until(
+        "lighttpd answers through the gateway",
+        |dev| matches!(ask(dev.gateway, host, "/"), Ok((200, page)) if page.contains("served by lighttpd")),
+    );
 
     // A second pipeline, with two services, on the same targets.
     Repo::of(dev.folder.path(), "pair-work", &example("pair")).push(&dev, "pair");

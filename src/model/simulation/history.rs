@@ -458,7 +458,8 @@ impl History {
         let open = self.open_rollouts();
         let rollout = self.random.pick(&open).map(|rollout| rollout.id);
         let why = "because".to_owned();
-        let release = if self.random.chance(60) { self.releases.last().cloned() } else { self.random.pick(&self.releases).cloned() };
+        let release =
+            if self.random.chance(60) { self.releases.last().cloned() } else { self.random.pick(&self.releases).cloned() };
         let target = name(&format!("web-{}", self.random.below(self.agents.len())));
         match (self.random.below(40), rollout, release) {
             (0..=11, _, Some(release)) => self.start(release, Purpose::Deploy),

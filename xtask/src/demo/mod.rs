@@ -120,7 +120,10 @@ fn show(options: &Options) -> Result<()> {
         return Ok(());
     }
     cluster.stop()?;
-    println!("Everything is stopped; `cargo xtask demo --keep` lets it run on. The log: {}", folder.join("swell-dev.log").display());
+    println!(
+        "Everything is stopped; `cargo xtask demo --keep` lets it run on. The log: {}",
+        folder.join("swell-dev.log").display()
+    );
     Ok(())
 }
 
@@ -185,4 +188,3 @@ fn indent(text: &str) -> String {
 fn nix_uid() -> String {
     std::env::var("USER").ok().filter(|user| user.chars().all(|c| c.is_ascii_alphanumeric())).unwrap_or_else(|| "user".to_owned())
 }
-

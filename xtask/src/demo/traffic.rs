@@ -16,7 +16,7 @@ use super::cluster::ask;
 /// What the users met so far.
 #[derive(Debug, Default, Clone)]
 pub struct Met {
-    /// Pages by their first line.
+    /// Pages by what they say before ` from `: the version.
     pub pages: BTreeMap<String, u64>,
     /// What went wrong, in words.
     pub failures: Vec<String>,
@@ -47,7 +47,7 @@ impl Traffic {
                     let asked = ask(gateway, host, "/", "");
                     let mut met = met.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
                     match asked {
-                        Ok((200, page)) => *met.pages.entry(page.lines().next().unwrap_or_default().to_owned()).or_default() += 1,
+                        Ok((200, page)) => *met.pages.entry(version(&page)).or_default() += 1,
                         Ok((status, page)) => met.failures.push(format!("{status} {}", page.trim())),
                         Err(error) => met.failures.push(error.to_string()),
                     }
@@ -68,4 +68,10 @@ impl Traffic {
         }
         self.met.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
     }
+}
+
+/// `hello 2 from vm/17387` is version `hello 2`, whoever served it.
+fn version(page: &str) -> String {
+    let line = page.lines().next().unwrap_or_default();
+    line.split(" from ").next().unwrap_or(line).to_owned()
 }
