@@ -89,11 +89,6 @@ impl Waker {
     pub fn id(&self) -> ractor::ActorId {
         self.actor.get_id()
     }
-
-    /// Stops it; what it was doing is done by whoever leads next.
-    pub fn stop(&self, why: &str) {
-        self.actor.stop(Some(why.to_owned()));
-    }
 }
 
 /// Starts an actor that drives `drive`, supervised by `supervisor`.

@@ -194,7 +194,7 @@ impl Actor for NodeActor {
 async fn watch_leadership(node: Node, root: ActorRef<NodeMessage>) {
     let mut leadership = node.leadership();
     loop {
-        let now = leadership.borrow_and_update().clone();
+        let now = *leadership.borrow_and_update();
         if root.send_message(NodeMessage::Leadership(now)).is_err() || leadership.changed().await.is_err() {
             return;
         }

@@ -74,7 +74,7 @@ impl RolloutDrive {
     }
 
     /// What to record of the elapsed time, if enough passed since it was recorded last.
-    fn to_record(&mut self, rollout: &Rollout, elapsed: Millis) -> Option<RolloutAction> {
+    fn due_record(&mut self, rollout: &Rollout, elapsed: Millis) -> Option<RolloutAction> {
         let watch = self.watch.as_mut()?;
         if rollout.state == RolloutState::Blocked || elapsed.0 < watch.recorded.0 + ELAPSED_EVERY.0 {
             return None;
@@ -101,7 +101,7 @@ impl Drive for RolloutDrive {
             drop(view);
             let action = match step.action {
                 Some(action) => action,
-                None => match self.to_record(&rollout, elapsed) {
+                None => match self.due_record(&rollout, elapsed) {
                     Some(record) => record,
                     None => return Ok(After::Look(TICK)),
                 },

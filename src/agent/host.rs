@@ -178,11 +178,11 @@ impl Agent {
         };
         let deployed = self.desired.iter().flat_map(|desired| desired.deployments.keys().cloned());
         for name in known.into_iter().chain(deployed) {
-            if !tasks.contains_key(&name) {
-                let (wants, receiver) = watch::channel(wanted(&name));
+            tasks.entry(name).or_insert_with_key(|name| {
+                let (wants, receiver) = watch::channel(wanted(name));
                 let task = tokio::spawn(keep_running(self.shared.clone(), name.clone(), receiver, stop.clone()));
-                tasks.insert(name, Task { wants, task });
-            }
+                Task { wants, task }
+            });
         }
         for (name, task) in tasks {
             task.wants.send_if_modified(|present| {

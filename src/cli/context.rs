@@ -29,6 +29,9 @@ pub struct Hooks {
     pub isolation: fn() -> Vec<Check>,
 }
 
+/// Reads a variable of the environment.
+pub type Variables = Box<dyn Fn(&str) -> Option<String> + Send + Sync>;
+
 /// What every command has at hand.
 pub struct Context {
     /// Where words go.
@@ -44,7 +47,7 @@ pub struct Context {
     /// Stands for Ctrl-C in tests.
     pub interrupt: Arc<Notify>,
     /// The environment.
-    pub var: Box<dyn Fn(&str) -> Option<String> + Send + Sync>,
+    pub var: Variables,
 }
 
 /// How things are followed.

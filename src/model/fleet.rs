@@ -30,7 +30,7 @@ pub struct PortRange {
 impl PortRange {
     /// How many pairs it holds.
     pub fn pairs(self) -> u16 {
-        (self.last.saturating_sub(self.first) + 1) / 2
+        self.last.saturating_sub(self.first).div_ceil(2)
     }
 }
 

@@ -60,7 +60,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<()> {
     private_folder(&options.data)?;
     let listener = bind(options.listen, "--listen").await?;
     let folder = |name: &str| options.data.join(name);
-    let tokens = Arc::new(Tokens::load_or_create(&folder("tokens"))?);
+    let tokens = Arc::new(Tokens::load_or_create(folder("tokens"))?);
     let node = raft::Node::start(raft::Options::new(&options.data, options.id)).await?;
     let content: Arc<dyn ContentStore> = {
         let store = Embedded::open(folder("content"), EmbeddedOptions::default()).await?;

@@ -192,7 +192,7 @@ impl Attempts {
         let key = (job.build.id, job.attempt);
         let hold = self.hold(key).await;
         let (build, attempt) = key;
-        if let Err(why) = Run::new(self.inner.clone(), job, stopped, hold).to_its_end().await {
+        if let Err(why) = Run::new(self.inner.clone(), job, stopped, hold).until_its_end().await {
             tracing::warn!(%build, attempt, why, "an attempt could not say how it stands; it is taken up again");
         }
     }

@@ -37,7 +37,7 @@ pub fn run(context: &Context, args: ValidateArgs) -> Result<Exit> {
         Ok(file) => (Vec::new(), file.unsupported()),
         Err(problems) => (problems, Vec::new()),
     };
-    let is_valid = problems.is_empty() && !(args.strict && !warnings.is_empty());
+    let is_valid = problems.is_empty() && (!args.strict || warnings.is_empty());
     let value = json!({ "file": name, "valid": is_valid, "problems": problems, "warnings": warnings });
     context.output.result(&value, || {
         let mut out = String::new();

@@ -146,14 +146,6 @@ impl World {
             Report { pipeline: name("shop"), release: release.cloned(), progress, serving, instances: Vec::new(), failure: None };
         self.ok(FleetAction::Report { reports: vec![(target, report)] });
     }
-
-    /// Every kind of event so far, with its transition.
-    pub fn story(&self) -> Vec<String> {
-        let events = self.applied.iter().flat_map(|applied| &applied.events);
-        events
-            .map(|event| format!("{} {} {}", event.subject, event.kind, event.to.clone().unwrap_or_default()).trim().to_owned())
-            .collect()
-    }
 }
 
 type Undo = Box<dyn FnOnce(&mut MemoryTables)>;

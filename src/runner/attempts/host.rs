@@ -25,8 +25,11 @@ const FOLDERS: [&str; 3] = ["/usr/local/bin", "/usr/local/lib", "/usr/local/incl
 /// The longest list that is read; of a longer one, size and time count.
 const LIST_BYTES_MAX: u64 = 256 << 20;
 
+/// The sizes and times of the files that it depends on, and the fingerprint itself.
+type Fingerprint = (Vec<(u64, SystemTime)>, String);
+
 /// The last answer, and the times and sizes of the files from which it follows.
-static CACHED: Mutex<Option<(Vec<(u64, SystemTime)>, String)>> = Mutex::new(None);
+static CACHED: Mutex<Option<Fingerprint>> = Mutex::new(None);
 
 /// `sha256:` and the hash of the architecture, `/etc/os-release`, the list of installed packages, and the names in `/usr/local`. Two runners
 /// with the same packages have the same.

@@ -94,7 +94,7 @@ impl Run {
     }
 
     /// Runs it, and tells state how it ended. The error is why nobody could be told.
-    pub async fn to_its_end(mut self) -> Result<(), String> {
+    pub async fn until_its_end(mut self) -> Result<(), String> {
         let (build, attempt) = self.key();
         let unisolated = self.inner.unisolated.clone();
         self.reporter.say(BuildAction::Acknowledge { build, attempt, unisolated }).await;
