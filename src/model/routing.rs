@@ -1,6 +1,9 @@
 //! From replicated state to the table that gateways serve by: the healthy instances of every service that has a port.
 
-use std::{collections::{BTreeMap, BTreeSet}, net::SocketAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
 
 use super::{
     fleet::Target,

@@ -115,13 +115,7 @@ fn forward<T: ReadTables>(tables: &T, rollout: &Rollout, seen: Seen<'_>) -> Resu
     }
 }
 
-fn converge<T: ReadTables>(
-    tables: &T,
-    rollout: &Rollout,
-    seen: Seen<'_>,
-    wave: &Wave,
-    late: bool,
-) -> Result<Next, TablesError> {
+fn converge<T: ReadTables>(tables: &T, rollout: &Rollout, seen: Seen<'_>, wave: &Wave, late: bool) -> Result<Next, TablesError> {
     let sets = &rollout.sets;
     let untold = &wave.targets - &sets.changed;
     let mut changeable = &untold & seen.connected;
@@ -192,9 +186,10 @@ fn nobody_tells<T: ReadTables>(tables: &T, rollout: &Rollout, seen: Seen<'_>, wa
         (true, _) if rollout.wave > 0 => None,
         (true, _) => Some(Next::wait(format!("a person: every target of this wave left, and {no_data}"))),
         (false, true) => Some(Next::wait(format!("a target of this wave to connect: none of them is, and {no_data}"))),
-        (false, false) if !healthy.is_empty() => {
-            Some(Next::wait(format!("{} to connect: no other target of this wave is healthy, and {no_data}", named(tables, &healthy)?)))
-        }
+        (false, false) if !healthy.is_empty() => Some(Next::wait(format!(
+            "{} to connect: no other target of this wave is healthy, and {no_data}",
+            named(tables, &healthy)?
+        ))),
         (false, false) => {
             let told = named(tables, &told)?;
             Some(Next::wait(format!("{told} to become healthy: no target of this wave is, and {no_data}")))

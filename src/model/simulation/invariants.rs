@@ -98,7 +98,9 @@ impl Checks {
             if !matches!(event.kind.as_str(), "build.state" | "rollout.state") {
                 continue;
             }
-            let (Some(from), Some(to)) = (&event.from, &event.to) else { return Err(format!("10: {} says no states", event.seq)) };
+            let (Some(from), Some(to)) = (&event.from, &event.to) else {
+                return Err(format!("10: {} says no states", event.seq));
+            };
             let known = self.states.get(&event.subject).cloned();
             let first = if event.kind == "build.state" { "" } else { "blocked" };
             if known.as_deref().unwrap_or(first) != from {
@@ -268,7 +270,8 @@ impl Checks {
         let mut costs = false;
         for target in told {
             let said = self.said.get(&target);
-            let same = said.is_some_and(|said| said.release.as_ref() == Some(&rollout.release) && said.progress == Progress::Healthy);
+            let same =
+                said.is_some_and(|said| said.release.as_ref() == Some(&rollout.release) && said.progress == Progress::Healthy);
             if rollout.sets.healthy.contains(target) && same {
                 continue;
             }
@@ -285,8 +288,7 @@ impl Checks {
         if disturbed.len() > u64::from(rollout.plan.max_unavailable) {
             return Err(format!("4: {} disturbs {disturbed:?}, and {} may be", rollout.id, rollout.plan.max_unavailable));
         }
-        let zones: BTreeSet<String> =
-            disturbed.iter().map(|index| history.world.get::<Target>(key(index)).facts.zone).collect();
+        let zones: BTreeSet<String> = disturbed.iter().map(|index| history.world.get::<Target>(key(index)).facts.zone).collect();
         if rollout.plan.spread_zone && zones.len() > 1 {
             return Err(format!("4: {} disturbs the zones {zones:?} at once", rollout.id));
         }

@@ -83,7 +83,9 @@ impl Plant {
 /// Applies `command` by the broken rules.
 pub fn apply(history: &mut History, plant: Plant, mut command: Command) -> Result<Applied, Rejection> {
     match (plant, &mut command.action) {
-        (Plant::StaleEpoch, action) if !matches!(action, Action::Cluster(ClusterAction::BeginEpoch { .. })) => command.epoch = None,
+        (Plant::StaleEpoch, action) if !matches!(action, Action::Cluster(ClusterAction::BeginEpoch { .. })) => {
+            command.epoch = None
+        }
         (Plant::Concurrency, Action::Build(BuildAction::Assign { .. })) => {
             let mut pipeline: Pipeline = history.world.get(key("shop"));
             let concurrency = std::mem::replace(&mut pipeline.concurrency, 64);

@@ -44,7 +44,8 @@ pub(super) fn change_targets<T: Tables>(
             rollout.sets.down_before.insert(index);
         }
         // A target that was told to run this release already says nothing new: what it said last counts.
-        let is_healthy = |report: Report| report.release.as_ref() == Some(&rollout.release) && report.progress == Progress::Healthy;
+        let is_healthy =
+            |report: Report| report.release.as_ref() == Some(&rollout.release) && report.progress == Progress::Healthy;
         if told(&deployment, Some(&rollout), index).as_ref() == Some(&rollout.release) && report.is_some_and(is_healthy) {
             rollout.sets.healthy.insert(index);
             rollout.sets.down_before.remove(index);

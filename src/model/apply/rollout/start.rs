@@ -118,11 +118,7 @@ fn begin<T: Tables>(
 }
 
 /// Ends whatever waits, since this rollout was asked for later: an older one must not follow it.
-fn take_place<T: Tables>(
-    context: &mut Context<'_, T>,
-    rollout: &Rollout,
-    deployment: &mut Deployment,
-) -> Result<(), RuleError> {
+fn take_place<T: Tables>(context: &mut Context<'_, T>, rollout: &Rollout, deployment: &mut Deployment) -> Result<(), RuleError> {
     let Some(waiting) = deployment.next.take() else { return Ok(()) };
     let waiting = context.rollout(waiting)?;
     if !waiting.state.is_end() {

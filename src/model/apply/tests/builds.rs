@@ -69,7 +69,10 @@ fn attempts_that_nobody_acknowledged_count_too() {
 #[test]
 fn assignments_keep_to_the_concurrency_and_to_one_live_attempt() {
     let mut world = world();
-    let (first, second) = (world.request(1), { world.ok(request(1)); other_branch(&mut world, 2) });
+    let (first, second) = (world.request(1), {
+        world.ok(request(1));
+        other_branch(&mut world, 2)
+    });
     assert_eq!(world.refused(BuildAction::Assign { build: first, runner: name("nobody") }), "not_found");
     world.ok(BuildAction::Assign { build: first, runner: name("r1") });
     assert_eq!(world.refused(BuildAction::Assign { build: first, runner: name("r1") }), "illegal_transition");
@@ -130,7 +133,8 @@ fn a_failure_ends_the_build_in_whatever_phase_it_was() {
             let build = world.request(1);
             reach(&mut world, build, 1, reached);
             world.ok(end(build, 1, failed(phase)));
-            let expected = if phase == Phase::Test && reached <= Phase::Test { BuildState::TestFailed } else { BuildState::BuildFailed };
+            let expected =
+                if phase == Phase::Test && reached <= Phase::Test { BuildState::TestFailed } else { BuildState::BuildFailed };
             assert_eq!(state(&world, build), expected, "{phase} failed while {reached} ran");
             let build: Build = world.get(key(build.0));
             let Some(AttemptEnd::Failed(failure)) = &build.attempts[0].end else { panic!("{build:?}") };
@@ -187,7 +191,8 @@ fn a_pushed_artifact_is_a_release_at_once() {
     let (pipeline, git_ref, file) = (name("shop"), "refs/heads/main".to_owned(), Box::new(file));
     let applied = world.ok(BuildAction::Push { pipeline, commit: commit(1), git_ref, artifact: artifact(1), file });
     let Subject::Build(id) = applied.outcome.subject else { panic!("not a build") };
-    let states: Vec<_> = applied.events.iter().filter(|event| event.kind == "build.state").filter_map(|event| event.to.clone()).collect();
+    let states: Vec<_> =
+        applied.events.iter().filter(|event| event.kind == "build.state").filter_map(|event| event.to.clone()).collect();
     assert_eq!(states, ["queued", "uploading", "ready-to-deploy"]);
     assert!(world.get::<Build>(key(id.0)).release.is_some());
 }

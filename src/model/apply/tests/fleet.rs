@@ -42,11 +42,8 @@ fn a_target_that_joins_gets_the_stable_release_and_the_new_one_at_the_end() {
     world.tell_wave(id);
     world.ok(FleetAction::Join { facts: facts(3) });
     assert_eq!(world.told(3), Some(first));
-    let stranger = RolloutAction::ChangeTargets {
-        rollout: id,
-        targets: RoaringBitmap::from_iter([3]),
-        unreachable: RoaringBitmap::new(),
-    };
+    let stranger =
+        RolloutAction::ChangeTargets { rollout: id, targets: RoaringBitmap::from_iter([3]), unreachable: RoaringBitmap::new() };
     assert_eq!(world.refused(stranger), "illegal_transition");
     let rollout = world.rollout(id);
     for target in rollout.wave_targets() {

@@ -94,10 +94,8 @@ fn routes_lead_to_what_answers_whichever_release_it_is_of() {
         let report = Report { pipeline, release, progress: Progress::Healthy, serving: true, instances, failure: None };
         world.ok(FleetAction::Report { reports: vec![(target, report)] });
     };
-    let both = vec![
-        instance("shop", &new, 20_001, InstanceState::Serving),
-        instance("web", &old, 20_000, InstanceState::Draining),
-    ];
+    let both =
+        vec![instance("shop", &new, 20_001, InstanceState::Serving), instance("web", &old, 20_000, InstanceState::Draining)];
     say(&mut world, 0, both);
     say(&mut world, 1, vec![instance("web", &old, 20_000, InstanceState::Serving)]);
     say(&mut world, 2, vec![instance("web", &old, 20_000, InstanceState::Unhealthy)]);

@@ -121,7 +121,10 @@ fn a_paused_rollout_stands_still_until_a_person_goes_on() {
     world.ok(RolloutAction::Promote { rollout: id, why: "it is fine".into() });
     let rollout = world.rollout(id);
     assert!(rollout.paused.is_none() && rollout.state == RolloutState::CanaryCheck);
-    assert_eq!(world.refused(RolloutAction::RecordElapsed { rollout: id, wave: 1, gate: Gate::Bake, elapsed: Millis(1) }), "illegal_transition");
+    assert_eq!(
+        world.refused(RolloutAction::RecordElapsed { rollout: id, wave: 1, gate: Gate::Bake, elapsed: Millis(1) }),
+        "illegal_transition"
+    );
     world.ok(RolloutAction::RecordElapsed { rollout: id, wave: 0, gate: Gate::Bake, elapsed: Millis(5000) });
     let back = RolloutAction::RecordElapsed { rollout: id, wave: 0, gate: Gate::Bake, elapsed: Millis(4000) };
     assert_eq!(world.refused(back), "illegal_transition");

@@ -48,7 +48,10 @@ fn it_tells_the_wave_then_waits_for_it_by_name() {
     let (mut world, id, canary, release) = begun();
     let (all, none) = (set(0..6), set([]));
     let first = decide(&world, id, &all, &none, 0);
-    assert_eq!(first.action, Some(RolloutAction::ChangeTargets { rollout: id, targets: set([canary]), unreachable: none.clone() }));
+    assert_eq!(
+        first.action,
+        Some(RolloutAction::ChangeTargets { rollout: id, targets: set([canary]), unreachable: none.clone() })
+    );
     world.tell_wave(id);
     let waits = decide(&world, id, &all, &none, 1);
     assert!(waits.action.is_none() && waits.waits_for.starts_with(&format!("web-{canary} to become healthy")), "{waits:?}");
@@ -95,7 +98,9 @@ fn a_wave_that_nobody_can_hear_never_passes_and_says_so() {
     let others = set(0..6) - set([canary]);
     assert!(decide(&world, id, &others, &set([]), LATE).waits_for.contains("to connect"));
     let left_out = decide(&world, id, &others, &set([canary]), LATE).action.unwrap();
-    assert!(matches!(&left_out, RolloutAction::ChangeTargets { targets, unreachable, .. } if targets.is_empty() && unreachable.contains(canary)));
+    assert!(
+        matches!(&left_out, RolloutAction::ChangeTargets { targets, unreachable, .. } if targets.is_empty() && unreachable.contains(canary))
+    );
     world.ok(left_out);
     let waits = decide(&world, id, &others, &set([canary]), LATE);
     assert!(waits.action.is_none() && waits.waits_for.contains("no data is not good news"), "{waits:?}");
@@ -160,8 +165,10 @@ fn what_does_not_move_says_who_must() {
 
 #[test]
 fn going_back_in_place_is_bounded_and_never_hangs() {
-    let text = format!("{FILE}max_unavailable = \"100%\"\nrollback = {{ max_unavailable = 1 }}\n").replace("[1, \"50%\", \"100%\"]", "[4, \"100%\"]");
-    let file = PipelineFile::parse(&text.replace("command = [\"bin/web\"]", "command = [\"bin/web\"]\nstart = \"in-place\"")).unwrap();
+    let text = format!("{FILE}max_unavailable = \"100%\"\nrollback = {{ max_unavailable = 1 }}\n")
+        .replace("[1, \"50%\", \"100%\"]", "[4, \"100%\"]");
+    let file =
+        PipelineFile::parse(&text.replace("command = [\"bin/web\"]", "command = [\"bin/web\"]\nstart = \"in-place\"")).unwrap();
     let (mut world, _) = World::with_fleet(5, FILE);
     let good = world.deployed(1, &file);
     let bad = world.release(2, &file);
