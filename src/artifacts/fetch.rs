@@ -25,7 +25,8 @@ use crate::model::{digest::Digest, units::Millis};
 pub struct Source<'a> {
     /// Keeps connections alive between requests. It follows redirects as it was built to.
     pub client: &'a reqwest::Client,
-    /// The artifact is at `<base_url>/<digest>`, `http://server:7700/v1/content` for example.
+    /// The artifact is at `<base_url>/<digest>`, `http://server:7700/v1/content` for example; or, where `{digest}` stands in it, at what it is
+    /// with the digest in that place: `http://server:7700/v1/artifacts/{digest}/content`.
     pub base_url: &'a str,
     /// Sent as a bearer token.
     pub token: Option<&'a str>,
@@ -181,7 +182,7 @@ pub async fn fetch(
     progress: &(dyn Fn(Progress) + Send + Sync),
 ) -> Result<Fetched> {
     manifest.check()?;
-    let url = format!("{}/{}", source.base_url.trim_end_matches('/'), manifest.digest);
+    let url = url_of(source.base_url, manifest.digest);
     let (shared, path) = (Arc::new(manifest.clone()), dest.to_owned());
     let Some(partial) = aside(dest, move || Partial::open(path, shared)).await? else {
         return Ok(Fetched { fetched_bytes: 0, resumed_bytes: manifest.size });
@@ -215,6 +216,13 @@ pub async fn fetch(
     let whole = partial.clone();
     aside(dest, move || whole.finish()).await?;
     Ok(Fetched { fetched_bytes: missing_bytes, resumed_bytes: manifest.size - missing_bytes })
+}
+
+fn url_of(base_url: &str, digest: Digest) -> String {
+    if base_url.contains("{digest}") {
+        return base_url.replace("{digest}", &digest.to_string());
+    }
+    format!("{}/{digest}", base_url.trim_end_matches('/'))
 }
 
 /// Runs blocking work aside and waits for it.
@@ -370,7 +378,7 @@ impl Partial {
             std::fs::remove_file(&self.path).map_err(io_error("remove", &self.path, 0))?;
             return Err(FetchError::WrongWhole { expected, found: found.unwrap_or(Digest([0; 32])) });
         }
-        fail::fail_point!("fetch_before_rename");
+        crate::crash::point("fetch::before_rename");
         std::fs::rename(&self.path, &self.dest).map_err(io_error("rename a finished file to", &self.dest, 0))?;
         let parent = parent_of(&self.dest);
         File::open(parent).and_then(|folder| folder.sync_all()).map_err(io_error("sync", parent, 0))

@@ -19,8 +19,8 @@ pub struct Options {
     pub group_bytes_max: usize,
     /// How often a leader tells the others that it leads. 150 ms.
     pub heartbeat: Duration,
-    /// After how long without a heartbeat the others elect another: a random time between this and twice this. 750 ms, so
-    /// that a new leader stands well within 3 s.
+    /// After how long without a heartbeat the others elect another: a random time between this and twice this. 500 ms: with the
+    /// lease that must run out first, a new leader stands within about 2 s (docs/adr/0001-openraft-version.md).
     pub election_timeout_min: Duration,
     /// After how many log entries a snapshot is taken. 20,000.
     pub snapshot_every_entries: u64,
@@ -40,7 +40,7 @@ impl Options {
             group_commands_max: 256,
             group_bytes_max: 1 << 20,
             heartbeat: Duration::from_millis(150),
-            election_timeout_min: Duration::from_millis(750),
+            election_timeout_min: Duration::from_millis(500),
             snapshot_every_entries: 20_000,
             keep_entries: 5_000,
         }

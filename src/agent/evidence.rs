@@ -1,0 +1,155 @@
+//! What is kept of a failure, for `swell why`: how the process ended, what the last probe answered, the end of its output. Blocking where
+//! it reads. Must not know what follows from a failure.
+
+use std::path::Path;
+
+use nix::sys::signal::Signal;
+
+use super::{decide::Fault, journal::Instance, launch::Refusal};
+use crate::{
+    model::observation::TargetFailure,
+    runner::{
+        shim::{ExitRecord, Outcome},
+        spool::{FRAME_BYTES_MAX, SpoolReader},
+    },
+};
+
+/// Most bytes of output in a report.
+pub(super) const OUTPUT_SHORT_BYTES: usize = 4 << 10;
+/// Most bytes of output in the content store.
+pub(super) const OUTPUT_LONG_BYTES: usize = 64 << 10;
+/// Most bytes of one text of a report.
+const TEXT_BYTES_MAX: usize = 1 << 10;
+
+/// What was last seen of an instance.
+#[derive(Debug, Clone, Default)]
+pub(super) struct LastSeen {
+    /// How its process ended.
+    pub exit: Option<ExitRecord>,
+    /// What the last probe that failed answered.
+    pub probe: Option<String>,
+    /// Why it was not even started.
+    pub refusal: Option<Refusal>,
+    /// The end of its output.
+    pub output: Vec<u8>,
+}
+
+/// The last [`OUTPUT_LONG_BYTES`] of what the shim in `dir` kept.
+pub(super) fn output_tail(dir: &Path) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    // A reader begins at a frame, so one frame more is asked for and cut.
+    let reader = SpoolReader::open_tail(dir, (OUTPUT_LONG_BYTES + FRAME_BYTES_MAX) as u64);
+    let read = reader.and_then(|mut reader| {
+        while let Some(frame) = reader.next_frame()? {
+            bytes.extend(frame.bytes);
+        }
+        Ok(())
+    });
+    if let Err(error) = read {
+        tracing::warn!(dir = %dir.display(), %error, "could not read the output of an instance");
+    }
+    bytes.drain(..bytes.len().saturating_sub(OUTPUT_LONG_BYTES));
+    bytes
+}
+
+/// How a process ended, in words such as `exit 3` or `signal 9 (out of memory)`.
+pub(super) fn exit_text(record: &ExitRecord) -> String {
+    match &record.outcome {
+        Outcome::Exited(code) => format!("exit {code}"),
+        Outcome::Signaled(number) if record.oom_killed => format!("signal {number} (out of memory)"),
+        Outcome::Signaled(number) => match Signal::try_from(*number) {
+            Ok(signal) => format!("signal {number} ({signal})"),
+            Err(_) => format!("signal {number}"),
+        },
+        Outcome::Failed(failure) => format!("not started: {}", failure.why),
+    }
+}
+
+/// What is reported of a fault.
+pub(super) fn failure_of(instance: &Instance, fault: Fault, seen: &LastSeen) -> TargetFailure {
+    let (reason, hint) = words(instance, fault, seen);
+    TargetFailure {
+        service: Some(instance.service.clone()),
+        reason: cut(reason),
+        hint: cut(hint),
+        exit: seen.exit.as_ref().map(exit_text).map(cut),
+        probe: seen.probe.clone().map(cut),
+        output: short(&seen.output),
+        output_blob: None,
+    }
+}
+
+/// A failure that is no instance's.
+pub(super) fn failure_without_instance(reason: String, hint: String) -> TargetFailure {
+    let (reason, hint) = (cut(reason), cut(hint));
+    TargetFailure { service: None, reason, hint, exit: None, probe: None, output: String::new(), output_blob: None }
+}
+
+fn words(instance: &Instance, fault: Fault, seen: &LastSeen) -> (String, String) {
+    let (service, release) = (&instance.service, &instance.release);
+    let health = &instance.settings.settings.health;
+    let answer = seen.probe.as_deref().unwrap_or("nothing");
+    match (fault, &seen.refusal, &seen.exit) {
+        (Fault::Died, Some(refusal), _) => (refusal.reason.clone(), refusal.hint.clone()),
+        (Fault::Died, None, Some(ExitRecord { outcome: Outcome::Failed(failure), .. })) => (
+            format!("service {service} of {release} could not be started: {} ({})", failure.what, failure.why),
+            failure.way_out.clone(),
+        ),
+        (Fault::Died, None, Some(record)) if record.oom_killed => (
+            format!("service {service} of {release} was killed for lack of memory"),
+            "raise its `limits.memory`, or find out why it needs more than before".to_owned(),
+        ),
+        (Fault::Died, None, Some(record)) => (
+            format!("service {service} of {release} ended by itself ({}) when it should run", exit_text(record)),
+            "read the end of its output".to_owned(),
+        ),
+        (Fault::Died, None, None) => (
+            format!("service {service} of {release} vanished: it or its supervisor was killed"),
+            "see whether this target is out of memory, or who killed it".to_owned(),
+        ),
+        (Fault::NeverAnswered, ..) => (
+            format!("no probe of service {service} of {release} passed within {}: {answer}", health.start_timeout),
+            "read the end of its output; if it merely starts slowly, raise `health.start_timeout`".to_owned(),
+        ),
+        (Fault::StoppedAnswering, ..) => (
+            format!("service {service} of {release} answered its probes and then no longer: {answer}"),
+            "read the end of its output".to_owned(),
+        ),
+        (Fault::Unsteady, ..) => (
+            format!("service {service} of {release} did not pass its probes for {} on end: {answer}", health.min_healthy),
+            "see why some of its probes fail".to_owned(),
+        ),
+    }
+}
+
+fn short(output: &[u8]) -> String {
+    let from = output.len().saturating_sub(OUTPUT_SHORT_BYTES);
+    let mut text = String::from_utf8_lossy(&output[from..]).into_owned();
+    // What is not UTF-8 grew: three bytes for one.
+    while text.len() > OUTPUT_SHORT_BYTES {
+        let beyond = text.len() - OUTPUT_SHORT_BYTES;
+        let at = (beyond..=text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(text.len());
+        text.drain(..at);
+    }
+    text
+}
+
+fn cut(mut text: String) -> String {
+    let most = (0..=TEXT_BYTES_MAX.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    text.truncate(most);
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_the_output_is_bounded_whatever_its_bytes() {
+        assert_eq!(short(b"hello"), "hello");
+        assert_eq!(short(&[b'x'; 9000]).len(), OUTPUT_SHORT_BYTES);
+        assert!(short(&[0xff; 9000]).len() <= OUTPUT_SHORT_BYTES);
+        assert!(short("é".repeat(4000).as_bytes()).ends_with('é'));
+        assert!(cut("é".repeat(4000)).len() <= TEXT_BYTES_MAX);
+    }
+}
