@@ -12,6 +12,8 @@ mod repository;
 mod rollout;
 #[cfg(test)]
 pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 
 pub use context::Applied;
 

@@ -8,6 +8,7 @@ use crate::model::{
     apply::{Applied, apply},
     build::{AttemptEnd, Cause, Phase, PhaseRecord, Resources},
     command::*,
+    desired::desired,
     digest::Digest,
     event::{EventSeq, Subject},
     fleet::{Floors, PortRange, TargetFacts},
@@ -18,7 +19,7 @@ use crate::model::{
     principal::{Principal, Role},
     rejection::{Rejection, RuleError},
     repository::CommitId,
-    rollout::{Purpose, Rollout},
+    rollout::{Deployment, Gate, Purpose, Rollout, Verdict, deployment_key},
     tables::{Key, MemoryTables, ReadTables, Record, Scan, Tables, TablesError, key},
     units::{ByteSize, Timestamp},
 };
@@ -145,6 +146,63 @@ impl World {
         let report =
             Report { pipeline: name("shop"), release: release.cloned(), progress, serving, instances: Vec::new(), failure: None };
         self.ok(FleetAction::Report { reports: vec![(target, report)] });
+    }
+
+    /// The rejection's code.
+    pub fn refused(&mut self, action: impl Into<Action>) -> &'static str {
+        self.try_apply(action).unwrap_err().code()
+    }
+
+    /// Tells every target of the present wave to change.
+    pub fn tell_wave(&mut self, id: RolloutId) {
+        let targets = self.rollout(id).wave_targets();
+        self.ok(RolloutAction::ChangeTargets { rollout: id, targets, unreachable: Default::default() });
+    }
+
+    /// Records a verdict of the present gate.
+    pub fn judge(&mut self, id: RolloutId, verdict: Verdict) -> Result<Applied, Rejection> {
+        let Rollout { wave, gate, .. } = self.rollout(id);
+        self.try_apply(RolloutAction::RecordVerdict { rollout: id, wave, gate, verdict, evidence: "said so".into() })
+    }
+
+    /// Takes the rollout to its end, with every target healthy.
+    pub fn complete(&mut self, id: RolloutId) {
+        while !self.rollout(id).state.is_end() {
+            let rollout = self.rollout(id);
+            if rollout.gate == Gate::Convergence {
+                self.tell_wave(id);
+                for target in rollout.wave_targets() {
+                    self.report(target, Some(&rollout.release), Progress::Healthy, true);
+                }
+            }
+            self.judge(id, Verdict::Pass).unwrap();
+        }
+    }
+
+    /// Deploys a release of `commit` to all targets.
+    pub fn deployed(&mut self, commit: u8, file: &PipelineFile) -> ReleaseId {
+        let release = self.release(commit, file);
+        let id = self.start(&release, Purpose::Deploy).unwrap();
+        self.complete(id);
+        release
+    }
+
+    /// What a target is told.
+    pub fn told(&self, target: u32) -> Option<ReleaseId> {
+        let desired = desired(&self.tables, &self.get(key(target)), self.index).unwrap();
+        desired.deployments.get(&name::<PipelineName>("shop")).map(|desired| desired.release.clone())
+    }
+
+    pub fn deployment(&self) -> Deployment {
+        self.get(deployment_key(&name("production"), &name("shop")))
+    }
+
+    /// Every kind of event so far, with its transition.
+    pub fn story(&self) -> Vec<String> {
+        let events = self.applied.iter().flat_map(|applied| &applied.events);
+        events
+            .map(|event| format!("{} {} {}", event.subject, event.kind, event.to.clone().unwrap_or_default()).trim().to_owned())
+            .collect()
     }
 }
 

@@ -1,6 +1,9 @@
 //! One history: a small cluster with agents, runners, people and a leader that may be deposed at any step. Everything that
 //! happens is drawn from one seed.
 
+mod builds;
+mod people;
+
 use std::collections::BTreeMap;
 
 use roaring::RoaringBitmap;
@@ -14,24 +17,22 @@ use super::{
 use crate::model::{
     apply::{
         Applied,
-        testing::{World, artifact, commit, facts, lost, name, phase_record},
+        testing::{World, facts, name},
     },
-    build::{AttemptEnd, Build, BuildFailure, Cause, OpenBuild, Phase, Resources},
+    build::{Build, OpenBuild},
     cluster::Epoch,
-    command::{Action, ArtifactAction, BuildAction, ClusterAction, Command, EnvironmentAction, FleetAction, RolloutAction},
+    command::{Action, ClusterAction, Command, EnvironmentAction, FleetAction, RolloutAction},
     decide::rollout::{Next, Seen, next},
     desired::told,
-    event::Subject,
     fleet::{Environment, TARGET_GRACE, Target, TargetFacts},
-    ids::{BuildId, ReleaseId, RolloutId},
+    ids::{ReleaseId, RolloutId},
     pipeline::Pipeline,
     pipeline_file::PipelineFile,
     planning::{blocked, connected},
     principal::Principal,
     rejection::Rejection,
     release::{Release, release_key},
-    retention::expired_artifacts,
-    rollout::{Deployment, Gate, OpenRollout, Purpose, Rollout, RolloutState, deployment_key},
+    rollout::{Deployment, Gate, OpenRollout, Rollout, RolloutState, deployment_key},
     tables::{ReadTables, Scan, Tables, key},
     units::{Millis, Timestamp},
 };
@@ -383,147 +384,6 @@ impl History {
         }
         let command = self.world.command(FleetAction::Presence { server: 1, connected });
         self.propose(command).map(drop)
-    }
-
-    fn builds(&mut self) -> Step {
-        let builds = self.open_builds();
-        if builds.is_empty() || self.random.chance(15) {
-            if self.faults {
-                let number = if self.random.chance(20) { self.next_commit } else { self.next_commit.wrapping_add(1) };
-                self.next_commit = number;
-                let again = self.random.chance(10);
-                let git_ref = if self.random.chance(80) { "refs/heads/main" } else { "refs/heads/next" };
-                let cause = if self.random.chance(90) { Cause::Push } else { Cause::Manual };
-                let (pipeline, resources) = (name("shop"), Resources::default());
-                let commit = commit(number);
-                if self.random.chance(10) {
-                    let file = Box::new(self.files[self.random.below(self.files.len())].clone());
-                    let artifact = artifact(number);
-                    let pushed = self.person(BuildAction::Push { pipeline, commit, git_ref: git_ref.into(), artifact, file })?;
-                    let Some(Subject::Build(id)) = pushed.map(|pushed| pushed.outcome.subject) else { return Ok(()) };
-                    self.releases.extend(self.world.get::<Build>(key(id.0)).release);
-                    return Ok(());
-                }
-                self.person(BuildAction::Request { pipeline, commit, git_ref: git_ref.into(), cause, again, resources })?;
-            }
-            return Ok(());
-        }
-        let build = builds[self.random.below(builds.len())].clone();
-        self.build(build)
-    }
-
-    fn build(&mut self, build: Build) -> Step {
-        let id = build.id;
-        if self.faults && self.random.chance(4) {
-            return self.person(BuildAction::Cancel { build: id }).map(drop);
-        }
-        let Some(live) = build.live_attempt() else {
-            return self.lead(BuildAction::Assign { build: id, runner: name("r1") });
-        };
-        let attempt = live.number;
-        if self.faults && self.random.chance(5) {
-            // What a fenced attempt still says changes nothing.
-            return self.lead(BuildAction::End { build: id, attempt: attempt + 1, end: lost(), log: None });
-        }
-        if build.cancel_asked && self.random.chance(50) {
-            return self.lead(BuildAction::End { build: id, attempt, end: AttemptEnd::Canceled, log: None });
-        }
-        if self.faults && self.random.chance(self.losses) {
-            return self.lead(BuildAction::End { build: id, attempt, end: lost(), log: None });
-        }
-        if !live.acknowledged {
-            return self.lead(BuildAction::Acknowledge { build: id, attempt, unisolated: None });
-        }
-        if self.faults && self.random.chance(6) {
-            let phase = *self.random.pick(&Phase::ALL).unwrap();
-            let failure = BuildFailure { phase, reason: "exit 2".into(), hint: String::new(), output: "x".repeat(9000) };
-            let end = if self.random.chance(50) { AttemptEnd::TimedOut(failure) } else { AttemptEnd::Failed(failure) };
-            return self.lead(BuildAction::End { build: id, attempt, end, log: None });
-        }
-        match live.phases.len() {
-            done if done < Phase::ALL.len() => {
-                self.lead(BuildAction::Progress { build: id, attempt, phase: phase_record(Phase::ALL[done]) })
-            }
-            _ => {
-                let number = u8::from_str_radix(&build.commit.as_str()[38..], 16).unwrap();
-                let file = Box::new(self.files[self.random.below(self.files.len())].clone());
-                self.lead(BuildAction::Succeed { build: id, attempt, artifact: artifact(number), file, log: None })?;
-                self.releases.extend(self.world.get::<Build>(key(id.0)).release);
-                Ok(())
-            }
-        }
-    }
-
-    fn people(&mut self) -> Step {
-        let open = self.open_rollouts();
-        let rollout = self.random.pick(&open).map(|rollout| rollout.id);
-        let why = "because".to_owned();
-        let release =
-            if self.random.chance(60) { self.releases.last().cloned() } else { self.random.pick(&self.releases).cloned() };
-        let target = name(&format!("web-{}", self.random.below(self.agents.len())));
-        match (self.random.below(40), rollout, release) {
-            (0..=11, _, Some(release)) => self.start(release, Purpose::Deploy),
-            (12..=14, _, release) => {
-                let deployment = self.deployment();
-                let stable = deployment.as_ref().and_then(|deployment| deployment.stable.clone());
-                let former = deployment.and_then(|deployment| deployment.former(stable.as_ref()).cloned());
-                // Undoing what is at work, going back further, or to anything.
-                let goal = if rollout.is_some() && self.random.chance(50) { stable } else { former };
-                match goal.filter(|_| self.random.chance(90)).or(release) {
-                    Some(release) => self.start(release, Purpose::Rollback),
-                    None => Ok(()),
-                }
-            }
-            (15..=16, Some(rollout), _) if self.random.chance(60) => self.person(RolloutAction::Abort { rollout, why }).map(drop),
-            (17..=18, Some(rollout), _) => self.person(RolloutAction::Pause { rollout, why }).map(drop),
-            (19..=22, Some(rollout), _) => self.person(RolloutAction::Resume { rollout }).map(drop),
-            (23..=24, Some(rollout), _) => self.person(RolloutAction::Promote { rollout, why }).map(drop),
-            (25, ..) => self.person(EnvironmentAction::Freeze { name: name("production"), why }).map(drop),
-            (26..=28, ..) => self.person(EnvironmentAction::Unfreeze { name: name("production") }).map(drop),
-            (29..=31, ..) => {
-                let quarantined = self.deployment().map(|deployment| deployment.quarantined).unwrap_or_default();
-                let Some(kept) = self.random.pick(&quarantined).cloned() else { return Ok(()) };
-                let name = name("production");
-                self.person(EnvironmentAction::ClearQuarantine { name, release: kept.release }).map(drop)
-            }
-            (32, ..) => self.person(FleetAction::Cordon { name: target, why }).map(drop),
-            (33..=35, ..) => self.person(FleetAction::Uncordon { name: target }).map(drop),
-            (36, ..) => {
-                if self.agents.len() >= 12 {
-                    return Ok(());
-                }
-                let number = self.agents.len() as u32;
-                self.agents.push(Agent::new(number));
-                let facts = labelled(number, true);
-                let command = self.world.command(FleetAction::Join { facts });
-                self.propose(command)?;
-                self.say_presence()
-            }
-            (37, ..) => {
-                // Retention at work, and someone who asks for more than it allows.
-                let pipeline: Pipeline = self.world.get(key("shop"));
-                let digests = expired_artifacts(&self.world.tables, &pipeline, Timestamp(u64::MAX), 3).unwrap();
-                self.lead(ArtifactAction::Delete { digests })?;
-                let Some(release) = self.random.pick(&self.releases).cloned() else { return Ok(()) };
-                let digests = vec![self.world.get::<Release>(release_key(&release)).artifact];
-                self.person(ArtifactAction::Delete { digests }).map(drop)
-            }
-            (39, ..) => {
-                let number = self.random.below(self.agents.len()) as u32;
-                let belongs = !self.members().contains(number);
-                self.person(FleetAction::Join { facts: labelled(number, belongs) }).map(drop)
-            }
-            (38, ..) => {
-                let build = BuildId(1 + self.random.below(20) as u64);
-                self.person(BuildAction::Retry { build }).map(drop)
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn start(&mut self, release: ReleaseId, purpose: Purpose) -> Step {
-        let environment = name("production");
-        self.person(RolloutAction::Start { environment, release, purpose, why: None, if_plan: None }).map(drop)
     }
 
     /// The faults stop: whatever was begun ends, and every target runs what it is told.

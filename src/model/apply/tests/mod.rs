@@ -1,0 +1,11 @@
+//! The rules, one file for each resource: what is carried out, and what is refused with which code.
+
+#![allow(clippy::unwrap_used)]
+
+mod builds;
+mod commands;
+mod fleet;
+mod kept;
+mod rollback;
+mod rollouts;
+mod waits;
