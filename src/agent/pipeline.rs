@@ -58,7 +58,6 @@ pub(super) struct Shared {
     /// The server of the present session.
     pub server: watch::Sender<Option<String>>,
     pub reports: Reports,
-    pub fetched_bytes: Arc<std::sync::atomic::AtomicU64>,
     /// Where monotonic milliseconds begin.
     pub clock: Instant,
 }
@@ -74,7 +73,7 @@ impl Shared {
         let first = self.server.borrow().clone();
         let rest = self.servers.iter().filter(|server| first.as_ref() != Some(server)).cloned();
         let servers = first.clone().into_iter().chain(rest).collect();
-        Origin { client: self.client.clone(), token: self.token.clone(), servers, fetched_bytes: self.fetched_bytes.clone() }
+        Origin { client: self.client.clone(), token: self.token.clone(), servers }
     }
 }
 
@@ -269,7 +268,7 @@ impl Pipeline {
     async fn hear(&mut self, event: Event) {
         match event {
             Event::Delivered(digest, result) => {
-                self.fetching = None;
+                let was_stopped = self.fetching.take().is_some_and(|(_, stop)| stop.is_cancelled());
                 match result {
                     Ok(()) => {
                         self.on_disk.insert(digest);
@@ -279,6 +278,8 @@ impl Pipeline {
                             self.journal.attempt = None;
                         }
                     }
+                    // It may be wanted again by now: then it is fetched again.
+                    Err(_) if was_stopped => {}
                     Err(error) if self.wanted.release().is_some_and(|release| release.artifact == digest) => self.not_delivered(error).await,
                     Err(_) => {}
                 }

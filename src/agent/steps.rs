@@ -13,6 +13,7 @@ use super::{
     decide::{Fault, Process, Seen, Step},
     deliver::{self, Place},
     evidence::{self, LastSeen, OUTPUT_SHORT_BYTES},
+    host::make_open_folder,
     journal::{Attempt, Instance, Journal, Role},
     launch::{Launch, Refusal},
     options::backoff_ms,
@@ -39,7 +40,14 @@ impl Pipeline {
     /// Finds everything as the journal and the disk say, after whatever happened.
     pub(super) async fn recover(&mut self) -> Result<(), StepError> {
         let folder = self.folder.clone();
-        (self.journal, self.on_disk) = blocking(move || Ok((load_journal(&folder)?, releases_in(&folder.join("releases"))?))).await?;
+        (self.journal, self.on_disk) = blocking(move || {
+            let releases = folder.join("releases");
+            for open in [&folder, &releases] {
+                make_open_folder(open).map_err(io_error("making folder", open))?;
+            }
+            Ok((load_journal(&folder)?, releases_in(&releases)?))
+        })
+        .await?;
         (self.seen, self.last) = (BTreeMap::new(), BTreeMap::new());
         let dirs = self.folder.join("instances");
         let known: Vec<String> = self.journal.instances.iter().map(Instance::name).collect();

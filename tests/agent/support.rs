@@ -6,7 +6,7 @@ use std::{
     fs,
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
-    os::unix::fs::PermissionsExt,
+    os::unix::{fs::PermissionsExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
@@ -383,13 +383,15 @@ pub struct Target {
     _root: tempfile::TempDir,
     config: PathBuf,
     agent: Option<Child>,
+    /// Who the agent is; root otherwise.
+    pub user: Option<u32>,
 }
 
 impl Target {
     pub fn new(servers: &[&FakeServer]) -> Self {
         let root = tempfile::tempdir().unwrap();
         fs::set_permissions(root.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        Self::in_folder(root, "data", servers, "")
+        Self::in_folder(root, "data", servers, "default_user = \"nobody\"")
     }
 
     /// With its data in a folder of `root`, and more lines of configuration.
@@ -403,7 +405,6 @@ impl Target {
             data_dir = {data_dir:?}
             servers = {servers:?}
             token = "secret"
-            default_user = "nobody"
             {more}
             [facts]
             name = {name:?}
@@ -425,7 +426,7 @@ impl Target {
             "#
         );
         fs::write(&config, text).unwrap();
-        Self { name, data_dir, _root: root, config, agent: None }
+        Self { name, data_dir, _root: root, config, agent: None, user: None }
     }
 
     pub fn start(&mut self) {
@@ -437,6 +438,9 @@ impl Target {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.config.with_file_name("agent.log")).unwrap();
         let mut command = Command::new(SWELL);
         command.args(["agent", "--config"]).arg(&self.config).envs(env.iter().copied());
+        if let Some(user) = self.user {
+            command.uid(user).gid(user);
+        }
         self.agent = Some(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap());
     }
 
@@ -473,8 +477,12 @@ impl Target {
         self.agent = None;
     }
 
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.config.with_file_name("agent.log")).unwrap_or_default()
+    }
+
     pub fn show_log(&self) {
-        eprintln!("{}", fs::read_to_string(self.config.with_file_name("agent.log")).unwrap_or_default());
+        eprintln!("{}", self.log());
     }
 
     /// The commands' processes of a pipeline that run now, by the names of their shims' folders.

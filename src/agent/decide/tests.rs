@@ -393,7 +393,7 @@ enum Happens {
 fn happens() -> impl Strategy<Value = Happens> {
     prop_oneof![
         3 => proptest::option::weighted(0.9, (1..5_u64, any::<bool>())).prop_map(Happens::Wanted),
-        1 => (1..5_u64).prop_map(Happens::Broken),
+        1 => (2..10_u64).prop_map(Happens::Broken),
         1 => Just(Happens::Mended),
         1 => (0..4_usize).prop_map(Happens::Dies),
         4 => Just(Happens::Obeys),
