@@ -174,7 +174,8 @@ pub(super) fn next(view: &View<'_>) -> Next {
         .or_else(|| match view.wanted {
             Wanted::Unknown => None,
             Wanted::Nothing => {
-                let is_over = view.journal.instances.is_empty() && (view.journal.active.is_some() || view.journal.attempt.is_some());
+                let is_over =
+                    view.journal.instances.is_empty() && (view.journal.active.is_some() || view.journal.attempt.is_some());
                 staying(view).next().map(|instance| Step::Leave(instance.id)).or(is_over.then_some(Step::Retire))
             }
             Wanted::Release(release) => converge(view, release, &mut alarm),
@@ -222,12 +223,18 @@ fn returns(view: &View<'_>, instance: &Instance) -> bool {
     let Some(release) = view.wanted.release() else { return false };
     let is_good = matches!(process(view, instance), Process::Up { stopping: false, passing_since: Some(_), .. });
     let is_alone = !staying(view).any(|other| other.service == instance.service && other.release == instance.release);
-    is_good && is_alone && instance.served && instance.release == release.release && release.services.contains_key(&instance.service)
+    is_good
+        && is_alone
+        && instance.served
+        && instance.release == release.release
+        && release.services.contains_key(&instance.service)
 }
 
 fn converge(view: &View<'_>, release: &DesiredRelease, alarm: &mut Alarm) -> Option<Step> {
     let is_wanted = |instance: &Instance| instance.release == release.release && release.services.contains_key(&instance.service);
-    if let Some(instance) = view.journal.instances.iter().find(|instance| instance.role == Role::Leaving && returns(view, instance)) {
+    if let Some(instance) =
+        view.journal.instances.iter().find(|instance| instance.role == Role::Leaving && returns(view, instance))
+    {
         return Some(Step::Return(instance.id));
     }
     // Of a release that was wanted for a while: those beside are in nobody's way and of no use.
@@ -292,7 +299,11 @@ fn starts_beside(settings: &DesiredService) -> bool {
 }
 
 /// For each port the one that no instance of the service has, none while all are had; or the port that has no number at all.
-fn free_ports(view: &View<'_>, service: &ServiceName, settings: &DesiredService) -> Result<Option<BTreeMap<PortName, u16>>, PortName> {
+fn free_ports(
+    view: &View<'_>,
+    service: &ServiceName,
+    settings: &DesiredService,
+) -> Result<Option<BTreeMap<PortName, u16>>, PortName> {
     let mut ports = BTreeMap::new();
     for (port, numbers) in &settings.ports {
         let siblings = || view.journal.instances.iter().filter(|instance| instance.service == *service);
@@ -417,7 +428,8 @@ pub(super) fn progress(view: &View<'_>) -> (Progress, Option<u64>) {
             let proven = match process(view, instance) {
                 Process::Up { since, passed: true, .. } => {
                     // After a restart it must prove itself again.
-                    seen(view, instance).deaths == 0 || alarm.is_due(since.saturating_add(instance.settings.settings.health.min_healthy.0))
+                    seen(view, instance).deaths == 0
+                        || alarm.is_due(since.saturating_add(instance.settings.settings.health.min_healthy.0))
                 }
                 _ => false,
             };

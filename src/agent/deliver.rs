@@ -68,7 +68,12 @@ const UNREACHABLE: &str = "see whether this target reaches the servers; it tries
 const DAMAGED: &str = "have the content store scrubbed, or build again";
 
 /// Fetches and unpacks `release`. Bytes that an earlier attempt left are not fetched again. `stop` ends it between pieces.
-pub(super) async fn deliver(origin: &Origin, release: &DesiredRelease, place: &Place, stop: &CancellationToken) -> Result<(), DeliverError> {
+pub(super) async fn deliver(
+    origin: &Origin,
+    release: &DesiredRelease,
+    place: &Place,
+    stop: &CancellationToken,
+) -> Result<(), DeliverError> {
     let mut last = DeliverError::new("no server is known", "name servers in the agent's configuration", true);
     for server in &origin.servers {
         let tried = tokio::select! {
@@ -87,7 +92,12 @@ pub(super) async fn deliver(origin: &Origin, release: &DesiredRelease, place: &P
     Err(last)
 }
 
-async fn archive(origin: &Origin, server: &str, release: &DesiredRelease, place: &Place) -> Result<(PathBuf, Manifest), DeliverError> {
+async fn archive(
+    origin: &Origin,
+    server: &str,
+    release: &DesiredRelease,
+    place: &Place,
+) -> Result<(PathBuf, Manifest), DeliverError> {
     let manifest = manifest(origin, server, release).await?;
     let archive = place.archives.join(format!("{}.tar.zst", release.artifact.hex()));
     has_room(place, &manifest, &archive).await?;
@@ -115,7 +125,11 @@ fn not_fetched(error: FetchError) -> DeliverError {
 async fn manifest(origin: &Origin, server: &str, release: &DesiredRelease) -> Result<Manifest, DeliverError> {
     let url = format!("{server}/v1/artifacts/{}/manifest", release.artifact);
     let failed = |error: reqwest::Error| {
-        DeliverError::new(format!("cannot fetch the manifest from {url}: {}", with_causes(&error.without_url())), UNREACHABLE, true)
+        DeliverError::new(
+            format!("cannot fetch the manifest from {url}: {}", with_causes(&error.without_url())),
+            UNREACHABLE,
+            true,
+        )
     };
     let request = origin.client.get(&url).bearer_auth(&origin.token).timeout(REQUEST_TIMEOUT);
     let mut response = request.send().await.map_err(failed)?;

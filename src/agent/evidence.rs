@@ -91,9 +91,10 @@ fn words(instance: &Instance, fault: Fault, seen: &LastSeen) -> (String, String)
     let answer = seen.probe.as_deref().unwrap_or("nothing");
     match (fault, &seen.refusal, &seen.exit) {
         (Fault::Died, Some(refusal), _) => (refusal.reason.clone(), refusal.hint.clone()),
-        (Fault::Died, None, Some(ExitRecord { outcome: Outcome::Failed(failure), .. })) => {
-            (format!("service {service} of {release} could not be started: {} ({})", failure.what, failure.why), failure.way_out.clone())
-        }
+        (Fault::Died, None, Some(ExitRecord { outcome: Outcome::Failed(failure), .. })) => (
+            format!("service {service} of {release} could not be started: {} ({})", failure.what, failure.why),
+            failure.way_out.clone(),
+        ),
         (Fault::Died, None, Some(record)) if record.oom_killed => (
             format!("service {service} of {release} was killed for lack of memory"),
             "raise its `limits.memory`, or find out why it needs more than before".to_owned(),

@@ -163,7 +163,9 @@ impl Agent {
     fn spread(&self, known: BTreeSet<PipelineName>, tasks: &mut BTreeMap<PipelineName, Task>, stop: &CancellationToken) {
         let wanted = |name: &PipelineName| match &self.desired {
             None => Wanted::Unknown,
-            Some(desired) => desired.deployments.get(name).map_or(Wanted::Nothing, |release| Wanted::Release(Box::new(release.clone()))),
+            Some(desired) => {
+                desired.deployments.get(name).map_or(Wanted::Nothing, |release| Wanted::Release(Box::new(release.clone())))
+            }
         };
         let deployed = self.desired.iter().flat_map(|desired| desired.deployments.keys().cloned());
         for name in known.into_iter().chain(deployed) {

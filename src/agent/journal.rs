@@ -105,7 +105,13 @@ impl Journal {
     }
 
     /// Records a new instance, not yet started.
-    pub fn add(&mut self, release: &DesiredRelease, service: &ServiceName, settings: &DesiredService, ports: BTreeMap<PortName, u16>) -> u64 {
+    pub fn add(
+        &mut self,
+        release: &DesiredRelease,
+        service: &ServiceName,
+        settings: &DesiredService,
+        ports: BTreeMap<PortName, u16>,
+    ) -> u64 {
         self.last_number += 1;
         self.instances.push(Instance {
             id: self.last_number,

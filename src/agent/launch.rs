@@ -1,7 +1,13 @@
 //! What an instance is started with: command, environment, folder, user, limits, and what must be there before. Must not know why
 //! it is started.
 
-use std::{collections::BTreeMap, fs, io, os::unix::fs::PermissionsExt, path::{Path, PathBuf}, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use nix::unistd::{User, chown};
 use tokio::{process::Command, sync::Mutex, time::timeout};
@@ -90,7 +96,11 @@ impl Launch {
             env.insert(name.clone(), fill(value)?);
         }
         let mut user = around.isolated.then(|| {
-            service.user.clone().or_else(|| around.default_user.clone()).unwrap_or_else(|| own_user(pipeline, instance.service.as_str()))
+            service
+                .user
+                .clone()
+                .or_else(|| around.default_user.clone())
+                .unwrap_or_else(|| own_user(pipeline, instance.service.as_str()))
         });
         if user.as_deref() == Some("root") && nix::unistd::geteuid().is_root() {
             user = None;
@@ -240,7 +250,10 @@ fn make_folder(folder: &str, user: Option<&str>) -> Result<(), Refusal> {
     let Some(user) = user else { return Ok(()) };
     let found = User::from_name(user).map_err(|errno| failed(errno.into()))?;
     let Some(found) = found else {
-        return Err(refusal(format!("this target has no user `{user}`"), "create it (`useradd --system`), or name another in `user`"));
+        return Err(refusal(
+            format!("this target has no user `{user}`"),
+            "create it (`useradd --system`), or name another in `user`",
+        ));
     };
     chown(folder, Some(found.uid), Some(found.gid)).map_err(|errno| failed(errno.into()))
 }

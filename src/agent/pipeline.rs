@@ -280,7 +280,9 @@ impl Pipeline {
                     }
                     // It may be wanted again by now: then it is fetched again.
                     Err(_) if was_stopped => {}
-                    Err(error) if self.wanted.release().is_some_and(|release| release.artifact == digest) => self.not_delivered(error).await,
+                    Err(error) if self.wanted.release().is_some_and(|release| release.artifact == digest) => {
+                        self.not_delivered(error).await
+                    }
                     Err(_) => {}
                 }
             }

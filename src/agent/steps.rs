@@ -51,7 +51,10 @@ impl Pipeline {
         (self.seen, self.last) = (BTreeMap::new(), BTreeMap::new());
         let dirs = self.folder.join("instances");
         let known: Vec<String> = self.journal.instances.iter().map(Instance::name).collect();
-        let strangers = blocking(move || Ok(names_in(&dirs)?.into_iter().filter(|name| !known.contains(name)).map(|name| dirs.join(name)).collect::<Vec<_>>())).await?;
+        let strangers = blocking(move || {
+            Ok(names_in(&dirs)?.into_iter().filter(|name| !known.contains(name)).map(|name| dirs.join(name)).collect::<Vec<_>>())
+        })
+        .await?;
         for stranger in strangers {
             remove_shim(&stranger).await?;
         }
@@ -81,7 +84,9 @@ impl Pipeline {
         let pulse = Pulse { passing_since: proven.then_some(now), passed: proven, ..Pulse::default() };
         match Launch::of(&self.name, instance, &self.release_dir(instance.artifact), &self.shared.around) {
             Ok(launch) => self.watch(instance, handle, &launch, pulse),
-            Err(refusal) => tracing::error!(pipeline = %self.name, instance = instance.name(), error = %refusal, "cannot be probed"),
+            Err(refusal) => {
+                tracing::error!(pipeline = %self.name, instance = instance.name(), error = %refusal, "cannot be probed")
+            }
         }
     }
 
@@ -203,7 +208,8 @@ impl Pipeline {
     /// A port that a sibling shares is no stranger's.
     async fn check_ports(&self, instance: &Instance) -> Result<(), Refusal> {
         let shared = |port: &u16| {
-            let siblings = self.journal.instances.iter().filter(|other| other.id != instance.id && other.service == instance.service);
+            let siblings =
+                self.journal.instances.iter().filter(|other| other.id != instance.id && other.service == instance.service);
             siblings.into_iter().any(|other| other.ports.values().any(|taken| taken == port))
         };
         let ports: Vec<(PortName, u16)> =
@@ -278,7 +284,12 @@ impl Pipeline {
     }
 
     /// Records that the wanted release failed, with what follows from that, and holds the next attempt back.
-    async fn failed(&mut self, run: Option<u64>, failure: crate::model::observation::TargetFailure, change: impl FnOnce(&mut Journal)) {
+    async fn failed(
+        &mut self,
+        run: Option<u64>,
+        failure: crate::model::observation::TargetFailure,
+        change: impl FnOnce(&mut Journal),
+    ) {
         let Some(release) = self.wanted.release().map(|release| release.release.clone()) else { return };
         let mut journal = self.journal.clone();
         let before = journal.attempt.as_ref().filter(|attempt| attempt.release == release).map_or(0, |attempt| attempt.failures);

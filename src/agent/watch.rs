@@ -51,7 +51,9 @@ impl Pulse {
     /// After a probe that began at `at`.
     fn after(&self, at: u64, result: Result<(), String>) -> Self {
         match result {
-            Ok(()) => Self { passing_since: self.passing_since.or(Some(at)), failures: 0, passed: true, answer: self.answer.clone() },
+            Ok(()) => {
+                Self { passing_since: self.passing_since.or(Some(at)), failures: 0, passed: true, answer: self.answer.clone() }
+            }
             Err(answer) => {
                 // Nobody asks for more than that; a service that stays down is then no news.
                 let failures = (self.failures + 1).min(UNHEALTHY_AFTER_FAILURES);

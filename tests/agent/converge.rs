@@ -21,7 +21,8 @@ async fn a_release_is_replaced_beside_without_a_gap_and_back_without_moving_a_by
     let ports = free_ports();
     let packs = [1, 2].map(|version: u64| packed(&[("bin/web", WEB), ("version", &version.to_string())]));
     packs.iter().for_each(|pack| server.keep(pack));
-    let releases = [1, 2].map(|version| release("shop", version, &packs[version as usize - 1], &[("api", web(version, "", &ports))]));
+    let releases =
+        [1, 2].map(|version| release("shop", version, &packs[version as usize - 1], &[("api", web(version, "", &ports))]));
 
     server.want(&target.name, &releases[..1]);
     target.start();
@@ -131,7 +132,9 @@ async fn much_output_of_a_failure_is_kept_beside() {
     server.want(&target.name, &[release("shop", 1, &pack, &[("talk", talk)])]);
     target.start();
     let report = server
-        .until("shop", "failed with its output kept", |report| report.failure.as_ref().is_some_and(|failure| failure.output_blob.is_some()))
+        .until("shop", "failed with its output kept", |report| {
+            report.failure.as_ref().is_some_and(|failure| failure.output_blob.is_some())
+        })
         .await;
     let failure = report.failure.unwrap();
     assert!(failure.output.ends_with("line 2999 of a long story\n") && failure.output.len() <= 4096);
@@ -159,7 +162,9 @@ async fn an_instance_that_dies_is_started_again_also_with_no_server() {
         pid
     };
     kill(&target);
-    let report = server.until("shop", "started again", |report| report.progress == Progress::Healthy && report.instances[0].restarts == 1).await;
+    let report = server
+        .until("shop", "started again", |report| report.progress == Progress::Healthy && report.instances[0].restarts == 1)
+        .await;
     assert!(report.failure.unwrap().exit.unwrap().starts_with("signal 9"));
 
     server.stop();
@@ -170,7 +175,10 @@ async fn an_instance_that_dies_is_started_again_also_with_no_server() {
     target.kill();
     let killed = kill(&target);
     target.start();
-    eventually("it runs again after a cold start", || target.running("shop").values().any(|pid| *pid != killed) && get(ports[0]).is_some()).await;
+    eventually("it runs again after a cold start", || {
+        target.running("shop").values().any(|pid| *pid != killed) && get(ports[0]).is_some()
+    })
+    .await;
     let server = server.again().await;
     server.until_healthy("shop", 1).await;
     assert_eq!(server.followed().first().map(|generation| generation.index), Some(1));
@@ -204,10 +212,11 @@ async fn in_place_stops_the_old_one_first() {
     server.want(&target.name, &[in_place(3, "crash")]);
     let report = server.until_progress("shop", Progress::Failed).await;
     assert!(!report.serving);
-    server.until("shop", "restarted while failed", |report| {
-        report.progress == Progress::Failed && report.instances.iter().any(|instance| instance.restarts >= 2)
-    })
-    .await;
+    server
+        .until("shop", "restarted while failed", |report| {
+            report.progress == Progress::Failed && report.instances.iter().any(|instance| instance.restarts >= 2)
+        })
+        .await;
     server.want(&target.name, &[in_place(2, "")]);
     server.until_healthy("shop", 2).await;
     assert_eq!(get(port).as_deref(), Some("2"));
@@ -341,7 +350,8 @@ async fn the_last_three_releases_stay_on_the_disk() {
     packs.iter().for_each(|pack| server.keep(pack));
     target.start();
     for version in 1..=5 {
-        server.want(&target.name, &[release("shop", version, &packs[version as usize - 1], &[("api", web(version, "", &ports))])]);
+        server
+            .want(&target.name, &[release("shop", version, &packs[version as usize - 1], &[("api", web(version, "", &ports))])]);
         server.until_healthy("shop", version).await;
     }
     let hex = |pack: &Packed| Digest::hex(&pack.manifest.digest);

@@ -11,7 +11,8 @@ async fn dies_at(point: &str) {
     let ports = free_ports();
     let packs = [1, 2].map(|version: u64| packed(&[("bin/web", WEB), ("version", &version.to_string())]));
     packs.iter().for_each(|pack| server.keep(pack));
-    let release = |version: u64, mode: &str| release("shop", version, &packs[version as usize - 1], &[("api", web(version, mode, &ports))]);
+    let release =
+        |version: u64, mode: &str| release("shop", version, &packs[version as usize - 1], &[("api", web(version, mode, &ports))]);
     server.want(&target.name, &[release(1, "")]);
     target.start();
     server.until_healthy("shop", 1).await;

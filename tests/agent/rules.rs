@@ -35,7 +35,14 @@ async fn an_older_generation_is_refused_also_after_a_restart() {
     server.until_healthy("shop", 2).await;
     server.want_at(&target.name, &releases[..1], 21);
     server.until_healthy("shop", 1).await;
-    assert!(server.history("shop").iter().rev().skip_while(|report| report.release.as_ref().unwrap().number == 1).all(|report| report.release.as_ref().unwrap().number == 2));
+    assert!(
+        server
+            .history("shop")
+            .iter()
+            .rev()
+            .skip_while(|report| report.release.as_ref().unwrap().number == 1)
+            .all(|report| report.release.as_ref().unwrap().number == 2)
+    );
     target.stop();
 }
 
@@ -64,7 +71,10 @@ async fn instances_outlive_the_agent_and_are_found_again() {
         server.until_healthy("shop", 1).await;
     }
     assert_eq!(target.running("shop"), before);
-    assert!(server.history("shop").iter().all(|report| report.progress != Progress::Unhealthy), "found again means no interruption");
+    assert!(
+        server.history("shop").iter().all(|report| report.progress != Progress::Unhealthy),
+        "found again means no interruption"
+    );
     target.stop();
 }
 
@@ -179,7 +189,9 @@ async fn a_service_without_a_user_gets_one_of_its_own_and_its_limits_hold() {
     let eat = "#!/bin/sh\necho I am $(id -un); exec perl -e 'my @all; while (1) { push @all, \"x\" x 1000000 }'\n";
     let pack = packed(&[("bin/eat", eat)]);
     server.keep(&pack);
-    let mut eat = service(serde_json::json!({ "command": ["bin/eat"], "limits": { "memory": "32MiB" } }));
+    let mut eat = service(
+        serde_json::json!({ "command": ["bin/eat"], "limits": { "memory": "32MiB" }, "health": { "min_healthy": "30s" } }),
+    );
     eat.user = None;
     let pipeline = format!("own{}", std::process::id());
     let eat = DesiredService { settings: eat, ports: [].into() };

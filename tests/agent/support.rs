@@ -289,7 +289,10 @@ impl FakeServer {
         let waited = tokio::time::timeout(PATIENCE, reports.wait_for(|all| all.get(pipeline).is_some_and(&is_so))).await;
         match waited {
             Ok(all) => all.unwrap()[pipeline].clone(),
-            Err(_) => panic!("{pipeline} is not {what}; the last reports: {:#?}", self.history(pipeline).iter().rev().take(3).collect::<Vec<_>>()),
+            Err(_) => panic!(
+                "{pipeline} is not {what}; the last reports: {:#?}",
+                self.history(pipeline).iter().rev().take(3).collect::<Vec<_>>()
+            ),
         }
     }
 

@@ -108,7 +108,11 @@ impl World {
     fn serving_api(&self) -> bool {
         let view = self.view();
         let is_api = |instance: &&Instance| instance.service.as_str() == "api";
-        self.journal.instances.iter().filter(is_api).any(|instance| instance_state(&view, instance) == Some(InstanceState::Serving))
+        self.journal
+            .instances
+            .iter()
+            .filter(is_api)
+            .any(|instance| instance_state(&view, instance) == Some(InstanceState::Serving))
     }
 
     /// Takes all steps that there are at this moment; returns when the next may be.
@@ -149,8 +153,13 @@ impl World {
             Step::Fail { id, .. } => {
                 let instance = self.journal.instance(id).unwrap().clone();
                 let failures = self.journal.attempt.as_ref().map_or(0, |attempt| attempt.failures) + 1;
-                self.journal.attempt =
-                    Some(Attempt { release: instance.release.clone(), failures, run: Some(instance.run), failed: true, failure: failure() });
+                self.journal.attempt = Some(Attempt {
+                    release: instance.release.clone(),
+                    failures,
+                    run: Some(instance.run),
+                    failed: true,
+                    failure: failure(),
+                });
                 for other in self.journal.instances.iter_mut().filter(|other| {
                     other.release == instance.release && other.role == Role::New && other.settings.settings.start == Start::Beside
                 }) {
@@ -258,7 +267,9 @@ impl World {
                     },
                     ..Seen::down(self.now)
                 },
-                Process::Down { died, .. } => Seen { process: Process::Down { restart_at: self.now, died }, ..Seen::down(self.now) },
+                Process::Down { died, .. } => {
+                    Seen { process: Process::Down { restart_at: self.now, died }, ..Seen::down(self.now) }
+                }
             };
         }
     }
@@ -299,7 +310,8 @@ fn a_first_release_is_fetched_started_proven_and_switched_to() {
         world.rest();
         world
     };
-    let names: Vec<String> = world.steps.iter().map(|step| format!("{step:?}").split([' ', '(']).next().unwrap().to_owned()).collect();
+    let names: Vec<String> =
+        world.steps.iter().map(|step| format!("{step:?}").split([' ', '(']).next().unwrap().to_owned()).collect();
     assert_eq!(names, ["Fetch", "Start", "Switch"]);
     assert_eq!(progress(&world.view()).0, Progress::Healthy);
     assert!(is_serving(&world.view()));
@@ -358,7 +370,8 @@ fn without_a_word_from_any_server_what_runs_goes_on() {
 fn a_probe_that_fails_once_is_no_news_and_three_are() {
     let mut world = World::serving(1);
     let mut fail = |failures| {
-        world.seen.get_mut(&1).unwrap().process = Process::Up { since: 0, passing_since: None, failures, passed: true, stopping: false };
+        world.seen.get_mut(&1).unwrap().process =
+            Process::Up { since: 0, passing_since: None, failures, passed: true, stopping: false };
         progress(&world.view()).0
     };
     assert_eq!(fail(1), Progress::Healthy);
