@@ -261,7 +261,9 @@ impl Pipeline {
         let failure = evidence::failure_of(&instance, decide::Fault::Died, last);
         tracing::warn!(pipeline = %self.name, release = %instance.release, instance = instance.name(), exit = failure.exit, "an instance died");
         if instance.role == Role::Current && self.wanted.release().is_some_and(|release| release.release == instance.release) {
+            let output = last.output.clone();
             self.note(Some(instance.run), false, failure).await;
+            self.keep_output(instance.run, output);
         }
     }
 

@@ -272,15 +272,21 @@ impl Pipeline {
             journal.instances.iter_mut().filter(beside).for_each(|other| other.role = Role::Leaving);
         })
         .await;
-        if last.output.len() > OUTPUT_SHORT_BYTES {
-            let (origin, events) = (self.shared.origin(), self.events.clone());
-            tokio::spawn(async move {
-                if let Some(digest) = deliver::upload(&origin, last.output).await {
-                    // The pipeline's task has ended: it will have other evidence.
-                    events.send(Event::Kept(Some(instance.run), digest)).await.ok();
-                }
-            });
+        self.keep_output(instance.run, last.output);
+    }
+
+    /// Sends the output of a run that failed to the content store, where it is longer than a report takes.
+    pub(super) fn keep_output(&self, run: u64, output: Vec<u8>) {
+        if output.len() <= OUTPUT_SHORT_BYTES {
+            return;
         }
+        let (origin, events) = (self.shared.origin(), self.events.clone());
+        tokio::spawn(async move {
+            if let Some(digest) = deliver::upload(&origin, output).await {
+                // The pipeline's task has ended: it will have other evidence.
+                events.send(Event::Kept(Some(run), digest)).await.ok();
+            }
+        });
     }
 
     /// Records that the wanted release failed, with what follows from that, and holds the next attempt back.
