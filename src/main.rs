@@ -1,59 +1,76 @@
-//! The program `swell`: picks a role by its first argument.
+//! The program `swell`: reads the command line and plays one role, or does what a client's command says.
 
-use std::process::ExitCode;
+mod roles;
+
+use std::{ffi::OsStr, path::Path, process::ExitCode};
+
+use groundswell::{
+    artifacts::archive::{PackOptions, pack},
+    cli::{self, Check, Cli, Command, Hooks},
+    runner::{isolation, shim},
+};
+
+/// The exit code of a role that was told what cannot be.
+const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     if let Some(code) = shim_command() {
         return code;
     }
-    agent_command().unwrap_or(ExitCode::SUCCESS)
+    let Cli { globals, command } = match cli::parse(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(exit) => return exit.into(),
+    };
+    let played = match command {
+        Command::Dev(args) => roles::play(globals.json, |stop| roles::dev::run(roles::wanted::dev(args), stop)),
+        Command::Server(args) => {
+            roles::wanted::server(args).and_then(|options| roles::play(globals.json, |stop| roles::server::run(options, stop)))
+        }
+        Command::Agent(args) => roles::wanted::agent(args, &globals)
+            .and_then(|options| roles::play(globals.json, |stop| roles::agent::run(options, stop))),
+        Command::Gateway(args) => roles::wanted::gateway(args, &globals)
+            .and_then(|config| roles::play(globals.json, |stop| roles::gateway::run(config, stop))),
+        command => return client(&globals, command),
+    };
+    match played {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(USAGE)
+        }
+    }
 }
 
 /// `swell shim DIR`, before anything else: it must never become multi-threaded.
 fn shim_command() -> Option<ExitCode> {
     let mut args = std::env::args_os().skip(1);
-    if args.next()? != "shim" {
+    if args.next()? != OsStr::new("shim") {
         return None;
     }
     let dir = args.next()?;
-    Some(groundswell::runner::shim::main(dir.as_ref()))
+    Some(shim::main(dir.as_ref()))
 }
 
-/// `swell agent --config FILE`: the agent of this server of the fleet, with [`groundswell::agent::AgentOptions`] as TOML.
-fn agent_command() -> Option<ExitCode> {
-    let mut args = std::env::args_os().skip(1);
-    if args.next()? != "agent" || args.next()? != "--config" {
-        return None;
-    }
-    let file = std::path::PathBuf::from(args.next()?);
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).init();
-    Some(match run_agent(&file) {
-        Ok(()) => ExitCode::SUCCESS,
+fn client(globals: &cli::Globals, command: Command) -> ExitCode {
+    let hooks = Hooks { pack: pack_folder, isolation: isolation_checks };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
         Err(error) => {
-            tracing::error!(error = format!("{error:#}"), "the agent cannot work");
-            ExitCode::FAILURE
+            eprintln!("error: the runtime cannot start: {error}");
+            return ExitCode::FAILURE;
         }
-    })
+    };
+    let exit = runtime.block_on(cli::run(globals, command, hooks));
+    runtime.shutdown_background();
+    exit.into()
 }
 
-fn run_agent(file: &std::path::Path) -> anyhow::Result<()> {
-    use anyhow::Context;
-    let text = std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
-    let options = toml::from_str(&text).with_context(|| format!("reading {}", file.display()))?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(async {
-        let agent = groundswell::agent::Agent::open(options)?;
-        let stop = tokio_util::sync::CancellationToken::new();
-        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-        let on_signal = stop.clone();
-        tokio::spawn(async move {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = tokio::signal::ctrl_c() => {}
-            }
-            on_signal.cancel();
-        });
-        agent.run(stop).await?;
-        Ok(())
-    })
+fn pack_folder(folder: &Path, out: &mut dyn std::io::Write, mtime_secs: u64) -> anyhow::Result<()> {
+    pack(folder, out, PackOptions { mtime_secs })?;
+    Ok(())
+}
+
+fn isolation_checks() -> Vec<Check> {
+    let checks = isolation::probe().checks.into_iter();
+    checks.map(|check| Check { name: check.name.to_owned(), ok: check.ok, detail: check.reason, hint: check.fix }).collect()
 }

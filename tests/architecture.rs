@@ -456,6 +456,9 @@ impl<'ast> Visit<'ast> for Checker<'_> {
         self.module.pop();
     }
 
+    /// `pub(crate)` imports nothing.
+    fn visit_vis_restricted(&mut self, _: &'ast syn::VisRestricted) {}
+
     fn visit_item_use(&mut self, item: &'ast syn::ItemUse) {
         let mut paths = Vec::new();
         flatten(&item.tree, &mut Vec::new(), &mut paths);
@@ -628,6 +631,7 @@ fn what_is_allowed_passes() {
         ("src/model/x.rs", "use std::{collections::BTreeMap, net::{IpAddr, SocketAddr}, time::Duration};"),
         ("src/agent/x.rs", "use std::{fs, time::Instant};\nfn f() { g().unwrap_or_default(); tokio::spawn(h()); }"),
         ("src/agent/x.rs", "fn f() { let (a, b) = tokio::sync::mpsc::channel::<u8>(16); }"),
+        ("src/raft/x.rs", "pub(crate) fn f() {}\npub(in crate::raft) mod y {}"),
         ("src/raft/x.rs", "#[cfg(test)]\nmod tests { use rocksdb::DB; fn f() { g().unwrap(); todo!(); } }"),
         ("src/model/x.rs", "#[cfg(all(test, unix))]\nmod tests { use std::fs; }"),
     ];

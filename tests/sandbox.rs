@@ -204,9 +204,9 @@ async fn the_sandbox_is_closed() {
         for path in /usr/x /etc/x /x /bin/x /proc/sys/kernel/hostname; do (echo > $path) 2>/dev/null && echo written: $path; done
         [ -s /proc/kcore ] && echo kcore; [ -s /proc/keys ] && echo keys
         ls /dev | sort | tr '\n' ' '; echo
-        unshare -U true 2>/dev/null && echo namespace made
-        unshare -T true 2>/dev/null && echo time namespace made
-        setarch -R true 2>/dev/null && echo randomisation off
+        unshare -U true 2>&1 && echo namespace made
+        unshare -T true 2>&1 && echo time namespace made
+        setarch -R true 2>&1 && echo randomisation off
         mount -t tmpfs t /tmp 2>/dev/null && echo mounted
         cat /run/secrets/token; echo
         (echo x > /run/secrets/token) 2>/dev/null && echo written: token
@@ -235,6 +235,8 @@ async fn the_sandbox_is_closed() {
     has("Seccomp:\t2");
     has("Groups:");
     has("uid: 0 host: build map: 0 100000 65536");
+    has("unshare: unshare failed: Operation not permitted");
+    assert!(printed.contains("personality"), "randomisation was not refused by the filter: {printed}");
     has("told");
     has("done");
     for bad in ["visible", "written", "kcore", "keys", "made", "off", "mounted", "groundswell-host-file"] {
@@ -413,8 +415,17 @@ async fn a_killed_shim_leaves_nothing_after_reap() {
 async fn a_shim_killed_at_any_step_leaves_nothing_after_reap() {
     needs_isolation!();
     let points = [
-        "before_pid", "before_spool", "before_child", "after_create", "after_child", "after_start", "before_kill",
-        "before_exit_record", "after_exit_record", "before_cleanup", "after_cleanup",
+        "before_pid",
+        "before_spool",
+        "before_child",
+        "after_create",
+        "after_child",
+        "after_start",
+        "before_kill",
+        "before_exit_record",
+        "after_exit_record",
+        "before_cleanup",
+        "after_cleanup",
     ];
     for kind in ["container", "process", "bare"] {
         for point in points {
@@ -513,13 +524,43 @@ async fn an_instance_runs_as_its_user_within_its_limits() {
 }
 
 #[tokio::test]
+async fn what_runs_already_is_neither_replaced_nor_harmed() {
+    needs_isolation!();
+    let place = Place::new();
+    let shim = place.start(&place.process(None, "echo up; sleep 600")).await;
+    place.wait_for("up").await;
+    let runtime = ShimRuntime::with_executable(SWELL);
+    let same_folder = runtime.start(&place.dir(), &place.process(None, "true")).await;
+    assert!(matches!(same_folder, Err(runtime::RuntimeError::Used(_))), "{same_folder:?}");
+    // Another folder, by mistake the same control group.
+    let other = place.root.path().join("other");
+    let record = runtime.start(&other, &place.process(None, "true")).await.unwrap().wait().await.unwrap().unwrap();
+    let Outcome::Failed(failure) = record.outcome else { panic!("{record:?}") };
+    assert!(failure.why.contains("in use"), "{failure:?}");
+    runtime::clear(&other).await.unwrap();
+    assert!(shim.command().await.unwrap().unwrap().is_alive());
+    shim.kill().unwrap();
+    shim.wait().await.unwrap();
+    place.assert_nothing_left();
+}
+
+#[tokio::test]
 async fn what_cannot_start_says_why_and_what_to_do() {
     needs_isolation!();
-    let cases: [(&str, fn(&Place) -> ShimSpec, &str); 5] = [
-        ("no such command in a container", |place| with(place.container(""), |s| s.command = vec!["no-such-tool".into()]), "not found"),
+    type MakeSpec = fn(&Place) -> ShimSpec;
+    let cases: [(&str, MakeSpec, &str); 5] = [
+        (
+            "no such command in a container",
+            |place| with(place.container(""), |s| s.command = vec!["no-such-tool".into()]),
+            "not found",
+        ),
         ("no such command", |place| with(place.process(None, ""), |s| s.command = vec!["no-such-tool".into()]), "not in PATH"),
         ("no such user", |place| place.process(Some("no-such-user"), "true"), "no such user"),
-        ("no such folder", |place| with(place.process(None, "true"), |s| s.cwd = "/no/such".into()), "working directory /no/such"),
+        (
+            "no such folder",
+            |place| with(place.process(None, "true"), |s| s.cwd = "/no/such".into()),
+            "working directory /no/such",
+        ),
         (
             "no such source",
             |place| place.spec(Isolation::Container(ContainerSpec::host("/no/such/workspace")), "true"),

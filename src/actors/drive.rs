@@ -111,7 +111,11 @@ impl<D: Drive> Actor for Driver<D> {
     type State = Driven<D>;
     type Arguments = (D, Arc<Leading>, Arc<AtomicBool>);
 
-    async fn pre_start(&self, _: ActorRef<Look>, (drive, leading, wanted): Self::Arguments) -> Result<Driven<D>, ActorProcessingErr> {
+    async fn pre_start(
+        &self,
+        _: ActorRef<Look>,
+        (drive, leading, wanted): Self::Arguments,
+    ) -> Result<Driven<D>, ActorProcessingErr> {
         Ok(Driven { drive, leading, wanted, timer: None })
     }
 

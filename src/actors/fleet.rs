@@ -11,10 +11,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use roaring::RoaringBitmap;
 use tokio::sync::{oneshot, watch};
 
-use super::{
-    events::Follower,
-    sessions,
-};
+use super::{events::Follower, sessions};
 use crate::{
     model::{
         command::{Action, FleetAction},
@@ -97,7 +94,11 @@ impl Actor for Fleet {
     type State = FleetState;
     type Arguments = FleetArguments;
 
-    async fn pre_start(&self, myself: ActorRef<FleetMessage>, arguments: FleetArguments) -> Result<FleetState, ActorProcessingErr> {
+    async fn pre_start(
+        &self,
+        myself: ActorRef<FleetMessage>,
+        arguments: FleetArguments,
+    ) -> Result<FleetState, ActorProcessingErr> {
         let FleetArguments { node, server } = arguments;
         let follower = Follower::from_now(node.clone());
         let (routes, _) = watch::channel(Arc::new(table(&node)?));
@@ -116,7 +117,12 @@ impl Actor for Fleet {
         })
     }
 
-    async fn handle(&self, _: ActorRef<FleetMessage>, message: FleetMessage, state: &mut FleetState) -> Result<(), ActorProcessingErr> {
+    async fn handle(
+        &self,
+        _: ActorRef<FleetMessage>,
+        message: FleetMessage,
+        state: &mut FleetState,
+    ) -> Result<(), ActorProcessingErr> {
         match message {
             FleetMessage::Opened { index, desired, answer } => {
                 let number = state.next_session;

@@ -114,7 +114,11 @@ impl Actor for Leader {
     type State = LeaderState;
     type Arguments = LeaderArguments;
 
-    async fn pre_start(&self, myself: ActorRef<LeaderMessage>, arguments: LeaderArguments) -> Result<LeaderState, ActorProcessingErr> {
+    async fn pre_start(
+        &self,
+        myself: ActorRef<LeaderMessage>,
+        arguments: LeaderArguments,
+    ) -> Result<LeaderState, ActorProcessingErr> {
         let epoch = Epoch(arguments.term);
         let leading = Leading {
             node: arguments.node,
@@ -141,7 +145,12 @@ impl Actor for Leader {
         Ok(state)
     }
 
-    async fn handle(&self, myself: ActorRef<LeaderMessage>, message: LeaderMessage, state: &mut LeaderState) -> Result<(), ActorProcessingErr> {
+    async fn handle(
+        &self,
+        myself: ActorRef<LeaderMessage>,
+        message: LeaderMessage,
+        state: &mut LeaderState,
+    ) -> Result<(), ActorProcessingErr> {
         match message {
             LeaderMessage::Events(events) => {
                 if events.iter().any(|event| event.kind == "fleet.presence") {
@@ -200,7 +209,9 @@ async fn begin_epoch(leading: &Leading, server: u64) -> Result<(), ActorProcessi
     match tokio::time::timeout(PROPOSE_WITHIN, leading.node.propose(proposal)).await {
         Ok(Ok(_)) => Ok(()),
         // This server leads the same term still, and its actors are started anew.
-        Ok(Err(ProposeError::Rejected(crate::model::rejection::Rejection::StaleEpoch { now, .. }))) if now == leading.epoch => Ok(()),
+        Ok(Err(ProposeError::Rejected(crate::model::rejection::Rejection::StaleEpoch { now, .. }))) if now == leading.epoch => {
+            Ok(())
+        }
         Ok(Err(error)) => Err(error.into()),
         Err(_) => Err(ProposeError::TimedOut.into()),
     }
@@ -241,9 +252,12 @@ impl LeaderState {
     fn charges_in_state(&self) -> Result<Vec<Charge>, TablesError> {
         let view = self.leading.node.view();
         let mut charges = vec![Charge::Scheduler];
-        charges.extend(view.scan::<Pipeline>(&Scan::all(), SCAN_RECORDS_MAX)?.into_iter().map(|kept| Charge::Pipeline(kept.name)));
+        charges
+            .extend(view.scan::<Pipeline>(&Scan::all(), SCAN_RECORDS_MAX)?.into_iter().map(|kept| Charge::Pipeline(kept.name)));
         charges.extend(view.scan::<OpenBuild>(&Scan::all(), SCAN_RECORDS_MAX)?.into_iter().map(|open| Charge::Build(open.build)));
-        charges.extend(view.scan::<OpenRollout>(&Scan::all(), SCAN_RECORDS_MAX)?.into_iter().map(|open| Charge::Rollout(open.rollout)));
+        charges.extend(
+            view.scan::<OpenRollout>(&Scan::all(), SCAN_RECORDS_MAX)?.into_iter().map(|open| Charge::Rollout(open.rollout)),
+        );
         Ok(charges)
     }
 

@@ -28,4 +28,4 @@ mod sessions;
 mod supervise;
 
 pub use fleet::FleetHandle;
-pub use node::{Handle, Options, start};
+pub use node::{Handle, LocalRunner, Options, start};

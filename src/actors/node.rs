@@ -149,7 +149,12 @@ impl Actor for NodeActor {
         Ok(state)
     }
 
-    async fn handle(&self, myself: ActorRef<NodeMessage>, message: NodeMessage, state: &mut NodeState) -> Result<(), ActorProcessingErr> {
+    async fn handle(
+        &self,
+        myself: ActorRef<NodeMessage>,
+        message: NodeMessage,
+        state: &mut NodeState,
+    ) -> Result<(), ActorProcessingErr> {
         match message {
             NodeMessage::Leadership(leadership) => {
                 let leads = leadership.is_leader.then_some(leadership.term);

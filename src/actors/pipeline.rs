@@ -58,7 +58,13 @@ impl PipelineDrive {
         Self { name, retention_at: None, tries: BTreeMap::new() }
     }
 
-    async fn look_at_push(&mut self, leading: &Leading, pipeline: &Pipeline, repository: &RepositoryName, moved: Moved) -> Result<(), DriveError> {
+    async fn look_at_push(
+        &mut self,
+        leading: &Leading,
+        pipeline: &Pipeline,
+        repository: &RepositoryName,
+        moved: Moved,
+    ) -> Result<(), DriveError> {
         let name = pipeline.name.clone();
         let Moved { git_ref, old, new } = moved;
         let Some(commit) = new else {
@@ -134,10 +140,11 @@ impl Drive for PipelineDrive {
 fn moved(pipeline: &Pipeline, refs: &[Ref]) -> Vec<Moved> {
     let branches: BTreeMap<&String, &CommitId> =
         refs.iter().filter(|kept| kept.name.starts_with("refs/heads/")).map(|kept| (&kept.name, &kept.commit)).collect();
-    let changed = branches.iter().filter(|(name, commit)| pipeline.considered.get(**name) != Some(**commit)).map(|(name, commit)| {
-        let old = pipeline.considered.get(*name).cloned();
-        Moved { git_ref: (*name).clone(), old, new: Some((*commit).clone()) }
-    });
+    let changed =
+        branches.iter().filter(|(name, commit)| pipeline.considered.get(**name) != Some(**commit)).map(|(name, commit)| {
+            let old = pipeline.considered.get(*name).cloned();
+            Moved { git_ref: (*name).clone(), old, new: Some((*commit).clone()) }
+        });
     let gone = pipeline.considered.keys().filter(|name| !branches.contains_key(name));
     let gone = gone.map(|name| Moved { git_ref: name.clone(), old: None, new: None });
     changed.chain(gone).collect()

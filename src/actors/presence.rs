@@ -1,10 +1,6 @@
 //! Since when each target's agent has been gone, by the monotonic clock of this leader. A new leader gives everyone the whole grace.
 
-use std::{
-    collections::BTreeMap,
-    sync::Mutex,
-    time::Instant,
-};
+use std::{collections::BTreeMap, sync::Mutex, time::Instant};
 
 use roaring::RoaringBitmap;
 

@@ -69,7 +69,11 @@ impl Actor for RunnerActor {
     type State = RunnerState;
     type Arguments = RunnerArguments;
 
-    async fn pre_start(&self, myself: ActorRef<RunnerMessage>, arguments: RunnerArguments) -> Result<RunnerState, ActorProcessingErr> {
+    async fn pre_start(
+        &self,
+        myself: ActorRef<RunnerMessage>,
+        arguments: RunnerArguments,
+    ) -> Result<RunnerState, ActorProcessingErr> {
         let follower = Follower::from_now(arguments.node.clone());
         // First what was fenced while this runner was away is killed; then it accepts work.
         let live = live_attempts(&arguments)?;
@@ -82,7 +86,12 @@ impl Actor for RunnerActor {
         Ok(RunnerState { arguments, registered: false, running: BTreeMap::new(), tasks })
     }
 
-    async fn handle(&self, myself: ActorRef<RunnerMessage>, message: RunnerMessage, state: &mut RunnerState) -> Result<(), ActorProcessingErr> {
+    async fn handle(
+        &self,
+        myself: ActorRef<RunnerMessage>,
+        message: RunnerMessage,
+        state: &mut RunnerState,
+    ) -> Result<(), ActorProcessingErr> {
         match message {
             RunnerMessage::Look => {
                 state.register().await;
@@ -103,7 +112,9 @@ impl Actor for RunnerActor {
 
 async fn follow(mut follower: Follower, runner: ActorRef<RunnerMessage>) {
     while let Some(Ok(events)) = follower.next().await {
-        let concerns = |event: &crate::model::event::Event| matches!(event.kind.as_str(), "build.assigned" | "build.cancel_asked" | "build.state");
+        let concerns = |event: &crate::model::event::Event| {
+            matches!(event.kind.as_str(), "build.assigned" | "build.cancel_asked" | "build.state")
+        };
         if events.iter().any(concerns) && runner.send_message(RunnerMessage::Look).is_err() {
             return;
         }
@@ -163,7 +174,12 @@ impl RunnerState {
         Ok(())
     }
 
-    async fn start(&mut self, attempt: AttemptKey, build: Build, myself: &ActorRef<RunnerMessage>) -> Result<(), ActorProcessingErr> {
+    async fn start(
+        &mut self,
+        attempt: AttemptKey,
+        build: Build,
+        myself: &ActorRef<RunnerMessage>,
+    ) -> Result<(), ActorProcessingErr> {
         let pipeline: Option<Pipeline> = self.arguments.node.view().get(&key(build.pipeline.as_str()))?;
         let Some(pipeline) = pipeline else { return Ok(()) };
         let (stop, stopped) = watch::channel(build.cancel_asked);

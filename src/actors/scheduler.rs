@@ -1,9 +1,6 @@
 //! The scheduler: gives queued builds to runners as `model::decide::schedule` says.
 
-use std::{
-    collections::BTreeMap,
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use super::{
     drive::{After, Drive, DriveError},

@@ -378,7 +378,7 @@ impl Partial {
             std::fs::remove_file(&self.path).map_err(io_error("remove", &self.path, 0))?;
             return Err(FetchError::WrongWhole { expected, found: found.unwrap_or(Digest([0; 32])) });
         }
-        fail::fail_point!("fetch_before_rename");
+        crate::crash::point("fetch::before_rename");
         std::fs::rename(&self.path, &self.dest).map_err(io_error("rename a finished file to", &self.dest, 0))?;
         let parent = parent_of(&self.dest);
         File::open(parent).and_then(|folder| folder.sync_all()).map_err(io_error("sync", parent, 0))

@@ -154,7 +154,7 @@ pub fn unpack(reader: impl Read, dest: &Path, limits: &Limits) -> Result<Unpacke
     fs::DirBuilder::new().mode(0o700).create(&partial).map_err(io("create", &partial))?;
     let mut leftover = RemoveOnDrop(Some(partial.clone()));
     let unpacked = lay_out(reader, &partial, limits)?;
-    fail::fail_point!("unpack_before_rename");
+    crate::crash::point("unpack::before_rename");
     fs::rename(&partial, dest).map_err(io("rename a finished folder to", dest))?;
     leftover.0 = Some(dest.to_owned());
     File::open(parent).and_then(|parent| parent.sync_all()).map_err(io("sync", parent))?;

@@ -38,7 +38,7 @@ pub enum BuildState {
     Uploading,
     /// Done: the artifact is stored and the release exists.
     ReadyToDeploy,
-    /// The checkout, `[build]` or `[package]` failed.
+    /// The checkout, `[build]` or `[package]` failed, or what `[package]` left cannot be an artifact.
     BuildFailed,
     /// `[test]` failed.
     TestFailed,
@@ -85,7 +85,7 @@ impl BuildState {
         match (self, next) {
             (Queued, Building | Canceled | Superseded | Uploading) => true,
             (Building, Testing | BuildFailed) | (Testing, Packaging | TestFailed) | (Packaging, Uploading | BuildFailed) => true,
-            (Uploading, ReadyToDeploy) => true,
+            (Uploading, ReadyToDeploy | BuildFailed) => true,
             (from, Queued | Canceled | TimedOut | Exhausted) => from.is_running(),
             _ => false,
         }

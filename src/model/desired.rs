@@ -66,15 +66,25 @@ pub struct DesiredService {
 
 /// What `target` is told to run of `deployment`, given the rollout at work there: none where nothing should run.
 pub fn told(deployment: &Deployment, rollout: Option<&Rollout>, target: u32) -> Option<ReleaseId> {
-    let Some(rollout) = rollout else { return deployment.stable.clone() };
+    let Some(rollout) = rollout else {
+        return held(deployment, target).map_or_else(|| deployment.stable.clone(), |(release, _)| release.clone());
+    };
     if rollout.sets.reverted.contains(target) {
         return deployment.stable.clone();
     }
     if rollout.sets.changed.contains(target) {
         return Some(rollout.release.clone());
     }
+    if let Some((held, _)) = held(deployment, target) {
+        return held.clone();
+    }
     let before = rollout.before.iter().find(|(_, targets)| targets.contains(target));
     before.map_or_else(|| deployment.stable.clone(), |(release, _)| release.clone())
+}
+
+/// What a cordoned target stays on, where that is not the stable release.
+fn held(deployment: &Deployment, target: u32) -> Option<&(Option<ReleaseId>, roaring::RoaringBitmap)> {
+    deployment.held.iter().find(|(_, targets)| targets.contains(target))
 }
 
 /// All that `target` should run, as of the log index `applied`.

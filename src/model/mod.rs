@@ -35,6 +35,9 @@ pub mod planning;
 pub mod routes;
 pub mod routing;
 
+#[cfg(test)]
+mod simulation;
+
 // What modules say to each other.
 pub mod ports;
 pub mod wire;

@@ -6,13 +6,13 @@ use super::{
     digest::Digest,
     event::Subject,
     fleet::{Environment, Presence, Target},
-    ids::{EnvironmentName, ReleaseId},
+    ids::{EnvironmentName, PipelineName, ReleaseId, TargetName},
     observation::{Observation, observation_key},
     pipeline_file::{Deploy, Order, Spread, Start, Strategy},
     plan::{Plan, PlanError, PlanInput, PlanTarget, Timing, plan},
     rejection::{Rejection, RuleError},
     release::{Artifact, Release, release_key},
-    rollout::{Blocked, Deployment, Purpose, Settings, deployment_key},
+    rollout::{Blocked, Deployment, Purpose, Rollout, RolloutState, Settings, deployment_key},
     tables::{ReadTables, SCAN_RECORDS_MAX, Scan, TablesError, key},
     units::{Amount, BasisPoints, Millis},
 };
@@ -65,7 +65,9 @@ pub fn planned<T: ReadTables>(
     let stable = deployment.as_ref().and_then(|deployment| deployment.stable.clone());
     let input = plan_input(&deploy, &environment, targets, purpose, seed);
     let plan = plan(&input).map_err(|error| refused(&subject, error))?;
-    let settings = settings(tables, &release, stable.as_ref(), &deploy, &environment, purpose, plan.total)?;
+    let present = releases_there(tables, deployment.as_ref())?;
+    let canary = input.strategy == Strategy::Canary;
+    let settings = settings(&release, &present, &deploy, &environment, purpose, Shape { canary, total: plan.total });
     let blocked = blocked(&environment, deployment.as_ref(), purpose);
     Ok(Planned { plan, settings, stable, blocked, reachable })
 }
@@ -88,17 +90,57 @@ fn check<T: ReadTables>(
         let (release, why) = (release.id.clone(), quarantined.why.clone());
         return Err(Rejection::Quarantined { release, environment: Subject::Environment(environment.name.clone()), why }.into());
     }
+    if purpose == Purpose::Rollback {
+        check_goes_back(environment, release, deployment)?;
+    }
+    if let Some((other, target)) = shared_target(tables, environment, &release.id.pipeline)? {
+        let why = format!(
+            "{target} belongs to {other} too, which runs {}: a target has a pipeline from one environment only",
+            release.id.pipeline
+        );
+        return Err(Rejection::Invalid { what: format!("environment {}", environment.name), why }.into());
+    }
     let artifact: Option<Artifact> = tables.get(&key(release.artifact.hex().as_str()))?;
     if artifact.is_none_or(|artifact| artifact.deleted_at.is_some()) {
         return Err(Rejection::ArtifactDeleted(release.id.clone()).into());
     }
-    let stable = deployment.and_then(|deployment| deployment.stable.as_ref());
-    let undoes_a_rollout = deployment.is_some_and(|deployment| deployment.rollout.is_some());
-    if purpose == Purpose::Rollback && stable == Some(&release.id) && !undoes_a_rollout {
-        let what = "release".to_owned();
-        return Err(Rejection::Invalid { what, why: format!("{} runs {} already", environment.name, release.id) }.into());
-    }
     Ok(())
+}
+
+/// A rollback skips what guards a deploy, so it leads only to what was there before, or is older than what is there.
+fn check_goes_back(environment: &Environment, release: &Release, deployment: Option<&Deployment>) -> Result<(), Rejection> {
+    let nothing = || Rejection::NoFormerRelease(Subject::Environment(environment.name.clone()));
+    let deployment = deployment.ok_or_else(nothing)?;
+    let stable = deployment.stable.as_ref().ok_or_else(nothing)?;
+    let invalid = |why: String| Rejection::Invalid { what: "release".to_owned(), why };
+    if *stable == release.id && deployment.rollout.is_none() {
+        return Err(invalid(format!("{} runs {} already", environment.name, release.id)));
+    }
+    let was_there = deployment.history.iter().any(|past| past.end == RolloutState::Deployed && past.release == release.id);
+    if release.id.number <= stable.number || was_there {
+        return Ok(());
+    }
+    Err(invalid(format!("{} never ran {}, so that it cannot go back to it: deploy it", environment.name, release.id)))
+}
+
+/// A target of `environment` that another one has too, which has `pipeline` as well: only one of them could say what runs there.
+pub(super) fn shared_target<T: ReadTables>(
+    tables: &T,
+    environment: &Environment,
+    pipeline: &PipelineName,
+) -> Result<Option<(EnvironmentName, TargetName)>, TablesError> {
+    for other in tables.scan::<Environment>(&Scan::all(), SCAN_RECORDS_MAX)? {
+        let Some(index) = (&other.members & &environment.members).min() else { continue };
+        if other.name == environment.name {
+            continue;
+        }
+        let there: Option<Deployment> = tables.get(&deployment_key(&other.name, pipeline))?;
+        if there.is_some_and(|there| there.is_in_use()) {
+            let target: Option<Target> = tables.get(&key(index))?;
+            return Ok(target.map(|target| (other.name, target.facts.name)));
+        }
+    }
+    Ok(None)
 }
 
 /// The environment's targets that may be changed, with where they stand.
@@ -130,18 +172,23 @@ fn plan_targets<T: ReadTables>(
 fn plan_input(deploy: &Deploy, environment: &Environment, targets: Vec<PlanTarget>, purpose: Purpose, seed: u64) -> PlanInput {
     let all = Amount::Share(BasisPoints::ALL);
     let mut waves = deploy.waves.clone();
+    let mut strategy = deploy.strategy;
     if purpose == Purpose::Rollback {
         waves = vec![all];
+        strategy = Strategy::Rolling;
     } else if let Some(most) = environment.floors.first_wave_max {
         let total = targets.len() as u32;
-        if waves.first().is_none_or(|first| first.rounded_up(total) > most.rounded_up(total)) {
+        let first = waves.first().filter(|_| strategy == Strategy::Canary).copied().unwrap_or(all);
+        if first.rounded_up(total) > most.rounded_up(total) {
             waves.insert(0, most);
+            // Whatever the strategy, its first wave is judged before the others.
+            strategy = Strategy::Canary;
         }
     }
     PlanInput {
         rollout_seed: seed,
         targets,
-        strategy: if purpose == Purpose::Rollback { Strategy::Rolling } else { deploy.strategy },
+        strategy,
         waves,
         max_unavailable: if purpose == Purpose::Rollback { deploy.rollback.max_unavailable } else { deploy.max_unavailable },
         max_failures: deploy.max_failures,
@@ -150,33 +197,48 @@ fn plan_input(deploy: &Deploy, environment: &Environment, targets: Vec<PlanTarge
     }
 }
 
-fn settings<T: ReadTables>(
-    tables: &T,
+/// The releases that targets may run now: the stable one and that of the rollout at work.
+fn releases_there<T: ReadTables>(tables: &T, deployment: Option<&Deployment>) -> Result<Vec<Release>, TablesError> {
+    let Some(deployment) = deployment else { return Ok(Vec::new()) };
+    let rollout: Option<Rollout> = deployment.rollout.map(|id| tables.get(&key(id.0))).transpose()?.flatten();
+    let mut releases = Vec::new();
+    for id in deployment.stable.iter().chain(rollout.as_ref().map(|rollout| &rollout.release)) {
+        releases.extend(tables.get::<Release>(&release_key(id))?);
+    }
+    Ok(releases)
+}
+
+/// What a plan looks like, as far as the settings depend on it.
+struct Shape {
+    canary: bool,
+    total: u32,
+}
+
+fn settings(
     release: &Release,
-    stable: Option<&ReleaseId>,
+    present: &[Release],
     deploy: &Deploy,
     environment: &Environment,
     purpose: Purpose,
-    total: u32,
-) -> Result<Settings, TablesError> {
-    let stable: Option<Release> = stable.map(|stable| tables.get(&release_key(stable))).transpose()?.flatten();
-    let services = || release.file.service.values().chain(stable.iter().flat_map(|stable| stable.file.service.values()));
+    shape: Shape,
+) -> Settings {
+    let services = || release.file.service.values().chain(present.iter().flat_map(|present| present.file.service.values()));
     let in_place = services().any(|service| service.start == Start::InPlace);
     let rolling = deploy.strategy == Strategy::Rolling && purpose == Purpose::Deploy;
     let bake = match purpose {
         Purpose::Rollback => Millis(0),
         Purpose::Deploy => deploy.bake.max(environment.floors.least_bake.unwrap_or_default()),
     };
-    let rollback_max_unavailable = deploy.rollback.max_unavailable.rounded_down(total).max(1);
-    Ok(Settings {
-        canary: deploy.strategy == Strategy::Canary && purpose == Purpose::Deploy,
+    let rollback_max_unavailable = deploy.rollback.max_unavailable.rounded_down(shape.total).max(1);
+    Settings {
+        canary: shape.canary,
         in_place,
         batched: in_place || rolling,
         bake,
         batch_deadline: Timing::of(&release.file, deploy).batch_deadline,
         rollback_max_unavailable,
         irreversible: deploy.irreversible,
-    })
+    }
 }
 
 /// What keeps a rollout from starting. A rollback ignores freezes and takes the place of what is at work.

@@ -93,7 +93,7 @@ pub trait SessionSink: Send + Sync {
 }
 
 /// A line of a build's log.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct LogChunk {
     /// Where it begins in the attempt's raw log, in bytes.
     pub start: u64,

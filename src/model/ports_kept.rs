@@ -7,13 +7,22 @@ use super::{
     pipeline_file::Port,
     rejection::{Rejection, RuleError},
     release::Release,
-    tables::{SCAN_RECORDS_MAX, Scan, Tables, key},
+    tables::{ReadTables, SCAN_RECORDS_MAX, Scan, Tables, key},
 };
 
 /// Gives `target` a pair for each `auto` port of `release` that has none yet: the lowest free one of its range.
 pub fn lease<T: Tables>(tables: &mut T, target: &Target, release: &Release) -> Result<(), RuleError> {
+    for lease in missing(tables, target, release)? {
+        tables.put(&lease)?;
+    }
+    Ok(())
+}
+
+/// The pairs that `target` still needs for `release`. Changes nothing.
+pub fn missing<T: ReadTables>(tables: &T, target: &Target, release: &Release) -> Result<Vec<PortLease>, RuleError> {
     let held: Vec<PortLease> = tables.scan(&Scan::prefix(key(target.index)), SCAN_RECORDS_MAX)?;
     let mut taken: BTreeSet<u16> = held.iter().flat_map(|lease| lease.pair).collect();
+    let mut missing = Vec::new();
     for (service, settings) in &release.file.service {
         for (port, kind) in &settings.ports {
             let is_this =
@@ -22,20 +31,23 @@ pub fn lease<T: Tables>(tables: &mut T, target: &Target, release: &Release) -> R
                 continue;
             }
             let range = target.facts.ports;
-            let free = (0..range.pairs()).map(|pair| range.first + 2 * pair).find(|first| !taken.contains(first));
+            let free = (0..range.pairs()).map(|pair| range.first + 2 * pair).find(|first| {
+                // A pair of an earlier range of the target may overlap at either place.
+                !taken.contains(first) && !taken.contains(&(first + 1))
+            });
             let first = free.ok_or_else(|| Rejection::Invalid {
                 what: format!("ports of target {}", target.facts.name),
                 why: format!("its range {}-{} is used up: give its agent a wider one", range.first, range.last),
             })?;
             taken.extend([first, first + 1]);
-            tables.put(&PortLease {
+            missing.push(PortLease {
                 target: target.index,
                 pipeline: release.id.pipeline.clone(),
                 service: service.clone(),
                 port: port.clone(),
                 pair: [first, first + 1],
-            })?;
+            });
         }
     }
-    Ok(())
+    Ok(missing)
 }

@@ -7,27 +7,20 @@ use super::{
     ids::ReleaseId,
     pipeline::Pipeline,
     release::{Artifact, Release, release_key},
-    rollout::{Deployment, OpenRollout, Rollout, RolloutState},
+    rollout::{Deployment, OpenRollout, Rollout},
     tables::{ReadTables, SCAN_RECORDS_MAX, Scan, TablesError, key},
     units::Timestamp,
 };
 
-/// How many former good releases of each deployment can be gone back to, besides the present one.
-pub const FORMER_RELEASES_KEPT: usize = 3;
+pub use super::rollout::FORMER_RELEASES_KEPT;
 
 /// The artifacts that must stay: of every stable release, of every release in an open rollout, and of the last good releases
 /// of every deployment.
 pub fn protected_artifacts<T: ReadTables>(tables: &T) -> Result<BTreeSet<Digest>, TablesError> {
     let mut releases: BTreeSet<ReleaseId> = BTreeSet::new();
     for deployment in tables.scan::<Deployment>(&Scan::all(), SCAN_RECORDS_MAX)? {
-        let good = deployment.history.iter().filter(|past| past.end == RolloutState::Deployed).map(|past| past.release.clone());
-        let mut kept: Vec<ReleaseId> = Vec::new();
-        for release in deployment.stable.into_iter().chain(good) {
-            if !kept.contains(&release) && kept.len() <= FORMER_RELEASES_KEPT {
-                kept.push(release);
-            }
-        }
-        releases.extend(kept);
+        releases.extend(deployment.goable().into_iter().cloned());
+        releases.extend(deployment.held.into_iter().filter_map(|(release, _)| release));
     }
     for open in tables.scan::<OpenRollout>(&Scan::all(), SCAN_RECORDS_MAX)? {
         if let Some(rollout) = tables.get::<Rollout>(&key(open.rollout.0))? {
@@ -53,14 +46,18 @@ pub fn expired_artifacts<T: ReadTables>(
     let mut keep = protected_artifacts(tables)?;
     let newest_first = Scan::prefix(key(pipeline.name.as_str())).backwards();
     let releases: Vec<Release> = tables.scan(&newest_first, SCAN_RECORDS_MAX)?;
+    // Two releases can have the same artifact: the younger one keeps it.
+    let is_young = |release: &&Release| now.since(release.created_at) <= pipeline.retention.age;
     keep.extend(releases.iter().take(pipeline.retention.releases as usize).map(|release| release.artifact));
+    keep.extend(releases.iter().filter(is_young).map(|release| release.artifact));
     let mut expired = BTreeSet::new();
     for release in releases {
-        if keep.contains(&release.artifact) || now.since(release.created_at) <= pipeline.retention.age {
+        if keep.contains(&release.artifact) {
             continue;
         }
         let artifact: Option<Artifact> = tables.get(&key(release.artifact.hex().as_str()))?;
-        if artifact.is_some_and(|artifact| artifact.deleted_at.is_none()) {
+        // An artifact that two pipelines made is the last one's to delete.
+        if artifact.is_some_and(|artifact| artifact.deleted_at.is_none() && artifact.pipeline == pipeline.name) {
             expired.insert(release.artifact);
         }
         if expired.len() >= limit {

@@ -332,6 +332,12 @@ impl Rollout {
         self.plan.waves.get(self.wave as usize).map(|wave| wave.targets.clone()).unwrap_or_default()
     }
 
+    /// The targets that going back concerns: those that it told to run its release, and those that what it preempted had told to
+    /// run something else than the stable release.
+    pub fn touched(&self) -> RoaringBitmap {
+        self.before.iter().fold(self.sets.changed.clone(), |all, (_, targets)| all | targets)
+    }
+
     /// Whether the present wave is the last.
     pub fn is_last_wave(&self) -> bool {
         self.wave as usize + 1 >= self.plan.waves.len()
@@ -388,7 +394,7 @@ pub struct Quarantined {
 }
 
 /// What a pipeline has in an environment.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Deployment {
     /// Where.
     pub environment: EnvironmentName,
@@ -404,6 +410,9 @@ pub struct Deployment {
     pub history: Vec<Past>,
     /// What may not be deployed.
     pub quarantined: Vec<Quarantined>,
+    /// What cordoned targets stay on although the stable release is another one, until they are uncordoned.
+    #[serde(default)]
+    pub held: Before,
 }
 
 impl Deployment {
@@ -415,6 +424,63 @@ impl Deployment {
                 && !self.quarantined.iter().any(|quarantined| quarantined.release == past.release)
         };
         self.history.iter().find(is_good).map(|past| &past.release)
+    }
+}
+
+/// How many former good releases of a deployment can be gone back to, besides the present one.
+pub const FORMER_RELEASES_KEPT: usize = 3;
+
+impl Deployment {
+    /// Whether it says what its targets run.
+    pub fn is_in_use(&self) -> bool {
+        self.stable.is_some() || self.rollout.is_some()
+    }
+
+    /// The releases whose artifacts must stay: the stable one and the last good ones, without those that may not be deployed.
+    pub fn goable(&self) -> Vec<&ReleaseId> {
+        let mut kept: Vec<&ReleaseId> = self.stable.iter().collect();
+        for past in self.history.iter().filter(|past| past.end == RolloutState::Deployed) {
+            let may_run = !self.quarantined.iter().any(|quarantined| quarantined.release == past.release);
+            if may_run && !kept.contains(&&past.release) && kept.len() < self.stable.iter().len() + FORMER_RELEASES_KEPT {
+                kept.push(&past.release);
+            }
+        }
+        kept
+    }
+
+    /// Remembers the end of a rollout. What is forgotten for it is never a good release that could be gone back to.
+    pub fn remember(&mut self, past: Past) {
+        self.history.insert(0, past);
+        if self.history.len() <= HISTORY_MAX {
+            return;
+        }
+        let mut needed: Vec<ReleaseId> = self.goable().into_iter().cloned().collect();
+        let mut keep = Vec::with_capacity(self.history.len());
+        for past in &self.history {
+            let place = needed.iter().position(|release| past.end == RolloutState::Deployed && *release == past.release);
+            keep.push(place.map(|place| needed.swap_remove(place)).is_some());
+        }
+        if let Some(oldest) = keep.iter().rposition(|keep| !keep) {
+            self.history.remove(oldest);
+        }
+    }
+
+    /// Lets go of a target that stayed on what it ran.
+    pub fn release_hold(&mut self, target: u32) -> bool {
+        let held = self.held.iter_mut().map(|(_, targets)| targets.remove(target)).fold(false, |any, was| any | was);
+        self.held.retain(|(_, targets)| !targets.is_empty());
+        held
+    }
+
+    /// Lets `target` stay on `release`.
+    pub fn hold(&mut self, target: u32, release: Option<ReleaseId>) {
+        self.release_hold(target);
+        match self.held.iter_mut().find(|(held, _)| *held == release) {
+            Some((_, targets)) => {
+                targets.insert(target);
+            }
+            None => self.held.push((release, RoaringBitmap::from_iter([target]))),
+        }
     }
 }
 

@@ -1,11 +1,14 @@
 //! From replicated state to the table that gateways serve by: the healthy instances of every service that has a port.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
 
 use super::{
     fleet::Target,
     ids::{PortName, ReleaseId, ServiceName},
-    observation::{InstanceState, Observation},
+    observation::{InstanceObserved, InstanceState, Observation},
     pipeline_file::Service,
     release::{Release, release_key},
     rollout::{Deployment, Rollout},
@@ -27,9 +30,17 @@ type ByRelease = BTreeMap<ReleaseId, Vec<Instance>>;
 
 fn routes_of<T: ReadTables>(tables: &T, deployment: &Deployment) -> Result<Vec<ServiceRoute>, TablesError> {
     let rollout: Option<Rollout> = deployment.rollout.map(|id| tables.get(&key(id.0))).transpose()?.flatten();
-    let newest = rollout.as_ref().map(|rollout| &rollout.release).or(deployment.stable.as_ref());
-    let Some(newest) = newest else { return Ok(Vec::new()) };
-    let Some(release) = tables.get::<Release>(&release_key(newest))? else { return Ok(Vec::new()) };
+    // Services of either release are routed: one that a release drops is served until its last instance is gone.
+    let present = rollout.as_ref().map(|rollout| &rollout.release).into_iter().chain(deployment.stable.as_ref());
+    let mut releases = Releases::default();
+    let mut names: BTreeSet<ServiceName> = BTreeSet::new();
+    for id in present {
+        let services = releases.of(tables, id)?.map(|release| &release.file.service).into_iter().flatten();
+        names.extend(services.filter(|(_, service)| traffic_port(service).is_some()).map(|(name, _)| name.clone()));
+    }
+    if names.is_empty() {
+        return Ok(Vec::new());
+    }
 
     let mut instances: BTreeMap<ServiceName, ByRelease> = BTreeMap::new();
     let environment = tables.get::<super::fleet::Environment>(&key(deployment.environment.as_str()))?;
@@ -39,32 +50,43 @@ fn routes_of<T: ReadTables>(tables: &T, deployment: &Deployment) -> Result<Vec<S
             continue;
         }
         let Some(target) = tables.get::<Target>(&key(observation.target))? else { continue };
-        for (service, by) in instances_of(&observation, &target, &release) {
-            instances.entry(service).or_default().entry(by.0).or_default().push(by.1);
+        for instance in &observation.report.instances {
+            let release = releases.of(tables, &instance.release)?;
+            if let Some(route) = route(instance, &target, release) {
+                let of_service = instances.entry(instance.service.clone()).or_default();
+                of_service.entry(instance.release.clone()).or_default().push(route);
+            }
         }
     }
-    let with_port = release.file.service.iter().filter(|(_, service)| traffic_port(service).is_some());
-    Ok(with_port.map(|(name, _)| service_route(deployment, name, instances.remove(name).unwrap_or_default())).collect())
+    let route = |name: ServiceName| service_route(deployment, &name, instances.remove(&name).unwrap_or_default());
+    Ok(names.into_iter().map(route).collect())
 }
 
-fn instances_of(observation: &Observation, target: &Target, newest: &Release) -> Vec<(ServiceName, (ReleaseId, Instance))> {
-    let mut routed = Vec::new();
-    for instance in &observation.report.instances {
-        let state = match instance.state {
-            InstanceState::Serving => Routed::Serving,
-            InstanceState::Draining => Routed::Draining,
-            InstanceState::Starting | InstanceState::Unhealthy => continue,
-        };
-        let settings = newest.file.service.get(&instance.service);
-        let named = settings.and_then(traffic_port).and_then(|port| instance.ports.get(port));
-        // A port that the newest release no longer names: the instance of the former one still has its only port.
-        let Some(port) = named.or_else(|| instance.ports.values().next()) else { continue };
-        let address = SocketAddr::new(target.facts.address, *port);
-        let (zone, name) = (target.facts.zone.clone(), target.facts.name.clone());
-        let route = Instance { target: name, zone, address, state };
-        routed.push((instance.service.clone(), (instance.release.clone(), route)));
+/// The releases that were read, so that each is read once.
+#[derive(Default)]
+struct Releases(BTreeMap<ReleaseId, Option<Release>>);
+
+impl Releases {
+    fn of<T: ReadTables>(&mut self, tables: &T, id: &ReleaseId) -> Result<Option<&Release>, TablesError> {
+        if !self.0.contains_key(id) {
+            self.0.insert(id.clone(), tables.get(&release_key(id))?);
+        }
+        Ok(self.0.get(id).and_then(Option::as_ref))
     }
-    routed
+}
+
+fn route(instance: &InstanceObserved, target: &Target, release: Option<&Release>) -> Option<Instance> {
+    let state = match instance.state {
+        InstanceState::Serving => Routed::Serving,
+        InstanceState::Draining => Routed::Draining,
+        InstanceState::Starting | InstanceState::Unhealthy => return None,
+    };
+    let settings = release.and_then(|release| release.file.service.get(&instance.service));
+    let named = settings.and_then(traffic_port).and_then(|port| instance.ports.get(port));
+    // Where its release is not known any more, it may still have only one.
+    let port = named.or_else(|| instance.ports.values().next())?;
+    let address = SocketAddr::new(target.facts.address, *port);
+    Some(Instance { target: target.facts.name.clone(), zone: target.facts.zone.clone(), address, state })
 }
 
 fn service_route(deployment: &Deployment, service: &ServiceName, by_release: ByRelease) -> ServiceRoute {

@@ -43,6 +43,14 @@ pub enum CgroupError {
         /// What the system said.
         source: io::Error,
     },
+    /// A group that should be ours alone has processes already.
+    #[error("control group {path} is in use by {count} processes; reap what ran in it, or name another")]
+    InUse {
+        /// The group.
+        path: String,
+        /// How many are in it.
+        count: usize,
+    },
     /// Processes remain although they were killed.
     #[error("{count} processes in control group {path} do not die; they probably hang in a system call (a dead network disk?)")]
     Undead {

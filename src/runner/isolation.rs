@@ -5,6 +5,7 @@ use std::{
     fs, io,
     os::unix::process::CommandExt,
     process::{Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
 };
 
 use nix::{
@@ -89,12 +90,13 @@ fn user_namespaces() -> Check {
 
 /// Which hierarchies there are and whether a group can be made in each.
 fn cgroups() -> Check {
-    let group = Cgroup::new(&probe_path("create"));
-    let tried = group.and_then(|group| group.create().and(group.remove()).and(Ok(group)).or_else(|error| {
+    let group = Cgroup::new(&probe_path());
+    let tried = group.and_then(|group| {
+        let created = group.create();
         // What could be made in some hierarchies must not stay.
-        Cgroup::new(&probe_path("create")).and_then(|group| group.remove()).ok();
-        Err(error)
-    }));
+        let removed = group.remove();
+        created.and(removed).map(|()| group)
+    });
     let found = tried.as_ref().map_or(String::new(), |group| group.describe());
     let fix = "run as root where /sys/fs/cgroup is writable; inside a container: `--privileged --cgroupns=host`";
     check("control groups", true, tried.map(drop), &found, fix)
@@ -103,7 +105,7 @@ fn cgroups() -> Check {
 /// Whether the controllers that limits need are there.
 fn limits() -> Check {
     let all = Limits { memory_bytes: Some(64 << 20), cpu_cores: Some(1.0), pids: Some(100), nofile: None };
-    let tried = Cgroup::new(&probe_path("limit")).and_then(|group| {
+    let tried = Cgroup::new(&probe_path()).and_then(|group| {
         let limited = group.create().and_then(|()| group.limit(&all));
         let removed = group.remove();
         limited.and(removed)
@@ -112,8 +114,10 @@ fn limits() -> Check {
     check("resource limits", true, tried, "memory, processor and process limits can be set", fix)
 }
 
-fn probe_path(what: &str) -> String {
-    format!("/groundswell/probe-{what}-{}", std::process::id())
+/// A name that no other probe uses, also not one at the same moment in this process.
+fn probe_path() -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    format!("/groundswell/probe-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
 fn seccomp() -> Check {

@@ -22,8 +22,8 @@ use tokio::{
 
 use super::{
     shim::{
-        CHILD_PID_FILE, ExitRecord, ProcessRef, READY_LINE, ReapError, RecordError, SHIM_PID_FILE, ShimSpec, SpecError, read_exit,
-        read_process, reap, write_spec,
+        CHILD_PID_FILE, ExitRecord, ProcessRef, READY_LINE, ReapError, RecordError, SHIM_PID_FILE, ShimSpec, SpecError,
+        read_exit, read_process, reap, write_spec,
     },
     spool::{Frame, SpoolError, SpoolReader},
 };
@@ -50,6 +50,9 @@ pub enum RuntimeError {
     /// The folder could not be made.
     #[error("creating shim folder {}", .0.display())]
     Folder(PathBuf, #[source] io::Error),
+    /// Something runs or ran in the folder.
+    #[error("{} was used before; adopt what runs there, or clear it and start in a fresh folder", .0.display())]
+    Used(PathBuf),
     /// The program could not be executed.
     #[error("starting {} as a shim", .0.display())]
     Spawn(PathBuf, #[source] io::Error),
@@ -150,7 +153,11 @@ impl ShimRuntime {
         blocking(move || {
             let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder);
             made.map_err(|source| RuntimeError::Folder(folder.clone(), source))?;
-            Ok(write_spec(&folder, &written)?)
+            // Not after its spec was replaced, from which it is to be reaped.
+            match status_now(&folder)? {
+                ShimStatus::NotStarted => Ok(write_spec(&folder, &written)?),
+                _ => Err(RuntimeError::Used(folder)),
+            }
         })
         .await?;
         crash::point("runtime::before_shim");
@@ -323,7 +330,8 @@ impl SpoolFollower {
             }
             // What was printed before the end was recorded is in the file by now: read once more.
             let dir = self.dir.clone();
-            self.ended = blocking(move || Ok(!matches!(status_now(&dir)?, ShimStatus::Running(_) | ShimStatus::NotStarted))).await?;
+            self.ended =
+                blocking(move || Ok(!matches!(status_now(&dir)?, ShimStatus::Running(_) | ShimStatus::NotStarted))).await?;
             if !self.ended {
                 sleep(pause).await;
                 pause = (pause * 2).min(FOLLOW_INTERVALS.1);

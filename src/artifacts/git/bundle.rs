@@ -10,10 +10,10 @@ use std::{
 };
 
 use super::{
-    ObjectId, RefUpdate,
     command::{Git, NETWORK_TIMEOUT},
     error::GitError,
 };
+use crate::model::repository::{CommitId, RefUpdate};
 
 const SIGNATURE_V2: &str = "# v2 git bundle";
 const SIGNATURE_V3: &str = "# v3 git bundle";
@@ -31,10 +31,10 @@ pub(super) async fn write(
     git_dir: &Path,
     quarantine: &Quarantine,
     updates: &[RefUpdate],
-    existing: &BTreeSet<ObjectId>,
+    existing: &BTreeSet<CommitId>,
     path: &Path,
 ) -> Result<bool, GitError> {
-    let tips: Vec<(&ObjectId, &str)> = updates.iter().filter_map(|u| Some((u.new.as_ref()?, u.name.as_str()))).collect();
+    let tips: Vec<(&CommitId, &str)> = updates.iter().filter_map(|u| Some((u.new.as_ref()?, u.name.as_str()))).collect();
     if tips.is_empty() {
         return Ok(false);
     }

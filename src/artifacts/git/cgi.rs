@@ -1,7 +1,17 @@
 //! Calling a CGI program (RFC 3875) as an HTTP handler, with bodies streamed both ways through bounded buffers.
 //! Knows nothing of git but that it may work long in silence.
 
-use std::{fmt::Display, io, pin::pin, process::Stdio, time::Duration};
+use std::{
+    fmt::Display,
+    io,
+    pin::pin,
+    process::Stdio,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
 use futures::stream;
@@ -62,8 +72,13 @@ pub(super) fn plain(status: StatusCode, text: impl Into<String>) -> Response<Git
     response
 }
 
-/// Runs the program over the request's body. `running` is given back when it has ended.
-pub(super) async fn call<B>(mut command: Command, body: B, running: OwnedSemaphorePermit) -> Result<Response<GitBody>, GitError>
+/// Runs the program over the request's body. `running` is given back when it has ended; `failed` is set when it ended badly.
+pub(super) async fn call<B>(
+    mut command: Command,
+    body: B,
+    running: OwnedSemaphorePermit,
+    failed: Arc<AtomicBool>,
+) -> Result<Response<GitBody>, GitError>
 where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Display + Send,
@@ -82,12 +97,13 @@ where
         Ok(Ok(head)) => head,
         Ok(Err(detail)) => {
             drop(group);
+            failed.store(true, Ordering::Relaxed);
             let said = stderr.await.unwrap_or_default();
             return Err(GitError::Failed { what: "answering".to_owned(), detail: format!("{detail}; {}", gist(&said)) });
         }
         Err(_) => return Err(GitError::TimedOut { what: "answering".to_owned(), after: IDLE_TIMEOUT }),
     };
-    let running = Running { stdout, child, group, stderr, feeding: AbortOnDrop(feeding), _permit: running };
+    let running = Running { stdout, child, group, stderr, feeding: AbortOnDrop(feeding), failed, _permit: running };
     let body = StreamBody::new(stream::unfold(Some(running), next_chunk)).boxed_unsync();
     let mut response = Response::new(body);
     *response.status_mut() = head.status;
@@ -175,6 +191,7 @@ struct Running {
     group: ProcessGroup,
     stderr: tokio::task::JoinHandle<String>,
     feeding: AbortOnDrop,
+    failed: Arc<AtomicBool>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -203,6 +220,7 @@ impl Running {
         if status.success() {
             return None;
         }
+        self.failed.store(true, Ordering::Relaxed);
         tracing::info!(%status, said = %gist(&said), "git ended an exchange with an error");
         Some(io::Error::other("git failed"))
     }

@@ -17,10 +17,8 @@ use tokio::{
     process::{Child, Command},
 };
 
-use super::{
-    ObjectId,
-    error::{GitError, gist},
-};
+use super::error::{GitError, gist};
+use crate::model::repository::CommitId;
 
 /// How long a command that only touches the local disk may take.
 pub(super) const LOCAL_TIMEOUT: Duration = Duration::from_secs(120);
@@ -278,7 +276,7 @@ impl Drop for ProcessGroup {
 }
 
 /// The refs of a local repository: full name and object.
-pub(super) async fn local_refs(git: &Git, git_dir: &Path) -> Result<Vec<(String, ObjectId)>, GitError> {
+pub(super) async fn local_refs(git: &Git, git_dir: &Path) -> Result<Vec<(String, CommitId)>, GitError> {
     let listing = git
         .command("listing the refs")
         .in_repository(git_dir)

@@ -7,7 +7,10 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt::Display,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -16,11 +19,11 @@ use hyper::{Method, Request, Response, StatusCode, body::Body};
 use tokio::sync::Semaphore;
 
 use super::{
-    GitBody, GitError, ObjectId, PushSink, bundle, cgi,
+    GitBody, GitError, PushSink, bundle, cgi,
     command::{Git, local_refs},
     push::{PRE_RECEIVE, PushSession},
 };
-use crate::model::{digest::Digest, ids::RepositoryName};
+use crate::model::{digest::Digest, ids::RepositoryName, repository::CommitId};
 
 /// So many fetches and pushes run at once; more wait.
 const RUNNING_MAX: usize = 64;
@@ -35,7 +38,7 @@ const APPLIED: &str = "groundswell-bundles";
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RepositoryState {
     /// Branches and tags by full name.
-    pub refs: BTreeMap<String, ObjectId>,
+    pub refs: BTreeMap<String, CommitId>,
     /// The branch that a clone checks out, without `refs/heads/`; it need not exist yet.
     pub default_branch: String,
     /// What pushes brought, the oldest first: each builds on those before it.
@@ -54,14 +57,23 @@ pub enum Access {
     },
 }
 
+/// What is known of a repository's cache beside what lies on the disk.
+#[derive(Clone)]
+pub(super) struct Cache {
+    /// The right to change its refs.
+    pub changing: Arc<Semaphore>,
+    /// Set when git failed in it: it is looked through before it is used again.
+    pub suspect: Arc<AtomicBool>,
+}
+
 /// The repositories that this server's users fetch from and push to. Cheap to clone.
 #[derive(Clone)]
 pub struct HostedRepositories {
     root: PathBuf,
     git: Git,
     sink: Arc<dyn PushSink>,
-    /// For each repository, the right to change the refs of its cache. As many entries as there are repositories.
-    changing: Arc<Mutex<HashMap<RepositoryName, Arc<Semaphore>>>>,
+    /// As many entries as there are repositories.
+    caches: Arc<Mutex<HashMap<RepositoryName, Cache>>>,
     running: Arc<Semaphore>,
 }
 
@@ -70,7 +82,7 @@ impl HostedRepositories {
     pub async fn open(root: impl Into<PathBuf>, sink: Arc<dyn PushSink>) -> Result<Self, GitError> {
         let root = std::path::absolute(root.into()).map_err(GitError::io("locate", "the repositories' folder"))?;
         let git = Git::with_config_in(&root).await?;
-        let hosted = Self { root, git, sink, changing: Arc::default(), running: Arc::new(Semaphore::new(RUNNING_MAX)) };
+        let hosted = Self { root, git, sink, caches: Arc::default(), running: Arc::new(Semaphore::new(RUNNING_MAX)) };
         remove_folder(&hosted.incoming()).await?;
         for folder in [hosted.incoming(), hosted.hooks()] {
             tokio::fs::create_dir_all(&folder).await.map_err(GitError::io("create", &folder))?;
@@ -97,9 +109,10 @@ impl HostedRepositories {
         self.root.join(format!("{name}.git"))
     }
 
-    fn changing(&self, name: &RepositoryName) -> Arc<Semaphore> {
-        let mut changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(changing.entry(name.clone()).or_insert_with(|| Arc::new(Semaphore::new(1))))
+    fn cache(&self, name: &RepositoryName) -> Cache {
+        let mut caches = self.caches.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = || Cache { changing: Arc::new(Semaphore::new(1)), suspect: Arc::default() };
+        caches.entry(name.clone()).or_insert_with(new).clone()
     }
 
     /// Whether a request needs [`Access::Write`], so that the caller can ask for credentials first.
@@ -173,9 +186,15 @@ impl HostedRepositories {
         let mut command = self.git.raw();
         command.arg("http-backend").env("GIT_PROJECT_ROOT", &self.root).env("GIT_HTTP_EXPORT_ALL", "1");
         cgi::describe(&mut command, &request, &format!("/{name}.git/{sub_path}"));
-        if let Some(pusher) = pusher {
-            // Receiving is on for known users only; the name itself goes another way.
+        if pusher.is_some() {
+            // Git lets known users push, and this is enough for it to know; the name itself goes another way.
             command.env("REMOTE_USER", "pusher");
+            // Said anew each time, and last: a push past our hook would be accepted by nobody.
+            command
+                .envs([("GIT_CONFIG_COUNT", "1"), ("GIT_CONFIG_KEY_0", "core.hooksPath")])
+                .env("GIT_CONFIG_VALUE_0", self.hooks());
+        }
+        if let Some(pusher) = pusher.filter(|_| sub_path == "git-receive-pack") {
             let session = PushSession {
                 git: self.git.clone(),
                 git_dir,
@@ -183,15 +202,11 @@ impl HostedRepositories {
                 repository: name.clone(),
                 pusher,
                 sink: Arc::clone(&self.sink),
-                changing: self.changing(name),
+                cache: self.cache(name),
             };
-            // Said anew each time, and last: a push past our hook would be accepted by nobody.
-            command
-                .envs([("GIT_CONFIG_COUNT", "1"), ("GIT_CONFIG_KEY_0", "core.hooksPath")])
-                .env("GIT_CONFIG_VALUE_0", self.hooks());
             session.attach(&mut command)?;
         }
-        cgi::call(command, request.into_body(), running).await
+        cgi::call(command, request.into_body(), running, self.cache(name).suspect).await
     }
 
     /// Makes the cache what is agreed now, from bundles where objects are missing, from nothing where it is lost or broken;
@@ -199,7 +214,8 @@ impl HostedRepositories {
     ///
     /// Errors: `NoRepository` for a name that state does not know; `State`; `Io`; `Failed` when the bundles do not hold the refs.
     pub async fn catch_up(&self, name: &RepositoryName) -> Result<PathBuf, GitError> {
-        let turn = tokio::time::timeout(TURN_TIMEOUT, self.changing(name).acquire_owned()).await;
+        let cache = self.cache(name);
+        let turn = tokio::time::timeout(TURN_TIMEOUT, cache.changing.acquire()).await;
         let Ok(Ok(_changing)) = turn else {
             return Err(GitError::TimedOut { what: format!("waiting for a push to `{name}`"), after: TURN_TIMEOUT });
         };
@@ -215,6 +231,10 @@ impl HostedRepositories {
                 detail: "this cluster hosts none of that name".to_owned(),
             });
         };
+        if cache.suspect.swap(false, Ordering::Relaxed) && !self.is_whole(&git_dir).await {
+            tracing::warn!(repository = %name, "the cache of a repository is broken and rebuilt");
+            remove_folder(&git_dir).await?;
+        }
         match self.update(&git_dir, &state).await {
             Ok(()) => {}
             Err(error @ GitError::State { .. }) => return Err(error),
@@ -227,14 +247,24 @@ impl HostedRepositories {
         Ok(git_dir)
     }
 
+    async fn is_whole(&self, git_dir: &Path) -> bool {
+        let check = self.git.command("checking a cache").in_repository(git_dir);
+        match check.args(["fsck", "--connectivity-only", "--no-dangling", "--no-progress"]).run().await {
+            Ok(output) => output.success,
+            // Too large to be sure; what is missing shows again.
+            Err(GitError::TimedOut { .. }) => true,
+            Err(_) => false,
+        }
+    }
+
     async fn update(&self, git_dir: &Path, state: &RepositoryState) -> Result<(), GitError> {
         self.create(git_dir, &state.default_branch).await?;
-        let present: BTreeMap<String, ObjectId> = local_refs(&self.git, git_dir).await?.into_iter().collect();
+        let present: BTreeMap<String, CommitId> = local_refs(&self.git, git_dir).await?.into_iter().collect();
         if present == state.refs {
             return Ok(());
         }
-        let changed: Vec<(&String, &ObjectId)> = state.refs.iter().filter(|(name, id)| present.get(*name) != Some(id)).collect();
-        let wanted: BTreeSet<&ObjectId> = changed.iter().map(|(_, id)| *id).collect();
+        let changed: Vec<(&String, &CommitId)> = state.refs.iter().filter(|(name, id)| present.get(*name) != Some(id)).collect();
+        let wanted: BTreeSet<&CommitId> = changed.iter().map(|(_, id)| *id).collect();
         if !self.has_all(git_dir, &wanted, &present).await? {
             self.apply_bundles(git_dir, &state.bundles).await?;
             if !self.has_all(git_dir, &wanted, &present).await? {
@@ -268,27 +298,31 @@ impl HostedRepositories {
             "--initial-branch=not-ready",
         ]);
         init.args([git_dir]).run_ok().await?;
+        let input_max = format!("maxInputSize = {PUSH_BYTES_MAX}");
         let settings = [
-            ("core.logAllRefUpdates", "false".to_owned()),
-            ("http.getanyfile", "false".to_owned()),
+            ("core", "logAllRefUpdates = false"),
+            ("http", "getanyfile = false"),
             // Whether a branch may be deleted or rewound is for the sink to say.
-            ("receive.denyDeletes", "false".to_owned()),
-            ("receive.denyNonFastForwards", "false".to_owned()),
-            ("receive.denyDeleteCurrent", "ignore".to_owned()),
-            ("receive.maxInputSize", PUSH_BYTES_MAX.to_string()),
-            ("receive.autogc", "false".to_owned()),
+            ("receive", "denyDeletes = false"),
+            ("receive", "denyNonFastForwards = false"),
+            ("receive", "denyDeleteCurrent = ignore"),
+            ("receive", &input_max),
+            ("receive", "autogc = false"),
             // Objects that could harm a check-out are refused; harmless old mistakes are not.
-            ("receive.fsckObjects", "true".to_owned()),
-            ("receive.fsck.zeroPaddedFilemode", "warn".to_owned()),
-            ("receive.fsck.missingSpaceBeforeDate", "warn".to_owned()),
-            ("receive.fsck.badTimezone", "warn".to_owned()),
+            ("receive", "fsckObjects = true"),
+            ("receive \"fsck\"", "zeroPaddedFilemode = warn"),
+            ("receive \"fsck\"", "missingSpaceBeforeDate = warn"),
+            ("receive \"fsck\"", "badTimezone = warn"),
             // A commit can still be built when its branch is gone.
-            ("uploadpack.allowAnySHA1InWant", "true".to_owned()),
-            ("uploadpack.allowFilter", "true".to_owned()),
+            ("uploadpack", "allowAnySHA1InWant = true"),
+            ("uploadpack", "allowFilter = true"),
         ];
-        for (key, value) in settings {
-            self.git.command("configuring a repository").in_repository(git_dir).args(["config", key, &value]).run_ok().await?;
+        let path = git_dir.join("config");
+        let mut config = tokio::fs::read_to_string(&path).await.map_err(GitError::io("read", &path))?;
+        for (section, setting) in settings {
+            config.push_str(&format!("[{section}]\n\t{setting}\n"));
         }
+        tokio::fs::write(&path, config).await.map_err(GitError::io("write", &path))?;
         // Last, since its presence says that the rest is done.
         let head = self.git.command("naming the default branch").in_repository(git_dir);
         head.args(["symbolic-ref", "HEAD", &format!("refs/heads/{default_branch}")]).run_ok().await?;
@@ -299,8 +333,8 @@ impl HostedRepositories {
     async fn has_all(
         &self,
         git_dir: &Path,
-        wanted: &BTreeSet<&ObjectId>,
-        present: &BTreeMap<String, ObjectId>,
+        wanted: &BTreeSet<&CommitId>,
+        present: &BTreeMap<String, CommitId>,
     ) -> Result<bool, GitError> {
         let wanted = wanted.iter().map(|id| format!("{id}\n"));
         let revisions: String = wanted.chain(present.values().map(|id| format!("^{id}\n"))).collect();

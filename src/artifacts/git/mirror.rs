@@ -11,12 +11,11 @@ use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use tokio::sync::Semaphore;
 
 use super::{
-    ObjectId,
     command::{Git, Invocation, NETWORK_TIMEOUT},
     error::{GitError, gist, without_credentials},
     names::is_ref_name,
 };
-use crate::model::digest::Digest;
+use crate::model::{digest::Digest, repository::CommitId};
 
 /// How long listing a repository's refs may take: it is done often, and by many.
 const LISTING_TIMEOUT: Duration = Duration::from_secs(60);
@@ -40,7 +39,7 @@ pub struct RemoteRefs {
     /// The branch that `HEAD` names, such as `refs/heads/main`.
     pub head: Option<String>,
     /// Branches and tags by full name, each with its commit (a tag's own object is looked through).
-    pub refs: Vec<(String, ObjectId)>,
+    pub refs: Vec<(String, CommitId)>,
 }
 
 /// What a build needs to know of its commit.
@@ -58,7 +57,7 @@ pub struct CommitInfo {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checkout {
     /// What is checked out.
-    pub commit: ObjectId,
+    pub commit: CommitId,
     /// When it was committed, seconds since 1970: `SOURCE_DATE_EPOCH`.
     pub committed_at_s: u64,
 }
@@ -122,7 +121,7 @@ fn parse_listing(listing: &str) -> RemoteRefs {
         let Some((left, name)) = line.split_once('\t') else { continue };
         if let Some(branch) = left.strip_prefix("ref: ") {
             found.head = Some(branch.to_owned());
-        } else if let Ok(id) = left.parse::<ObjectId>() {
+        } else if let Ok(id) = left.parse::<CommitId>() {
             match (name.strip_suffix("^{}"), found.refs.last_mut()) {
                 (Some(tag), Some(last)) if last.0 == tag => last.1 = id,
                 _ if name != "HEAD" => found.refs.push((name.to_owned(), id)),
@@ -198,7 +197,7 @@ impl Mirror {
     /// Gets one commit, even when no branch leads to it any more, where the other side gives such out.
     ///
     /// Errors: `RefNotFound`, and as of [`Mirror::fetch`].
-    pub async fn fetch_commit(&self, commit: &ObjectId) -> Result<(), GitError> {
+    pub async fn fetch_commit(&self, commit: &CommitId) -> Result<(), GitError> {
         if self.has(commit).await? {
             return Ok(());
         }
@@ -231,7 +230,7 @@ impl Mirror {
         GitError::RefNotFound { reference: reference.to_owned(), url: self.url() }
     }
 
-    async fn has(&self, commit: &ObjectId) -> Result<bool, GitError> {
+    async fn has(&self, commit: &CommitId) -> Result<bool, GitError> {
         let check = self.local("looking for a commit").args(["cat-file", "-e", &format!("{commit}^{{commit}}")]);
         Ok(check.run().await?.success)
     }
@@ -239,7 +238,7 @@ impl Mirror {
     /// The commit of a branch, a tag, a full ref name, or (the beginning of) a commit id, as of the last fetch.
     ///
     /// Errors: `RefNotFound`, `Invalid`.
-    pub async fn resolve(&self, reference: &str) -> Result<ObjectId, GitError> {
+    pub async fn resolve(&self, reference: &str) -> Result<CommitId, GitError> {
         if !is_ref_name(reference) {
             return Err(GitError::Invalid { text: reference.to_owned(), expected: "a branch, a tag or a commit id" });
         }
@@ -263,7 +262,7 @@ impl Mirror {
     }
 
     /// When a commit was made, by whom, and what it says. Errors: `RefNotFound`.
-    pub async fn commit_info(&self, commit: &ObjectId) -> Result<CommitInfo, GitError> {
+    pub async fn commit_info(&self, commit: &CommitId) -> Result<CommitInfo, GitError> {
         let show =
             self.local("reading a commit").args(["log", "-1", "--no-show-signature", "--format=%ct%n%an%n%s", commit.as_str()]);
         let output = show.run().await?;
@@ -280,7 +279,7 @@ impl Mirror {
     /// The paths that differ between two commits, both sides of a rename; all of `new`'s when there is no `old`.
     ///
     /// Errors: `TooLarge` where they exceed 16 MiB; `Failed` where a commit is not here.
-    pub async fn changed_paths(&self, old: Option<&ObjectId>, new: &ObjectId) -> Result<Vec<String>, GitError> {
+    pub async fn changed_paths(&self, old: Option<&CommitId>, new: &CommitId) -> Result<Vec<String>, GitError> {
         let list = self.local("listing changed paths").stdout_bytes_max(CHANGED_PATHS_BYTES_MAX);
         let list = match old {
             Some(old) => list.args(["diff-tree", "-r", "-z", "--name-only", "--no-renames", old.as_str(), new.as_str()]),
@@ -291,7 +290,7 @@ impl Mirror {
     }
 
     /// The newest commit that both descend from, if there is one. Errors: `Failed` where a commit is not here.
-    pub async fn merge_base(&self, a: &ObjectId, b: &ObjectId) -> Result<Option<ObjectId>, GitError> {
+    pub async fn merge_base(&self, a: &CommitId, b: &CommitId) -> Result<Option<CommitId>, GitError> {
         let what = "finding a merge base";
         let output = self.local(what).args(["merge-base", a.as_str(), b.as_str()]).run().await?;
         if !output.success && !output.stderr.trim().is_empty() {
@@ -303,7 +302,7 @@ impl Mirror {
     /// A file of a commit, at most `bytes_max` bytes; links are not followed.
     ///
     /// Errors: `PathNotFound` (also for folders, links and submodules), `TooLarge`, `Invalid`, `RefNotFound`.
-    pub async fn file_at(&self, commit: &ObjectId, path: &str, bytes_max: usize) -> Result<Vec<u8>, GitError> {
+    pub async fn file_at(&self, commit: &CommitId, path: &str, bytes_max: usize) -> Result<Vec<u8>, GitError> {
         let is_inside = !path.is_empty() && path.split('/').all(|part| !matches!(part, "" | "." | ".."));
         if !is_inside || path.contains('\0') {
             return Err(GitError::Invalid {
@@ -330,7 +329,7 @@ impl Mirror {
     /// that needs the mirror no more. Submodules and LFS files stay pointers. Some of the work survives a failure: remove `dest`.
     ///
     /// Errors: `RefNotFound`, `Failed`, `Io`, `TimedOut`.
-    pub async fn checkout(&self, commit: &ObjectId, dest: &Path) -> Result<Checkout, GitError> {
+    pub async fn checkout(&self, commit: &CommitId, dest: &Path) -> Result<Checkout, GitError> {
         if !self.has(commit).await? {
             return Err(self.not_found(commit.as_str()));
         }

@@ -14,8 +14,7 @@ pub use cgi::GitBody;
 pub use error::GitError;
 pub use hosted::{Access, HostedRepositories, RepositoryState};
 pub use mirror::{Checkout, CommitInfo, Mirror, Mirrors, RemoteRefs};
-pub use names::{ObjectId, ObjectIdError};
-pub use push::{PushRequest, PushSink, RefUpdate};
+pub use push::{PushRequest, PushSink, UPDATES_MAX};
 
 #[cfg(test)]
 mod tests;

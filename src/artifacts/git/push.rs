@@ -20,16 +20,21 @@ use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::UnixStream,
     process::Command,
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::OwnedSemaphorePermit,
 };
 
 use super::{
-    GitError, ObjectId, RepositoryState,
+    GitError, RepositoryState,
     bundle::{self, Quarantine},
     command::{Git, NETWORK_TIMEOUT, local_refs},
-    names::{exclude_each_other, is_ref_name},
+    hosted::Cache,
+    names::{exclude_each_other, is_ref_name, parse_or_none},
 };
-use crate::model::{digest::Digest, ids::RepositoryName};
+use crate::model::{
+    digest::Digest,
+    ids::RepositoryName,
+    repository::{CommitId, RefUpdate},
+};
 
 /// So many refs may change in one push: they are one command of the state machine.
 pub const UPDATES_MAX: usize = 500;
@@ -52,23 +57,13 @@ while IFS= read -r line <&3; do printf '%s\\n' \"$line\" >&2; done
 [ \"$verdict\" = accepted ]
 ";
 
-/// One ref that a push changes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RefUpdate {
-    /// Its full name, `refs/heads/…` or `refs/tags/…`.
-    pub name: String,
-    /// What the pusher saw; nothing where the ref is new. The change must be refused unless the ref still is this.
-    pub old: Option<ObjectId>,
-    /// What it shall be; nothing where it is deleted.
-    pub new: Option<ObjectId>,
-}
-
 /// A push that git has received and checked, and that waits to be accepted.
 #[derive(Debug, Clone)]
 pub struct PushRequest {
     /// Where to.
     pub repository: RepositoryName,
-    /// All or none of these are to be applied; between 1 and [`UPDATES_MAX`], no name twice.
+    /// All or none of these are to be applied; between 1 and [`UPDATES_MAX`], no name twice. `old` is what the pusher saw. A
+    /// tag may point at a tag's own object, a branch always points at a commit.
     pub updates: Vec<RefUpdate>,
     /// The new objects as a git bundle; nothing where the push brings none. Removed after [`PushSink::push`] has returned.
     pub bundle_path: Option<PathBuf>,
@@ -99,8 +94,7 @@ pub(super) struct PushSession {
     pub repository: RepositoryName,
     pub pusher: String,
     pub sink: Arc<dyn PushSink>,
-    /// Held while refs change: see [`super::hosted`].
-    pub changing: Arc<Semaphore>,
+    pub cache: Cache,
 }
 
 /// What the hook tells.
@@ -148,13 +142,17 @@ impl PushSession {
         // The pack is received before the hook runs, so this may take long; an end without a word means no push.
         let request = match read_hook(&mut reader).await {
             Ok(Some(request)) => request,
-            Ok(None) => return,
+            Ok(None) => {
+                // Git refused by itself, or the pusher left: perhaps for what the cache lacks.
+                self.cache.suspect.store(true, Ordering::Relaxed);
+                return;
+            }
             Err(why) => {
                 send(&mut writer, "refused", &why).await;
                 return;
             }
         };
-        let Ok(permit) = Arc::clone(&self.changing).acquire_owned().await else { return };
+        let Ok(permit) = Arc::clone(&self.cache.changing).acquire_owned().await else { return };
         let updates = request.updates.len();
         let (verdict, words) = match self.decide(request).await {
             Ok(words) => ("accepted", words),
@@ -183,7 +181,7 @@ impl PushSession {
 
     /// Checks what the state machine cannot, makes the bundle, and asks the sink.
     async fn decide(&self, request: HookRequest) -> Result<String, String> {
-        let refs = local_refs(&self.git, &self.git_dir).await.map_err(|error| error.to_string())?;
+        let refs = local_refs(&self.git, &self.git_dir).await.map_err(|error| self.broken(error))?;
         check_names(&request.updates, refs.iter().map(|(name, _)| name.as_str()))?;
         let quarantine = self.quarantine(request.quarantine)?;
         self.check_branches_are_commits(&request.updates, &quarantine).await?;
@@ -192,9 +190,9 @@ impl PushSession {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let path = self.incoming.join(format!("{}-{}-{number}.bundle", self.repository, std::process::id()));
         let _removed_at_the_end = RemoveFile(path.clone());
-        let existing: BTreeSet<ObjectId> = refs.into_iter().map(|(_, id)| id).collect();
+        let existing: BTreeSet<CommitId> = refs.into_iter().map(|(_, id)| id).collect();
         let written = bundle::write(&self.git, &self.git_dir, &quarantine, &request.updates, &existing, &path).await;
-        let bundle_path = written.map_err(|error| error.to_string())?.then_some(path);
+        let bundle_path = written.map_err(|error| self.broken(error))?.then_some(path);
 
         let push = PushRequest {
             repository: self.repository.clone(),
@@ -209,6 +207,11 @@ impl PushSession {
                 SINK_TIMEOUT.as_secs()
             )),
         }
+    }
+
+    fn broken(&self, error: GitError) -> String {
+        self.cache.suspect.store(true, Ordering::Relaxed);
+        format!("{error}; push again")
     }
 
     fn quarantine(&self, path: Option<PathBuf>) -> Result<Quarantine, String> {
@@ -227,12 +230,12 @@ impl PushSession {
 
     /// Git finds this out only after the hook, when we have agreed already.
     async fn check_branches_are_commits(&self, updates: &[RefUpdate], quarantine: &Quarantine) -> Result<(), String> {
-        let new: Vec<(&str, &ObjectId)> = updates.iter().filter_map(|u| Some((u.name.as_str(), u.new.as_ref()?))).collect();
+        let new: Vec<(&str, &CommitId)> = updates.iter().filter_map(|u| Some((u.name.as_str(), u.new.as_ref()?))).collect();
         let ids: String = new.iter().map(|(_, id)| format!("{id}\n")).collect();
         let check =
             self.git.command("looking at what was pushed").in_repository(&self.git_dir).envs(quarantine.env.iter().cloned());
         let check = check.args(["cat-file", "--batch-check=%(objecttype)"]).stdin(ids);
-        let types = check.run_ok().await.map_err(|error| error.to_string())?;
+        let types = check.run_ok().await.map_err(|error| self.broken(error))?;
         let types = String::from_utf8_lossy(&types);
         for ((name, id), kind) in new.iter().zip(types.lines()) {
             if name.starts_with("refs/heads/") && kind != "commit" {
@@ -261,8 +264,8 @@ async fn read_hook(reader: &mut BufReader<tokio::net::unix::OwnedReadHalf>) -> R
 /// A line for git's pre-receive hook: old id, new id, name (githooks(5)).
 fn parse_update(line: &str) -> Option<RefUpdate> {
     let mut fields = line.splitn(3, ' ');
-    let old = ObjectId::parse_or_none(fields.next()?).ok()?;
-    let new = ObjectId::parse_or_none(fields.next()?).ok()?;
+    let old = parse_or_none(fields.next()?).ok()?;
+    let new = parse_or_none(fields.next()?).ok()?;
     Some(RefUpdate { name: fields.next()?.to_owned(), old, new })
 }
 
@@ -330,7 +333,7 @@ mod tests {
     use super::*;
 
     fn update(name: &str, new: bool) -> RefUpdate {
-        let id: ObjectId = "4b825dc642cb6eb9a060e54bf8d69288fbee4904".parse().unwrap();
+        let id: CommitId = "4b825dc642cb6eb9a060e54bf8d69288fbee4904".parse().unwrap();
         RefUpdate { name: name.to_owned(), old: None, new: new.then_some(id) }
     }
 

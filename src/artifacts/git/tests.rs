@@ -17,7 +17,7 @@ use tempfile::TempDir;
 use tokio::process::Command;
 
 use super::*;
-use crate::model::{digest::Digest, ids::RepositoryName};
+use crate::model::{digest::Digest, ids::RepositoryName, repository::CommitId};
 
 /// The cluster, as one server's memory.
 #[derive(Default)]
@@ -26,6 +26,14 @@ struct Cluster {
     bundles: Mutex<BTreeMap<Digest, Vec<u8>>>,
     pushes: Mutex<Vec<PushRequest>>,
     refuse: Mutex<Option<String>>,
+    /// Makes pushes wait, and tells that one does.
+    hold: Mutex<Option<Arc<Hold>>>,
+}
+
+#[derive(Default)]
+struct Hold {
+    waits: tokio::sync::Notify,
+    go: tokio::sync::Notify,
 }
 
 impl PushSink for Cluster {
@@ -33,6 +41,11 @@ impl PushSink for Cluster {
         Box::pin(async move {
             if let Some(why) = self.refuse.lock().unwrap().clone() {
                 return Err(why);
+            }
+            let hold = self.hold.lock().unwrap().clone();
+            if let Some(hold) = hold {
+                hold.waits.notify_one();
+                hold.go.notified().await;
             }
             let bundle = match &request.bundle_path {
                 Some(path) => Some(tokio::fs::read(path).await.unwrap()),
@@ -119,7 +132,7 @@ impl World {
         self.folder.path().join(name)
     }
 
-    fn refs(&self) -> BTreeMap<String, ObjectId> {
+    fn refs(&self) -> BTreeMap<String, CommitId> {
         self.cluster.repositories.lock().unwrap()["shop"].refs.clone()
     }
 
@@ -190,7 +203,7 @@ async fn fails(folder: &Path, args: &[&str]) -> String {
     ended.err
 }
 
-async fn commit(folder: &Path, file: &str, text: &str) -> ObjectId {
+async fn commit(folder: &Path, file: &str, text: &str) -> CommitId {
     let path = folder.join(file);
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     std::fs::write(path, text).unwrap();
@@ -286,15 +299,13 @@ async fn a_lost_or_broken_cache_is_rebuilt_from_bundles() {
         std::fs::remove_file(pack.unwrap().path()).unwrap();
     }
     let tip = commit(&work, "third", "x").await;
-    let changed = git(&work, &["push", "-q", "swell", "topic"]).await;
-    assert!(!changed.success, "git itself notices");
-    std::fs::write(world.path("hosted/shop.git/packed-refs"), "").unwrap();
-    std::fs::remove_dir_all(world.path("hosted/shop.git/refs/heads")).unwrap();
+    fails(&work, &["push", "-q", "swell", "topic"]).await;
     ok(&work, &["push", "-q", "swell", "topic"]).await;
     assert_eq!(world.refs()["refs/heads/topic"], tip);
 
     // Every bundle is one that git itself reads.
-    for (digest, bytes) in world.cluster.bundles.lock().unwrap().clone() {
+    let bundles = world.cluster.bundles.lock().unwrap().clone();
+    for (digest, bytes) in bundles {
         let path = world.path(&digest.hex());
         std::fs::write(&path, bytes).unwrap();
         ok(&work, &["bundle", "verify", "-q", path.to_str().unwrap()]).await;
@@ -310,7 +321,7 @@ async fn branches_can_be_rewound_and_deleted() {
     ok(&work, &["commit", "-q", "--amend", "-m", "Another"]).await;
     fails(&work, &["push", "-q", "swell", "main"]).await;
     ok(&work, &["push", "-q", "--force", "swell", "main"]).await;
-    let tip: ObjectId = ok(&work, &["rev-parse", "HEAD"]).await.parse().unwrap();
+    let tip: CommitId = ok(&work, &["rev-parse", "HEAD"]).await.parse().unwrap();
     assert_eq!(world.refs()["refs/heads/main"], tip);
     ok(&work, &["push", "-q", "swell", ":other"]).await;
     assert_eq!(world.refs().keys().collect::<Vec<_>>(), ["refs/heads/main"]);
@@ -404,7 +415,7 @@ async fn a_commit_outlives_its_branch() {
     let other = Mirrors::open(world.path("two")).await.unwrap().of(&world.url("shop"), None).await.unwrap();
     other.fetch_commit(&topic).await.unwrap();
     other.checkout(&topic, &world.path("checkout-2")).await.unwrap();
-    let unknown: ObjectId = "1234567890123456789012345678901234567890".parse().unwrap();
+    let unknown: CommitId = "1234567890123456789012345678901234567890".parse().unwrap();
     assert!(matches!(other.fetch_commit(&unknown).await, Err(GitError::RefNotFound { .. })));
     assert!(matches!(other.checkout(&unknown, &world.path("checkout-3")).await, Err(GitError::RefNotFound { .. })));
 }
@@ -449,4 +460,40 @@ async fn a_server_that_dies_in_a_push_leaves_nothing_running_and_the_push_can_be
     std::fs::remove_file(world.path("hosted/shop.git/refs/heads/main")).unwrap();
     let repeated = git(&work, &["push", "swell", "main"]).await;
     assert!(repeated.success && repeated.err.contains("up-to-date"), "{}", repeated.err);
+}
+
+/// Processes that were started for this world: their environment or command line names its folder.
+fn processes_in(folder: &Path) -> Vec<String> {
+    let names_it = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).contains(folder.to_str().unwrap());
+    let processes = std::fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let processes = processes.filter(|id| id.bytes().all(|b| b.is_ascii_digit()));
+    let ours =
+        |id: &String| ["environ", "cmdline"].iter().any(|file| std::fs::read(format!("/proc/{id}/{file}")).is_ok_and(names_it));
+    processes.filter(ours).map(|id| std::fs::read_to_string(format!("/proc/{id}/comm")).unwrap_or_default()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pusher_who_leaves_takes_git_along_but_not_what_is_being_agreed() {
+    let world = World::new().await;
+    let work = world.work_tree("work").await;
+    let tip: CommitId = ok(&work, &["rev-parse", "HEAD"]).await.parse().unwrap();
+    let hold = Arc::new(Hold::default());
+    *world.cluster.hold.lock().unwrap() = Some(Arc::clone(&hold));
+    let mut push = Command::new("git");
+    push.current_dir(&work).args(["push", "-q", "swell", "main"]).stderr(std::process::Stdio::null()).process_group(0);
+    let mut push = push.spawn().unwrap();
+    hold.waits.notified().await;
+    // The pusher's git has a helper process that holds the connection: both go.
+    nix::sys::signal::killpg(nix::unistd::Pid::from_raw(push.id().unwrap() as i32), nix::sys::signal::Signal::SIGKILL).unwrap();
+    push.wait().await.unwrap();
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(20);
+    while !processes_in(world.folder.path()).is_empty() {
+        assert!(tokio::time::Instant::now() < deadline, "left running: {:?}", processes_in(world.folder.path()));
+        tokio::task::yield_now().await;
+    }
+    *world.cluster.hold.lock().unwrap() = None;
+    hold.go.notify_one();
+    // The answer had nobody to go to, yet the ref was agreed: whoever asks next sees it, with its objects.
+    ok(world.folder.path(), &["clone", "-q", &world.url("shop"), "copy"]).await;
+    assert_eq!(ok(&world.path("copy"), &["rev-parse", "HEAD"]).await, tip.as_str());
 }

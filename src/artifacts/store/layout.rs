@@ -167,7 +167,7 @@ impl Layout {
     pub(super) fn publish(&self, partial: &Path, digest: Digest, size: u64) -> Result<Stored> {
         let object = self.object(digest);
         touch(partial).map_err(io_error("set the time of", partial))?;
-        fail::fail_point!("store_before_rename");
+        crate::crash::point("store::before_rename");
         {
             let mut totals = self.totals();
             let before = metadata_if_there(&object)?;
@@ -176,7 +176,7 @@ impl Layout {
             totals.objects += u64::from(before.is_none());
             remove_if_there(&self.tombstone(digest))?;
         }
-        fail::fail_point!("store_after_rename");
+        crate::crash::point("store::after_rename");
         sync_folder(&self.shard(digest.0[0]))?;
         Ok(Stored { digest, size })
     }

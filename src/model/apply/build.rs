@@ -1,5 +1,7 @@
 //! Builds: from the queue to a release, one live attempt at a time.
 
+use std::collections::BTreeSet;
+
 use super::{
     context::{Context, invalid},
     pipeline::consider,
@@ -53,6 +55,10 @@ pub(super) fn apply<T: Tables>(context: &mut Context<'_, T>, action: &BuildActio
         BuildAction::Progress { build, attempt, phase } => progress(context, *build, *attempt, phase),
         BuildAction::Succeed { build, attempt, artifact, file, log } => {
             let mut build = live(context, *build, *attempt)?;
+            if build.cancel_asked {
+                // It was done before the runner heard of it: there is still no release, and nothing deploys itself.
+                return end_attempt(context, build, AttemptEnd::Canceled, *log);
+            }
             if build.state != BuildState::Uploading {
                 return Err(illegal(&build, "succeed before its phases have"));
             }
@@ -91,14 +97,24 @@ fn request_build<T: Tables>(context: &mut Context<'_, T>, request: Request<'_>) 
     if request.git_ref.is_empty() || request.git_ref.len() > 250 {
         return Err(invalid("ref", "it must have between 1 and 250 bytes"));
     }
+    let mut moved_here = false;
     if *request.cause == Cause::Push {
+        moved_here = pipeline.considered.get(request.git_ref) != Some(request.commit);
         consider(&mut pipeline, request.git_ref, Some(request.commit));
         context.tables.put(&pipeline)?;
     }
     let commit_key = key(request.pipeline.as_str()).then(request.commit.as_str());
     let known: Option<BuildByCommit> = context.tables.get(&commit_key)?;
     if let Some(known) = known.filter(|_| !request.again) {
-        return Ok(Subject::Build(known.build));
+        let known = context.build(known.build)?;
+        // A build of a pipeline that was removed says nothing of this one; one that gave way to a newer push built nothing.
+        let stands = known.created_at >= pipeline.created_at && known.state != BuildState::Superseded;
+        if stands && moved_here && known.git_ref != request.git_ref {
+            deploy_known(context, &known, request.git_ref)?;
+        }
+        if stands {
+            return Ok(Subject::Build(known.id));
+        }
     }
     let id = BuildId(context.cluster.next_build);
     context.cluster.next_build += 1;
@@ -130,6 +146,14 @@ fn request_build<T: Tables>(context: &mut Context<'_, T>, request: Request<'_>) 
     event.data("pipeline", &build.pipeline).data("commit", &build.commit).data("ref", &build.git_ref);
     context.created.push(subject);
     save(context, build)
+}
+
+/// A branch moved to a commit that was built for another one, such as by a fast-forward merge: its release deploys itself where that
+/// branch does.
+fn deploy_known<T: Tables>(context: &mut Context<'_, T>, build: &Build, git_ref: &str) -> Result<(), RuleError> {
+    let (Some(id), Some(branch)) = (&build.release, git_ref.strip_prefix("refs/heads/")) else { return Ok(()) };
+    let release = context.release(id)?;
+    rollout::start_automatically(context, &release, &[branch.to_owned()])
 }
 
 /// Ends the queued builds of the same ref: a newer push takes their place.
@@ -206,6 +230,8 @@ fn progress<T: Tables>(
     }
     let phases = &mut last_attempt(&mut build)?.phases;
     match phases.iter_mut().find(|kept| kept.phase == phase.phase) {
+        // Said twice, or overtaken: what ended has ended.
+        Some(kept) if kept.ended_at.is_some() => return Ok(Subject::Build(id)),
         Some(kept) => *kept = phase.clone(),
         None => phases.push(phase.clone()),
     }
@@ -259,11 +285,12 @@ fn release<T: Tables>(
     let event = context.event(Subject::Release(id.clone()), "release.created");
     event.data("build", build.id).data("artifact", stored.digest).data("commit", &build.commit);
     context.created.push(Subject::Release(id));
-    let branch = build.branch().map(str::to_owned);
+    // Other branches may have come to the commit while it was built.
+    let here = pipeline.considered.iter().filter(|(_, commit)| **commit == build.commit).map(|(git_ref, _)| git_ref.as_str());
+    let refs = here.chain([build.git_ref.as_str()]);
+    let branches: BTreeSet<String> = refs.filter_map(|git_ref| git_ref.strip_prefix("refs/heads/")).map(str::to_owned).collect();
     let subject = save(context, build.clone())?;
-    if let Some(branch) = branch {
-        rollout::start_automatically(context, &release, &branch)?;
-    }
+    rollout::start_automatically(context, &release, &Vec::from_iter(branches))?;
     Ok(subject)
 }
 
@@ -307,8 +334,13 @@ fn end_attempt<T: Tables>(
         }
         // A phase that fails is the one that ran: the build stands in its state, or in an earlier one where it had just begun.
         (_, next) => {
+            let mut next = next;
             if let BuildState::BuildFailed | BuildState::TestFailed = next {
                 catch_up(context, &mut build, next)?;
+                if !build.state.may_become(next) {
+                    // A phase that is over failed after all: the build fails, whichever phase stands in its way.
+                    next = BuildState::BuildFailed;
+                }
             }
             move_to(context, &mut build, next, Some(&why))?;
         }
@@ -323,7 +355,7 @@ fn end_attempt<T: Tables>(
 fn catch_up<T: Tables>(context: &mut Context<'_, T>, build: &mut Build, end: BuildState) -> Result<(), RuleError> {
     let way = [BuildState::Building, BuildState::Testing, BuildState::Packaging, BuildState::Uploading];
     for next in way {
-        if build.state.may_become(end) {
+        if build.state.may_become(end) || build.state == BuildState::Uploading {
             return Ok(());
         }
         if build.state.may_become(next) {

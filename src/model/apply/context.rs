@@ -173,6 +173,7 @@ impl<'a, T: Tables> Context<'a, T> {
             next: None,
             history: Vec::new(),
             quarantined: Vec::new(),
+            held: Vec::new(),
         }))
     }
 }

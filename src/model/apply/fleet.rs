@@ -1,5 +1,7 @@
 //! The fleet: servers that join, who is connected, and what the targets say.
 
+use std::collections::BTreeMap;
+
 use super::{
     context::{Context, invalid},
     environment::check_labels,
@@ -10,6 +12,7 @@ use crate::model::{
     command::FleetAction,
     event::Subject,
     fleet::{Environment, Presence, Target, TargetByName, TargetFacts},
+    ids::{EnvironmentName, PipelineName},
     observation::Observation,
     ports_kept,
     rejection::RuleError,
@@ -78,6 +81,7 @@ fn join<T: Tables>(context: &mut Context<'_, T>, facts: &TargetFacts) -> Result<
     };
     context.tables.put(&target)?;
     context.event(subject.clone(), "target.joined").data("zone", &facts.zone).data("region", &facts.region);
+    let mut joined = Vec::new();
     for mut environment in context.tables.scan::<Environment>(&Scan::all(), SCAN_RECORDS_MAX)? {
         let was_member = environment.members.contains(target.index);
         let is_member = environment.selects(&facts.labels);
@@ -92,18 +96,41 @@ fn join<T: Tables>(context: &mut Context<'_, T>, facts: &TargetFacts) -> Result<
         }
         if is_member {
             keep_ports(context, &environment, &target)?;
+            joined.push(environment.name);
         }
     }
+    check_not_shared(context, &joined)?;
     Ok(subject)
+}
+
+/// Only one environment could say what of a pipeline runs on a target, so that it may not join two that both have the pipeline.
+fn check_not_shared<T: Tables>(context: &Context<'_, T>, environments: &[EnvironmentName]) -> Result<(), RuleError> {
+    let mut seen: BTreeMap<PipelineName, &EnvironmentName> = BTreeMap::new();
+    for environment in environments {
+        let in_environment = Scan::prefix(key(environment.as_str()));
+        for deployment in context.tables.scan::<Deployment>(&in_environment, SCAN_RECORDS_MAX)? {
+            if !deployment.is_in_use() {
+                continue;
+            }
+            if let Some(other) = seen.insert(deployment.pipeline.clone(), environment) {
+                let why = format!("{other} and {environment} would both have it, and both run {}", deployment.pipeline);
+                return Err(invalid("labels", why));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A target that joins an environment gets ports for everything that is deployed there.
 fn keep_ports<T: Tables>(context: &mut Context<'_, T>, environment: &Environment, target: &Target) -> Result<(), RuleError> {
     let in_environment = Scan::prefix(key(environment.name.as_str()));
     for deployment in context.tables.scan::<Deployment>(&in_environment, SCAN_RECORDS_MAX)? {
-        let Some(stable) = &deployment.stable else { continue };
-        let release = context.release(stable)?;
-        ports_kept::lease(context.tables, target, &release)?;
+        // What a rollout moves to becomes the stable release without planning this target.
+        let rollout = deployment.rollout.map(|id| context.rollout(id)).transpose()?;
+        for release in deployment.stable.into_iter().chain(rollout.map(|rollout| rollout.release)) {
+            let release = context.release(&release)?;
+            ports_kept::lease(context.tables, target, &release)?;
+        }
     }
     Ok(())
 }
@@ -120,10 +147,30 @@ fn cordon<T: Tables>(
         Some(why) => context.event(subject.clone(), "target.cordoned").note(why),
         None => context.event(subject.clone(), "target.uncordoned"),
     };
+    let freed = why.is_none();
     target.cordoned = why;
     target.revision = context.index;
     context.tables.put(&target)?;
+    if freed {
+        follow_again(context, &target)?;
+    }
     Ok(subject)
+}
+
+/// A target that is no longer cordoned runs what its environments say, and has the ports for it.
+fn follow_again<T: Tables>(context: &mut Context<'_, T>, target: &Target) -> Result<(), RuleError> {
+    for environment in context.tables.scan::<Environment>(&Scan::all(), SCAN_RECORDS_MAX)? {
+        let in_environment = Scan::prefix(key(environment.name.as_str()));
+        for mut deployment in context.tables.scan::<Deployment>(&in_environment, SCAN_RECORDS_MAX)? {
+            if deployment.release_hold(target.index) {
+                context.tables.put(&deployment)?;
+            }
+        }
+        if environment.members.contains(target.index) {
+            keep_ports(context, &environment, target)?;
+        }
+    }
+    Ok(())
 }
 
 /// Keeps what targets said, and tells the open rollouts.
@@ -133,6 +180,9 @@ fn report<T: Tables>(
 ) -> Result<Subject, RuleError> {
     if reports.len() > REPORTS_MAX {
         return Err(invalid("reports", format!("one batch holds at most {REPORTS_MAX}")));
+    }
+    if let Some((target, _)) = reports.iter().find(|(target, _)| *target >= context.cluster.next_target) {
+        return Err(invalid("reports", format!("there is no target {target}")));
     }
     let mut progress = rollout::Progress::default();
     for (target, report) in reports {

@@ -36,8 +36,9 @@ const ANSWERS_FORGOTTEN_AT_ONCE: usize = 4;
 pub fn apply<T: Tables>(tables: &mut T, first: EventSeq, command: &Command) -> Result<Applied, RuleError> {
     let cluster: Cluster = tables.get(&Key::all())?.unwrap_or_default();
     if let Some(idempotency_key) = &command.idempotency_key {
-        if idempotency_key.is_empty() || idempotency_key.len() > IDEMPOTENCY_KEY_BYTES_MAX {
-            let why = format!("it must have between 1 and {IDEMPOTENCY_KEY_BYTES_MAX} bytes");
+        let length_fits = (1..=IDEMPOTENCY_KEY_BYTES_MAX).contains(&idempotency_key.len());
+        if !length_fits || idempotency_key.chars().any(char::is_control) {
+            let why = format!("it must have between 1 and {IDEMPOTENCY_KEY_BYTES_MAX} printable bytes");
             return Err(Rejection::Invalid { what: "idempotency key".into(), why }.into());
         }
         if let Some(answer) = tables.get::<Answer>(&key(idempotency_key.as_str()))? {

@@ -9,6 +9,7 @@ use crate::model::{
     ids::PipelineName,
     pipeline::{CONCURRENCY_MAX, Pipeline, REFS_SEEN_MAX, Retention, Source},
     rejection::{Rejection, RuleError},
+    release::Release,
     repository::{CommitId, Repository},
     rollout::{Deployment, deployment_key},
     tables::{SCAN_RECORDS_MAX, Scan, Tables, key},
@@ -71,7 +72,11 @@ fn create<T: Tables>(context: &mut Context<'_, T>, draft: Pipeline) -> Result<Su
             }
         }
     }
-    context.tables.put(&Pipeline { created_at: context.at, revision: context.index, ..draft })?;
+    // Releases never change: one that goes by a name that was used before goes on counting.
+    let of_the_name = Scan::prefix(key(draft.name.as_str())).backwards();
+    let newest: Vec<Release> = context.tables.scan(&of_the_name, 1)?;
+    let next_release = newest.first().map_or(1, |release| release.id.number + 1);
+    context.tables.put(&Pipeline { created_at: context.at, revision: context.index, next_release, ..draft })?;
     context.event(subject.clone(), "pipeline.created");
     context.created.push(subject.clone());
     Ok(subject)
@@ -94,7 +99,7 @@ fn remove<T: Tables>(context: &mut Context<'_, T>, name: &PipelineName) -> Resul
     }
     for environment in context.tables.scan::<Environment>(&Scan::all(), SCAN_RECORDS_MAX)? {
         let deployment: Option<Deployment> = context.tables.get(&deployment_key(&environment.name, name))?;
-        if deployment.is_some_and(|deployment| deployment.stable.is_some() || deployment.rollout.is_some()) {
+        if deployment.is_some_and(|deployment| deployment.is_in_use() || deployment.next.is_some()) {
             return Err(Rejection::Needed { subject, by: format!("it is deployed in {}", environment.name) }.into());
         }
     }

@@ -7,7 +7,7 @@ use crate::model::{
     ids::RepositoryName,
     rejection::{Rejection, RuleError},
     repository::{Bundle, Ref, RefUpdate, Repository},
-    tables::{Tables, key},
+    tables::{Scan, Tables, key},
 };
 
 /// The most refs that one push moves.
@@ -32,7 +32,11 @@ pub(super) fn apply<T: Tables>(context: &mut Context<'_, T>, action: &Repository
                 kept.next_bundle += 1;
                 context.tables.put(&kept)?;
             }
-            for update in updates {
+            // First what goes, so that its name is free.
+            for update in updates.iter().filter(|update| update.new.is_none()) {
+                move_ref(context, repository, update)?;
+            }
+            for update in updates.iter().filter(|update| update.new.is_some()) {
                 move_ref(context, repository, update)?;
             }
             Ok(subject)
@@ -68,6 +72,7 @@ fn move_ref<T: Tables>(context: &mut Context<'_, T>, repository: &RepositoryName
     }
     match &update.new {
         Some(commit) => {
+            check_no_folder(context, repository, &update.name)?;
             let (name, commit) = (update.name.clone(), commit.clone());
             context.tables.put(&Ref { repository: repository.clone(), name, commit, moved_at: context.at })?;
         }
@@ -78,11 +83,30 @@ fn move_ref<T: Tables>(context: &mut Context<'_, T>, repository: &RepositoryName
     Ok(())
 }
 
+/// A ref cannot have the name of a folder of refs, nor be in a folder that has the name of a ref: git keeps them as files.
+fn check_no_folder<T: Tables>(context: &Context<'_, T>, repository: &RepositoryName, name: &str) -> Result<(), RuleError> {
+    let of_repository = key(repository.as_str());
+    for (slash, _) in name.match_indices('/') {
+        if context.tables.get::<Ref>(&of_repository.clone().then(&name[..slash]))?.is_some() {
+            return Err(invalid("ref", format!("`{name}` cannot be while there is a ref `{}`", &name[..slash])));
+        }
+    }
+    let folder = format!("{name}/");
+    let within = Scan::prefix(of_repository.clone()).after(of_repository.then(folder.as_str()));
+    match context.tables.scan::<Ref>(&within, 1)?.first() {
+        Some(other) if other.name.starts_with(&folder) => {
+            Err(invalid("ref", format!("`{name}` cannot be while there is a ref `{}`", other.name)))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// The part of `git check-ref-format` that keeps a name harmless as a key and on a command line.
 fn check_ref_name(name: &str) -> Result<(), RuleError> {
     let harmless = |c: char| !c.is_control() && !matches!(c, ' ' | '~' | '^' | ':' | '?' | '*' | '[' | '\\');
     let parts_are_good = name.split('/').all(|part| !part.is_empty() && !part.starts_with('.') && !part.ends_with(".lock"));
     let good = name.starts_with("refs/")
+        && name.matches('/').count() >= 2
         && name.len() <= REF_NAME_BYTES_MAX
         && name.chars().all(harmless)
         && parts_are_good

@@ -19,7 +19,7 @@ use crate::model::{
     rejection::{Rejection, RuleError},
     repository::CommitId,
     rollout::{Purpose, Rollout},
-    tables::{MemoryTables, ReadTables, Record, key},
+    tables::{Key, MemoryTables, ReadTables, Record, Scan, Tables, TablesError, key},
     units::{ByteSize, Timestamp},
 };
 
@@ -76,14 +76,16 @@ impl World {
 
     pub fn propose(&mut self, command: Command) -> Result<Applied, Rejection> {
         self.index += 1;
-        let mut tables = self.tables.clone();
+        let mut tables = Savepoint { tables: &mut self.tables, undo: Vec::new() };
         match apply(&mut tables, EventSeq { index: self.index, ordinal: 0 }, &command) {
             Ok(applied) => {
-                self.tables = tables;
                 self.applied.push(applied.clone());
                 Ok(applied)
             }
-            Err(RuleError::Rejected(rejection)) => Err(rejection),
+            Err(RuleError::Rejected(rejection)) => {
+                tables.roll_back();
+                Err(rejection)
+            }
             Err(RuleError::Tables(error)) => panic!("{error}"),
         }
     }
@@ -151,6 +153,52 @@ impl World {
         events
             .map(|event| format!("{} {} {}", event.subject, event.kind, event.to.clone().unwrap_or_default()).trim().to_owned())
             .collect()
+    }
+}
+
+type Undo = Box<dyn FnOnce(&mut MemoryTables)>;
+
+/// What storage does around a command: on a rejection, whatever was written is undone.
+struct Savepoint<'t> {
+    tables: &'t mut MemoryTables,
+    undo: Vec<Undo>,
+}
+
+impl Savepoint<'_> {
+    fn roll_back(&mut self) {
+        while let Some(undo) = self.undo.pop() {
+            undo(self.tables);
+        }
+    }
+
+    fn remember<R: Record>(&mut self, key: &Key) {
+        let (before, key) = (self.tables.get::<R>(key).unwrap(), key.clone());
+        self.undo.push(Box::new(move |tables| match before {
+            Some(record) => tables.put(&record).unwrap(),
+            None => tables.delete::<R>(&key).unwrap(),
+        }));
+    }
+}
+
+impl ReadTables for Savepoint<'_> {
+    fn get<R: Record>(&self, key: &Key) -> Result<Option<R>, TablesError> {
+        self.tables.get(key)
+    }
+
+    fn scan<R: Record>(&self, scan: &Scan, limit: usize) -> Result<Vec<R>, TablesError> {
+        self.tables.scan(scan, limit)
+    }
+}
+
+impl Tables for Savepoint<'_> {
+    fn put<R: Record>(&mut self, record: &R) -> Result<(), TablesError> {
+        self.remember::<R>(&record.key());
+        self.tables.put(record)
+    }
+
+    fn delete<R: Record>(&mut self, key: &Key) -> Result<(), TablesError> {
+        self.remember::<R>(key);
+        self.tables.delete::<R>(key)
     }
 }
 

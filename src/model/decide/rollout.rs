@@ -4,7 +4,7 @@ use roaring::RoaringBitmap;
 
 use crate::model::{
     command::RolloutAction,
-    fleet::Target,
+    fleet::{Environment, Target},
     ids::TargetName,
     observation::{Observation, observation_key},
     plan::{WaveState, next_batch},
@@ -64,72 +64,137 @@ pub fn next<T: ReadTables>(tables: &T, rollout: &Rollout, seen: Seen<'_>) -> Res
     }
 }
 
+/// The present wave without the targets that left the environment: they count against no one.
+struct Wave {
+    members: RoaringBitmap,
+    targets: RoaringBitmap,
+    /// Told, not yet healthy, and not failed.
+    pending: RoaringBitmap,
+    /// Failed, or not healthy when the time was over; of any wave.
+    failed: RoaringBitmap,
+}
+
 fn forward<T: ReadTables>(tables: &T, rollout: &Rollout, seen: Seen<'_>) -> Result<Next, TablesError> {
     let sets = &rollout.sets;
-    let wave = rollout.wave_targets();
+    let environment: Option<Environment> = tables.get(&key(rollout.environment.as_str()))?;
+    let members = environment.map(|environment| environment.members).unwrap_or_default();
+    let targets = rollout.wave_targets() & &members;
     let late = seen.elapsed > rollout.settings.batch_deadline && rollout.gate == Gate::Convergence;
-    let pending = &(&(&wave & &sets.changed) - &sets.healthy) - &sets.failed;
-    let mut failed = &sets.failed & &sets.changed;
-    if late {
-        failed |= &pending;
+    let mut pending = &(&(&targets & &sets.changed) - &sets.healthy) - &sets.failed;
+    if rollout.purpose == Purpose::Rollback {
+        // It goes back without the lost ones: they converge when they return.
+        pending -= seen.lost;
     }
+    let mut failed = &(&sets.failed & &sets.changed) & &members;
+    // Gates wait for a target that just went away; only when it is lost, its time counts.
+    let overdue = if late { &pending & &(seen.connected | seen.lost) } else { RoaringBitmap::new() };
+    failed |= &overdue;
     // Where something ran before, targets that were down already count against no one.
     let counted = if rollout.stable.is_some() { &failed - &sets.down_before } else { failed.clone() };
     // A rollback tries every target before it gives up: there is nothing better to go back to.
-    let settled = rollout.purpose == Purpose::Deploy || late || wave.is_subset(&(&(&sets.healthy | &failed) | seen.lost));
+    let settled = rollout.purpose == Purpose::Deploy || late || targets.is_subset(&(&(&sets.healthy | &failed) | seen.lost));
     if settled && counted.len() > u64::from(rollout.plan.max_failures) {
-        let evidence = failing(tables, rollout, &counted, if late { Some(&pending) } else { None })?;
+        let evidence = failing(tables, rollout, &counted, &overdue)?;
         return Ok(Next::act(verdict(rollout, Verdict::Fail, evidence), "the verdict"));
     }
+    let wave = Wave { members, targets, pending: pending - &failed, failed };
     match rollout.gate {
-        Gate::Convergence => converge(tables, rollout, seen, &wave, &failed),
-        Gate::Bake if seen.elapsed >= rollout.settings.bake => {
-            let (healthy, changed) = ((&sets.healthy & &sets.changed).len(), sets.changed.len());
+        Gate::Convergence => converge(tables, rollout, seen, &wave, late),
+        Gate::Bake if seen.elapsed < rollout.settings.bake => {
+            Ok(Next::wait(format!("the bake: {} of {}", whole_secs(seen.elapsed), rollout.settings.bake)))
+        }
+        Gate::Bake => {
+            if let Some(wait) = nobody_tells(tables, rollout, seen, &wave)? {
+                return Ok(wait);
+            }
+            let changed = &sets.changed & &wave.members;
+            let (healthy, changed) = ((&sets.healthy & &changed).len(), changed.len());
             let evidence = format!("{healthy} of {changed} targets stayed healthy for {}", rollout.settings.bake);
             Ok(Next::act(verdict(rollout, Verdict::Pass, evidence), "the verdict"))
         }
-        Gate::Bake => Ok(Next::wait(format!("the bake: {} of {}", whole_secs(seen.elapsed), rollout.settings.bake))),
     }
 }
 
-fn converge<T: ReadTables>(
-    tables: &T,
-    rollout: &Rollout,
-    seen: Seen<'_>,
-    wave: &RoaringBitmap,
-    failed: &RoaringBitmap,
-) -> Result<Next, TablesError> {
+fn converge<T: ReadTables>(tables: &T, rollout: &Rollout, seen: Seen<'_>, wave: &Wave, late: bool) -> Result<Next, TablesError> {
     let sets = &rollout.sets;
-    let untold = wave - &sets.changed;
-    let changeable = &untold & seen.connected;
-    let left_out = &(&untold & seen.lost) - &sets.unreachable;
+    let untold = &wave.targets - &sets.changed;
+    let mut changeable = &untold & seen.connected;
+    let mut left_out = &untold & seen.lost;
+    for index in changeable.clone() {
+        if tables.get::<Target>(&key(index))?.is_some_and(|target| target.cordoned.is_some()) {
+            changeable.remove(index);
+            left_out.insert(index);
+        }
+    }
+    let left_out = left_out - &sets.unreachable;
     let batch = batch(tables, rollout, &changeable)?;
     if !batch.is_empty() || !left_out.is_empty() {
         let action = RolloutAction::ChangeTargets { rollout: rollout.id, targets: batch, unreachable: left_out };
         return Ok(Next::act(action, "its targets"));
     }
-    let waiting = &(&(wave & &sets.changed) - &sets.healthy) - failed;
-    if !waiting.is_empty() {
-        let names = named(tables, &waiting)?;
+    if !wave.pending.is_empty() {
+        let names = named(tables, &wave.pending)?;
+        if late {
+            return Ok(Next::wait(format!("{names} to connect again or to be lost")));
+        }
         let left = Millis(rollout.settings.batch_deadline.0.saturating_sub(seen.elapsed.0));
         return Ok(Next::wait(format!("{names} to become healthy (at most {} more)", whole_secs(left))));
     }
+    if !changeable.is_empty() {
+        let names = named(tables, &changeable)?;
+        let failed = named(tables, &(&wave.failed - &sets.down_before))?;
+        if late {
+            // Nothing is under way and the budget is spent: waiting longer changes nothing.
+            let evidence = format!("{names} cannot be changed: {failed} use up what may be unavailable at once");
+            return Ok(Next::act(verdict(rollout, Verdict::Fail, evidence), "the verdict"));
+        }
+        return Ok(Next::wait(format!("{names} until others are available again")));
+    }
     let undecided = &(&untold - &sets.unreachable) - seen.lost;
     if !undecided.is_empty() {
-        let names = named(tables, &undecided)?;
-        let what = if changeable.is_empty() { "to connect" } else { "until others are available again" };
-        return Ok(Next::wait(format!("{names} {what}")));
+        return Ok(Next::wait(format!("{} to connect", named(tables, &undecided)?)));
     }
-    let healthy = wave & &sets.healthy;
-    if healthy.is_empty() && rollout.purpose == Purpose::Deploy {
-        return Ok(Next::wait("a target of this wave to connect: none of them is, and no data is not good news"));
+    if let Some(wait) = nobody_tells(tables, rollout, seen, wave)? {
+        return Ok(wait);
     }
-    let (healthy, told) = (healthy.len(), (wave & &sets.changed).len());
+    let (healthy, told) = ((&wave.targets & &sets.healthy).len(), (&wave.targets & &sets.changed).len());
     let mut evidence = format!("{healthy} of {told} targets are healthy");
-    if told < wave.len() {
-        evidence += &format!("; {} are not connected and converge when they return", wave.len() - told);
+    if told < wave.targets.len() {
+        evidence += &format!("; {} are not connected or cordoned and converge later", wave.targets.len() - told);
     }
     Ok(Next::act(verdict(rollout, Verdict::Pass, evidence), "the verdict"))
+}
+
+/// Why the wave cannot pass although nothing of it failed: none of its targets can be heard, and no data is not good news. A
+/// rollback goes on: its release was judged before.
+fn nobody_tells<T: ReadTables>(tables: &T, rollout: &Rollout, seen: Seen<'_>, wave: &Wave) -> Result<Option<Next>, TablesError> {
+    if rollout.purpose == Purpose::Rollback {
+        return Ok(None);
+    }
+    let healthy = &wave.targets & &rollout.sets.healthy;
+    let away = &(&healthy - seen.connected) - seen.lost;
+    if !away.is_empty() {
+        return Ok(Some(Next::wait(format!("{} to connect again or to be lost", named(tables, &away)?))));
+    }
+    if !healthy.is_disjoint(seen.connected) {
+        return Ok(None);
+    }
+    let no_data = "no data is not good news: promote or abort";
+    let told = &wave.targets & &rollout.sets.changed;
+    Ok(match (wave.targets.is_empty(), told.is_empty()) {
+        // The waves before it were judged, and there is nothing left of this one.
+        (true, _) if rollout.wave > 0 => None,
+        (true, _) => Some(Next::wait(format!("a person: every target of this wave left, and {no_data}"))),
+        (false, true) => Some(Next::wait(format!("a target of this wave to connect: none of them is, and {no_data}"))),
+        (false, false) if !healthy.is_empty() => Some(Next::wait(format!(
+            "{} to connect: no other target of this wave is healthy, and {no_data}",
+            named(tables, &healthy)?
+        ))),
+        (false, false) => {
+            let told = named(tables, &told)?;
+            Some(Next::wait(format!("{told} to become healthy: no target of this wave is, and {no_data}")))
+        }
+    })
 }
 
 /// Which of `changeable` may be told now, within what may be unavailable at once.
@@ -160,13 +225,19 @@ fn batch<T: ReadTables>(tables: &T, rollout: &Rollout, changeable: &RoaringBitma
 
 fn back<T: ReadTables>(tables: &T, rollout: &Rollout, seen: Seen<'_>) -> Result<Next, TablesError> {
     let sets = &rollout.sets;
-    let untold = &sets.changed - &sets.reverted;
-    let on_the_way = &(&sets.reverted - &sets.restored) - seen.lost;
+    let environment: Option<Environment> = tables.get(&key(rollout.environment.as_str()))?;
+    let members = environment.map(|environment| environment.members).unwrap_or_default();
+    let touched = rollout.touched() & members;
+    let untold = &touched - &sets.reverted;
+    let missing = &(&touched & &sets.reverted) - &sets.restored;
+    let late = seen.elapsed > rollout.settings.batch_deadline;
     if !untold.is_empty() {
         let targets = if rollout.settings.in_place {
-            // What serves nothing is repaired at once; what still serves goes in bounded steps.
+            // What serves nothing is repaired at once; what still serves goes in bounded steps. A step that did not succeed in its
+            // time does not keep the others: they go back all the same.
             let broken = &untold & &(&sets.unserving | seen.lost);
-            let room = u64::from(rollout.settings.rollback_max_unavailable).saturating_sub(on_the_way.len());
+            let on_the_way = if late { 0 } else { (&missing - seen.lost).len() };
+            let room = u64::from(rollout.settings.rollback_max_unavailable).saturating_sub(on_the_way);
             let rest: RoaringBitmap = (&untold - &broken).into_iter().take(room as usize).collect();
             broken | rest
         } else {
@@ -175,10 +246,7 @@ fn back<T: ReadTables>(tables: &T, rollout: &Rollout, seen: Seen<'_>) -> Result<
         if !targets.is_empty() {
             return Ok(Next::act(RolloutAction::RevertTargets { rollout: rollout.id, targets }, "its targets to go back"));
         }
-    }
-    let missing = &sets.reverted - &sets.restored;
-    let late = seen.elapsed > rollout.settings.batch_deadline;
-    if sets.reverted == sets.changed && (missing.is_subset(seen.lost) || late) {
+    } else if missing.is_subset(seen.lost) || late {
         let unreachable = &missing & &(seen.lost | &(&missing - seen.connected));
         return Ok(Next::act(RolloutAction::FinishRollback { rollout: rollout.id, unreachable }, "the end"));
     }
@@ -194,17 +262,15 @@ fn failing<T: ReadTables>(
     tables: &T,
     rollout: &Rollout,
     counted: &RoaringBitmap,
-    late: Option<&RoaringBitmap>,
+    overdue: &RoaringBitmap,
 ) -> Result<String, TablesError> {
     let most = rollout.plan.max_failures;
     let mut sentence = format!("{} failed, and at most {most} may", named(tables, counted)?);
     let kept = rollout.failures.iter().find(|kept| !kept.reverting && counted.contains(kept.target));
-    match (kept, late) {
-        (Some(kept), _) => sentence += &format!(": {}", kept.failure.reason),
-        (None, Some(late)) if !late.is_empty() => {
-            sentence += &format!(": not healthy within {}", rollout.settings.batch_deadline)
-        }
-        _ => {}
+    match kept {
+        Some(kept) => sentence += &format!(": {}", kept.failure.reason),
+        None if !overdue.is_empty() => sentence += &format!(": not healthy within {}", rollout.settings.batch_deadline),
+        None => {}
     }
     Ok(sentence)
 }

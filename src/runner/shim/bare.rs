@@ -31,12 +31,14 @@ pub(super) fn start(dir: &Path, spec: &ShimSpec) -> Result<Child, Failure> {
     child::start(dir, spec, &env, || child::limit_open_files(spec.limits.nofile))
 }
 
-/// Kills every descendant of this process and reaps it; returns how `child` ended if it was reaped here.
-pub(super) fn kill_descendants(child: Pid, patience: Duration) -> Option<WaitStatus> {
+/// Kills every descendant of this process and reaps it; returns how `child` ended if it was reaped here. `child` is `None`
+/// once it was reaped: its id may be somebody else's by then.
+pub(super) fn kill_descendants(child: Option<Pid>, patience: Duration) -> Option<WaitStatus> {
     let started = Instant::now();
     let mut ended = None;
-    // Its own session: the group exists as long as any process of it does, so this hits nobody else.
-    killpg(child, Signal::SIGKILL).ok();
+    if let Some(child) = child {
+        killpg(child, Signal::SIGKILL).ok();
+    }
     while started.elapsed() < patience {
         for pid in children_of(unistd::getpid()) {
             // Children that we have not waited for: their ids cannot have been reused.
@@ -44,7 +46,7 @@ pub(super) fn kill_descendants(child: Pid, patience: Duration) -> Option<WaitSta
         }
         match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
             Ok(WaitStatus::StillAlive) => std::thread::sleep(Duration::from_millis(2)),
-            Ok(status) if status.pid() == Some(child) => ended = Some(status),
+            Ok(status) if child.is_some() && status.pid() == child => ended = Some(status),
             Ok(_) => {}
             Err(_) => return ended,
         }

@@ -175,15 +175,19 @@ fn stage(dir: &Path, container: &ContainerSpec) -> Result<Staged, StageError> {
     build_root(&root, container.id_base)?;
     let mut binds = host_system(&root)?;
     for (index, (bind, source)) in container.binds.iter().zip(&sources).enumerate() {
-        if bind.owned_by_container {
-            hand_over(&bind.source, source, container.id_base).map_err(filing("handing over", &bind.source))?;
-        }
         let (point, is_dir) = (held.join(index.to_string()), source.is_dir);
         let file = |path: &Path| File::create(path).map(drop).map_err(filing("creating", path));
-        if is_dir { make_dir(&point)? } else { file(&point)? }
+        if is_dir {
+            make_dir(&point)?
+        } else {
+            file(&point)?
+        }
         let what = format!("binding {}", bind.source.display());
         let from = format!("/proc/self/fd/{}", source.fd.as_raw_fd());
         mount(Some(from.as_str()), &point, none, MsFlags::MS_BIND | MsFlags::MS_REC, none).map_err(mounting(&what))?;
+        if bind.owned_by_container {
+            hand_over(&point, source, container.id_base).map_err(filing("handing over", &bind.source))?;
+        }
         // The mount point, where it is on the root itself; below another bind the container's root makes it.
         let inside = root.join(bind.destination.strip_prefix("/").unwrap_or(&bind.destination));
         if !container.binds[..index].iter().any(|other| bind.destination.starts_with(&other.destination)) {

@@ -11,6 +11,7 @@
 //! | `spool`, `spool.1` | the output, see `runner::spool` |
 //! | `exit.json` | how it ended: [`ExitRecord`], written once, atomically |
 //! | `shim.log` | the shim's own diagnostics, at most 64 KiB |
+//! | `cgroup.claimed` | the control group is ours: made by this shim, or about to be |
 //! | `bundle/`, `state/` | the container while it exists |
 //!
 //! Signals to the shim: SIGTERM or SIGINT stop politely (`stop` in the spec), SIGUSR1 kills at once; both end with an exit
@@ -53,7 +54,10 @@ use tracing_subscriber::{
 
 pub use self::{
     reap::{ReapError, reap},
-    record::{CHILD_PID_FILE, EXIT_FILE, ExitRecord, Failure, Outcome, ProcessRef, RecordError, SHIM_PID_FILE, read_exit, read_process, write_spec},
+    record::{
+        CHILD_PID_FILE, EXIT_FILE, ExitRecord, Failure, Outcome, ProcessRef, RecordError, SHIM_PID_FILE, read_exit, read_process,
+        write_spec,
+    },
     spec::{Bind, ContainerSpec, Isolation, ProcessSpec, SPEC_FILE, ShimSpec, SpecError, StopPolicy},
 };
 use crate::crash;
@@ -113,7 +117,9 @@ fn prepare(dir: &Path) -> Result<(PathBuf, Flock<File>), ShimError> {
     let log = OpenOptions::new().create(true).append(true).mode(0o600).open(dir.join("shim.log")).map_err(folder_error)?;
     log_to(log);
     // EPERM: started by a shell as the leader of a group already.
-    unistd::setsid().or_else(|errno| if errno == nix::Error::EPERM { Ok(unistd::getpid()) } else { Err(errno) }).map_err(ShimError::Detach)?;
+    unistd::setsid()
+        .or_else(|errno| if errno == nix::Error::EPERM { Ok(unistd::getpid()) } else { Err(errno) })
+        .map_err(ShimError::Detach)?;
     // Executed as /proc/self/exe, it would be listed as `exe`.
     prctl::set_name(c"swell-shim").map_err(ShimError::Detach)?;
     prctl::set_child_subreaper(true).map_err(ShimError::Detach)?;

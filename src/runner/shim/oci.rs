@@ -97,14 +97,73 @@ fn own_hard_nofile() -> u64 {
 
 /// Never of use to a build, and each with a history of holes.
 const DENIED: &[&str] = &[
-    "_sysctl", "acct", "add_key", "bpf", "clock_adjtime64", "clock_settime", "clock_settime64", "create_module", "delete_module",
-    "fanotify_init", "finit_module", "fsconfig", "fsmount", "fsopen", "fspick", "get_kernel_syms", "get_mempolicy", "init_module",
-    "io_uring_enter", "io_uring_register", "io_uring_setup", "ioperm", "iopl", "kcmp", "kexec_file_load", "kexec_load", "keyctl",
-    "lookup_dcookie", "mbind", "migrate_pages", "mount", "mount_setattr", "move_mount", "move_pages", "nfsservctl",
-    "open_by_handle_at", "open_tree", "open_tree_attr", "perf_event_open", "pidfd_getfd", "pivot_root",
-    "process_vm_readv", "process_vm_writev", "query_module", "quotactl", "quotactl_fd", "reboot", "request_key",
-    "set_mempolicy", "set_mempolicy_home_node", "setdomainname", "sethostname", "setns", "settimeofday", "stime", "swapoff",
-    "swapon", "sysfs", "syslog", "umount", "umount2", "uselib", "userfaultfd", "ustat", "vhangup", "vm86", "vm86old",
+    "_sysctl",
+    "acct",
+    "add_key",
+    "bpf",
+    "clock_adjtime64",
+    "clock_settime",
+    "clock_settime64",
+    "create_module",
+    "delete_module",
+    "fanotify_init",
+    "finit_module",
+    "fsconfig",
+    "fsmount",
+    "fsopen",
+    "fspick",
+    "get_kernel_syms",
+    "get_mempolicy",
+    "init_module",
+    "io_uring_enter",
+    "io_uring_register",
+    "io_uring_setup",
+    "ioperm",
+    "iopl",
+    "kcmp",
+    "kexec_file_load",
+    "kexec_load",
+    "keyctl",
+    "lookup_dcookie",
+    "mbind",
+    "migrate_pages",
+    "mount",
+    "mount_setattr",
+    "move_mount",
+    "move_pages",
+    "nfsservctl",
+    "open_by_handle_at",
+    "open_tree",
+    "open_tree_attr",
+    "perf_event_open",
+    "pidfd_getfd",
+    "pivot_root",
+    "process_vm_readv",
+    "process_vm_writev",
+    "query_module",
+    "quotactl",
+    "quotactl_fd",
+    "reboot",
+    "request_key",
+    "set_mempolicy",
+    "set_mempolicy_home_node",
+    "setdomainname",
+    "sethostname",
+    "setns",
+    "settimeofday",
+    "stime",
+    "swapoff",
+    "swapon",
+    "sysfs",
+    "syslog",
+    "umount",
+    "umount2",
+    "uselib",
+    "userfaultfd",
+    "ustat",
+    "vhangup",
+    "vm86",
+    "vm86old",
     "chroot",
 ];
 
@@ -124,15 +183,11 @@ const AF_VSOCK: u64 = 40;
 const TIOCSTI: u64 = 0x5412;
 
 fn seccomp() -> Value {
-    let denied = |names: &[&str], errno: u32, args: Value| {
-        json!({ "names": names, "action": "SCMP_ACT_ERRNO", "errnoRet": errno, "args": args })
-    };
+    let denied = |names: &[&str], errno: u32, args: Value| json!({ "names": names, "action": "SCMP_ACT_ERRNO", "errnoRet": errno, "args": args });
     let equal = |index: u32, value: u64| json!([{ "index": index, "value": value, "op": "SCMP_CMP_EQ" }]);
     // The specification has the mask in `value` and what it must equal in `valueTwo`; libcontainer 0.7 reads them the other
     // way round. Where the two differ, both orders are given: the wrong one of them can never match.
-    let masked = |index: u32, mask: u64, value: u64| {
-        json!([{ "index": index, "value": mask, "valueTwo": value, "op": "SCMP_CMP_MASKED_EQ" }])
-    };
+    let masked = |index: u32, mask: u64, value: u64| json!([{ "index": index, "value": mask, "valueTwo": value, "op": "SCMP_CMP_MASKED_EQ" }]);
     let mut rules = vec![
         denied(DENIED, EPERM, json!([])),
         denied(&["clone3"], ENOSYS, json!([])),
@@ -160,12 +215,34 @@ fn architectures() -> &'static [&'static str] {
 
 /// Files of the machine's `/etc` that programs need and that tell nothing of the machine's users or network.
 const ETC_FILES: &[&str] = &[
-    "debian_version", "host.conf", "ld.so.cache", "ld.so.conf", "locale.alias", "magic", "magic.mime", "mime.types", "os-release",
-    "protocols", "redhat-release", "rpc", "services",
+    "debian_version",
+    "host.conf",
+    "ld.so.cache",
+    "ld.so.conf",
+    "locale.alias",
+    "magic",
+    "magic.mime",
+    "mime.types",
+    "os-release",
+    "protocols",
+    "redhat-release",
+    "rpc",
+    "services",
 ];
 /// Folders, likewise; compilers and interpreters keep configuration there.
 const ETC_DIRS: &[&str] = &[
-    "alternatives", "ca-certificates", "crypto-policies", "fonts", "ld.so.conf.d", "maven", "perl", "pki", "sgml", "ssl", "texmf", "xml",
+    "alternatives",
+    "ca-certificates",
+    "crypto-policies",
+    "fonts",
+    "ld.so.conf.d",
+    "maven",
+    "perl",
+    "pki",
+    "sgml",
+    "ssl",
+    "texmf",
+    "xml",
 ];
 /// Folders by how their names begin: `java-17-openjdk`, `python3.13`.
 const ETC_DIR_PREFIXES: [&str; 2] = ["java", "python"];

@@ -21,6 +21,8 @@ use crate::{
     runner::cgroup::{Cgroup, CgroupError},
 };
 
+/// Exists from just before the control group is made: what is in it is ours to kill.
+pub(super) const CLAIM_FILE: &str = "cgroup.claimed";
 /// How long killed processes may take to die.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -76,6 +78,7 @@ pub(super) fn clean(dir: &Path) -> Result<(), ReapError> {
     };
     crash::point("shim::before_cleanup");
     match spec.kind {
+        Isolation::Container(_) | Isolation::Process(_) if !dir.join(CLAIM_FILE).exists() => {}
         Isolation::Container(_) | Isolation::Process(_) => {
             // An invalid path was refused before anything was made.
             match Cgroup::new(&spec.cgroup) {

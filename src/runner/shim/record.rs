@@ -156,7 +156,7 @@ impl ExitRecord {
     }
 
     pub(super) fn write(&self, dir: &Path) -> Result<(), RecordError> {
-        write_json(&dir.join(EXIT_FILE), self)
+        write_json(&dir.join(EXIT_FILE), self, Sync::Yes)
     }
 }
 
@@ -173,41 +173,58 @@ pub fn read_exit(dir: &Path) -> Result<Option<ExitRecord>, RecordError> {
 
 /// Reads `shim.pid` or `child.pid` in `dir`; `None` where there is none yet.
 pub fn read_process(dir: &Path, file: &str) -> Result<Option<ProcessRef>, RecordError> {
-    read_json(&dir.join(file))
+    match read_json(&dir.join(file)) {
+        // Not synced when written: a power cut may have emptied it, and it surely ended the process.
+        Err(RecordError::Damaged { .. }) => Ok(Some(ProcessRef { pid: 0, start_ticks: 0, boot_id: String::new() })),
+        result => result,
+    }
 }
 
 /// Writes what a shim in `dir` is to run, readable by its owner only.
 pub fn write_spec(dir: &Path, spec: &ShimSpec) -> Result<(), RecordError> {
-    write_json(&dir.join(SPEC_FILE), spec)
+    write_json(&dir.join(SPEC_FILE), spec, Sync::Yes)
 }
 
 pub(super) fn write_process(path: &Path, pid: Pid) -> Result<(), RecordError> {
     // Of an own child that has ended already a zombie is left: its start time still names it.
     let start_ticks = stat(pid.as_raw()).map_or(0, |(_, ticks)| ticks);
-    write_json(path, &ProcessRef { pid: pid.as_raw(), start_ticks, boot_id: boot_id() })
+    // Of no meaning after a power cut: not worth two fsyncs on the way to a build's first command.
+    write_json(path, &ProcessRef { pid: pid.as_raw(), start_ticks, boot_id: boot_id() }, Sync::No)
 }
 
 fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, RecordError> {
     match fs::read(path) {
-        Ok(bytes) => serde_json::from_slice(&bytes)
-            .map(Some)
-            .map_err(|source| RecordError::Damaged { path: path.to_owned(), source }),
+        Ok(bytes) => {
+            serde_json::from_slice(&bytes).map(Some).map_err(|source| RecordError::Damaged { path: path.to_owned(), source })
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(RecordError::Io { what: "reading", path: path.to_owned(), source }),
     }
 }
 
-/// Whole or not at all, also through a power cut: temporary file, fsync, rename, fsync of the folder.
-fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), RecordError> {
+#[derive(PartialEq)]
+enum Sync {
+    /// Whole or not at all, also through a power cut: temporary file, fsync, rename, fsync of the folder.
+    Yes,
+    /// Whole or not at all for every process of this boot: temporary file, rename.
+    No,
+}
+
+fn write_json<T: Serialize>(path: &Path, value: &T, sync: Sync) -> Result<(), RecordError> {
     let failed = |source| RecordError::Io { what: "writing", path: path.to_owned(), source };
     let temporary = path.with_extension("tmp");
     let bytes = serde_json::to_vec_pretty(value).map_err(|error| failed(error.into()))?;
-    let mut file =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary).map_err(failed)?;
-    file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(failed)?;
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary).map_err(failed)?;
+    file.write_all(&bytes).map_err(failed)?;
+    if sync == Sync::Yes {
+        file.sync_all().map_err(failed)?;
+    }
     fs::rename(&temporary, path).map_err(failed)?;
-    let parent = path.parent().unwrap_or(Path::new("/"));
-    fs::File::open(parent).and_then(|dir| dir.sync_all()).map_err(failed)
+    if sync == Sync::Yes {
+        let parent = path.parent().unwrap_or(Path::new("/"));
+        fs::File::open(parent).and_then(|dir| dir.sync_all()).map_err(failed)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -221,6 +238,9 @@ mod tests {
         assert!(own.is_alive());
         assert!(!ProcessRef { start_ticks: own.start_ticks + 1, ..own.clone() }.is_alive());
         assert!(!ProcessRef { boot_id: "another boot".into(), ..own }.is_alive());
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(SHIM_PID_FILE), "").unwrap();
+        assert!(!read_process(dir.path(), SHIM_PID_FILE).unwrap().unwrap().is_alive());
     }
 
     #[test]

@@ -198,7 +198,9 @@ impl ShimSpec {
                 }
             }
             if container.id_base == 0 || container.id_base.checked_add(ContainerSpec::ID_COUNT).is_none() {
-                return invalid("the container's ids must not begin at 0 (the machine's root) nor run over the last id".to_owned());
+                return invalid(
+                    "the container's ids must not begin at 0 (the machine's root) nor run over the last id".to_owned(),
+                );
             }
         }
         self.stop.signal().map(|_| ())

@@ -23,7 +23,7 @@ use nix::{
 use super::{
     bare, chain,
     child::Child,
-    container, process,
+    container, process, reap,
     record::{ExitRecord, Failure, Outcome, now},
     spec::{Isolation, ShimSpec},
 };
@@ -64,7 +64,7 @@ fn try_run(dir: &Path, spec: &ShimSpec) -> Result<ExitRecord, Failure> {
     let signals = SignalFd::with_flags(&handled_signals(), SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).map_err(system)?;
     let cgroup = match spec.kind {
         Isolation::Bare => None,
-        Isolation::Container(_) | Isolation::Process(_) => Some(create_cgroup(spec).map_err(|error| Failure {
+        Isolation::Container(_) | Isolation::Process(_) => Some(create_cgroup(dir, spec).map_err(|error| Failure {
             what: format!("create the control group {}", spec.cgroup),
             why: chain(&error),
             way_out: "`swell doctor` says what this machine allows".to_owned(),
@@ -87,13 +87,19 @@ fn try_run(dir: &Path, spec: &ShimSpec) -> Result<ExitRecord, Failure> {
     Ok(supervisor.record(ended, started_at))
 }
 
-fn create_cgroup(spec: &ShimSpec) -> Result<Cgroup, CgroupError> {
+fn create_cgroup(dir: &Path, spec: &ShimSpec) -> Result<Cgroup, CgroupError> {
     let cgroup = Cgroup::new(&spec.cgroup)?;
-    // Left by a run that nobody reaped: killing it here could hit what somebody adopted.
+    // Somebody else's: refused, and because it is not claimed, not killed at the end either.
     let strangers = cgroup.pids().len();
     if strangers > 0 {
-        return Err(CgroupError::Undead { path: spec.cgroup.clone(), count: strangers });
+        return Err(CgroupError::InUse { path: spec.cgroup.clone(), count: strangers });
     }
+    let claim = dir.join(reap::CLAIM_FILE);
+    std::fs::write(&claim, "").map_err(|source| CgroupError::Io {
+        what: "claiming the control group in",
+        path: claim,
+        source,
+    })?;
     cgroup.create()?;
     cgroup.limit(&spec.limits)?;
     Ok(cgroup)
@@ -115,7 +121,9 @@ struct Supervisor<'a> {
     pipes: Vec<(OwnedFd, Stream)>,
     kill_at: Option<Instant>,
     time_limit_at: Option<Instant>,
+    /// How the command ended, from when it was reaped until `watch` returns it.
     ended: Option<Outcome>,
+    reaped: bool,
     timed_out: bool,
     stopped: bool,
 }
@@ -141,6 +149,7 @@ impl<'a> Supervisor<'a> {
             kill_at: None,
             time_limit_at: spec.time_limit.and_then(|limit| started.checked_add(limit.as_duration())),
             ended: None,
+            reaped: false,
             timed_out: false,
             stopped: false,
         })
@@ -259,11 +268,14 @@ impl<'a> Supervisor<'a> {
     }
 
     fn note_ended(&mut self, status: WaitStatus) {
-        match status {
-            WaitStatus::Exited(pid, code) if pid == self.pid => self.ended = Some(Outcome::Exited(code)),
-            WaitStatus::Signaled(pid, signal, _) if pid == self.pid => self.ended = Some(Outcome::Signaled(signal as i32)),
-            _ => {}
-        }
+        let outcome = match status {
+            WaitStatus::Exited(pid, code) if pid == self.pid => Outcome::Exited(code),
+            WaitStatus::Signaled(pid, signal, _) if pid == self.pid => Outcome::Signaled(signal as i32),
+            _ => return,
+        };
+        // Another process may get its id from now on.
+        self.reaped = true;
+        self.ended = Some(outcome);
     }
 
     fn kill_all(&mut self) {
@@ -274,7 +286,7 @@ impl<'a> Supervisor<'a> {
                 }
             }
             None => {
-                if let Some(status) = bare::kill_descendants(self.pid, KILL_PATIENCE) {
+                if let Some(status) = bare::kill_descendants((!self.reaped).then_some(self.pid), KILL_PATIENCE) {
                     self.note_ended(status);
                 }
             }

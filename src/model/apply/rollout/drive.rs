@@ -6,12 +6,14 @@ use super::{back, end, illegal, move_to, open, save};
 use crate::model::{
     apply::context::Context,
     availability,
+    desired::told,
     event::Subject,
+    fleet::Target,
     ids::RolloutId,
-    observation::{Observation, observation_key},
+    observation::{Observation, Progress, Report, observation_key},
     rejection::{Rejection, RuleError},
     rollout::{Gate, Pause, Purpose, Rollout, RolloutState, Verdict, VerdictRecord},
-    tables::Tables,
+    tables::{Tables, key},
     units::Millis,
 };
 
@@ -26,24 +28,40 @@ pub(super) fn change_targets<T: Tables>(
     if !rollout.state.is_forward() || rollout.gate != Gate::Convergence || rollout.paused.is_some() {
         return Err(illegal(&rollout, "change targets now"));
     }
-    let wave = rollout.wave_targets();
+    let members = context.environment(&rollout.environment)?.members;
+    let wave = rollout.wave_targets() & &members;
     if !(targets | unreachable).is_subset(&wave) || !targets.is_disjoint(&rollout.sets.changed) {
-        return Err(illegal(&rollout, "change targets of another wave, or twice"));
+        return Err(illegal(&rollout, "change targets of another wave, or that left, or twice"));
     }
+    let deployment = context.deployment(&rollout.environment, &rollout.pipeline)?;
     for index in targets {
+        if context.tables.get::<Target>(&key(index))?.is_some_and(|target| target.cordoned.is_some()) {
+            return Err(illegal(&rollout, "change a cordoned target"));
+        }
         let observed: Option<Observation> = context.tables.get(&observation_key(&rollout.pipeline, index))?;
-        if !observed.is_some_and(|observation| observation.report.serving) {
+        let report = observed.map(|observation| observation.report);
+        if !report.as_ref().is_some_and(|report| report.serving) {
             rollout.sets.down_before.insert(index);
+        }
+        // A target that was told to run this release already says nothing new: what it said last counts.
+        let is_healthy =
+            |report: Report| report.release.as_ref() == Some(&rollout.release) && report.progress == Progress::Healthy;
+        if told(&deployment, Some(&rollout), index).as_ref() == Some(&rollout.release) && report.is_some_and(is_healthy) {
+            rollout.sets.healthy.insert(index);
+            rollout.sets.down_before.remove(index);
         }
     }
     let first_batch = rollout.sets.changed.is_empty();
     rollout.sets.changed |= targets;
-    rollout.sets.unreachable |= unreachable - &rollout.sets.changed;
+    rollout.sets.unreachable |= unreachable;
+    rollout.sets.unreachable -= &rollout.sets.changed;
     if let Some(why) = availability::violation(&rollout, targets) {
         return Err(Rejection::Unavailable { subject: Subject::Rollout(id), why }.into());
     }
-    // The deadline is a batch's: a new one has all of it.
-    rollout.elapsed = Millis(0);
+    if !targets.is_empty() {
+        // The deadline is a batch's: a new one has all of it.
+        rollout.elapsed = Millis(0);
+    }
     let event = context.event(Subject::Rollout(id), "rollout.targets_changed");
     event.data("wave", rollout.wave + 1).data("targets", targets.len()).data("unreachable", unreachable.len());
     if rollout.state == RolloutState::Deploying && !rollout.settings.canary && !first_batch {
@@ -77,12 +95,27 @@ pub(super) fn record_verdict<T: Tables>(
     verdict: Verdict,
     evidence: &str,
 ) -> Result<Subject, RuleError> {
-    let mut rollout = open(context, id, "be judged")?;
+    let rollout = open(context, id, "be judged")?;
+    judge(context, rollout, (wave, gate), verdict, evidence)
+}
+
+fn judge<T: Tables>(
+    context: &mut Context<'_, T>,
+    mut rollout: Rollout,
+    (wave, gate): (u32, Gate),
+    verdict: Verdict,
+    evidence: &str,
+) -> Result<Subject, RuleError> {
+    let id = rollout.id;
     if !rollout.state.is_forward() || (rollout.wave, rollout.gate) != (wave, gate) {
         return Err(illegal(&rollout, "be judged at another gate"));
     }
     if rollout.paused.is_some() && verdict == Verdict::Pass {
         return Err(illegal(&rollout, "go on while it is paused"));
+    }
+    if verdict != Verdict::Fail {
+        let members = context.environment(&rollout.environment)?.members;
+        check_passable(&rollout, &members, verdict)?;
     }
     let by = context.principal.clone();
     let record = VerdictRecord { wave, gate, verdict, evidence: evidence.to_owned(), by, at: context.at };
@@ -103,6 +136,29 @@ pub(super) fn record_verdict<T: Tables>(
     }
 }
 
+/// A verdict may be late: what its gate guards must hold when it is applied, not only when it was reached.
+fn check_passable(rollout: &Rollout, members: &RoaringBitmap, verdict: Verdict) -> Result<(), RuleError> {
+    let (sets, wave) = (&rollout.sets, rollout.wave_targets() & members);
+    // Nobody passes a wave that was not changed: what is left of it would change at once when the rollout ends.
+    if rollout.gate == Gate::Convergence && !wave.is_subset(&(&sets.changed | &sets.unreachable)) {
+        return Err(illegal(rollout, "pass a wave that has targets left to change"));
+    }
+    if verdict == Verdict::Overridden {
+        return Ok(());
+    }
+    let mut failed = &sets.failed & &sets.changed & members;
+    if rollout.gate == Gate::Convergence && rollout.purpose == Purpose::Deploy {
+        failed |= (wave & &sets.changed) - &sets.healthy;
+    }
+    if rollout.stable.is_some() {
+        failed -= &sets.down_before;
+    }
+    if failed.len() > u64::from(rollout.plan.max_failures) {
+        return Err(illegal(rollout, "pass a gate while more targets fail than may"));
+    }
+    Ok(())
+}
+
 /// A person passes the present gate, whatever it would say.
 pub(super) fn promote<T: Tables>(context: &mut Context<'_, T>, id: RolloutId, why: &str) -> Result<Subject, RuleError> {
     let mut rollout = open(context, id, "be promoted")?;
@@ -111,8 +167,7 @@ pub(super) fn promote<T: Tables>(context: &mut Context<'_, T>, id: RolloutId, wh
     }
     rollout.paused = None;
     let (wave, gate) = (rollout.wave, rollout.gate);
-    save(context, rollout)?;
-    record_verdict(context, id, wave, gate, Verdict::Overridden, why)
+    judge(context, rollout, (wave, gate), Verdict::Overridden, why)
 }
 
 /// What follows a passed gate: the bake, the next wave, or the end.

@@ -13,9 +13,11 @@ pub(super) use start::start_automatically;
 use super::context::Context;
 use crate::model::{
     command::RolloutAction,
+    desired::told,
     event::Subject,
+    fleet::Target,
     rejection::{Rejection, RuleError},
-    rollout::{HISTORY_MAX, OpenRollout, Past, Pause, Purpose, Rollout, RolloutState},
+    rollout::{Deployment, OpenRollout, Past, Pause, Purpose, Rollout, RolloutState},
     tables::{Tables, key},
 };
 
@@ -38,6 +40,9 @@ pub(super) fn apply<T: Tables>(context: &mut Context<'_, T>, action: &RolloutAct
         RolloutAction::FinishRollback { rollout, unreachable } => back::finish_rollback(context, *rollout, unreachable),
         RolloutAction::Pause { rollout, why } => {
             let mut rollout = open(context, *rollout, "be paused")?;
+            if rollout.state == RolloutState::RollingBack {
+                return Err(illegal(&rollout, "be paused: what was touched goes back first"));
+            }
             let pause = Pause { why: why.clone(), by: context.principal.clone(), at: context.at };
             rollout.paused.get_or_insert(pause);
             context.event(Subject::Rollout(rollout.id), "rollout.paused").note(why);
@@ -102,19 +107,44 @@ fn end<T: Tables>(
     end: RolloutState,
     why: Option<&str>,
 ) -> Result<Subject, RuleError> {
+    let was_forward = rollout.state.is_forward();
     move_to(context, &mut rollout, end, why)?;
     rollout.paused = None;
     let mut deployment = context.deployment(&rollout.environment, &rollout.pipeline)?;
-    let forward = matches!(end, RolloutState::Deployed) || (end == RolloutState::Failed && rollout.purpose == Purpose::Rollback);
-    if forward {
+    // A rollback that fails on its way forward has nothing better to go back to: its release is the stable one all the same.
+    let gave_up = end == RolloutState::Failed && was_forward && rollout.purpose == Purpose::Rollback;
+    if end == RolloutState::Deployed || gave_up {
+        hold_cordoned(context, &mut deployment, &rollout)?;
         deployment.stable = Some(rollout.release.clone());
     }
     deployment.rollout = deployment.rollout.filter(|id| *id != rollout.id);
     deployment.next = deployment.next.filter(|id| *id != rollout.id);
     let past = Past { release: rollout.release.clone(), rollout: rollout.id, end, at: context.at };
-    deployment.history.insert(0, past);
-    deployment.history.truncate(HISTORY_MAX);
+    deployment.remember(past);
     context.tables.put(&deployment)?;
     context.tables.delete::<OpenRollout>(&key(rollout.id.0))?;
     save(context, rollout)
+}
+
+/// No rollout changes a cordoned target: those that this one left out stay on what they were told to run.
+fn hold_cordoned<T: Tables>(context: &Context<'_, T>, deployment: &mut Deployment, rollout: &Rollout) -> Result<(), RuleError> {
+    for index in &rollout.sets.changed {
+        deployment.release_hold(index);
+    }
+    let members = context.environment(&rollout.environment)?.members;
+    for index in members - &rollout.sets.changed {
+        let target: Option<Target> = context.tables.get(&key(index))?;
+        if target.is_none_or(|target| target.cordoned.is_none()) {
+            deployment.release_hold(index);
+            continue;
+        }
+        match told(deployment, Some(rollout), index) {
+            Some(release) if release == rollout.release => deployment.release_hold(index),
+            told => {
+                deployment.hold(index, told);
+                true
+            }
+        };
+    }
+    Ok(())
 }

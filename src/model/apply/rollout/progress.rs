@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use roaring::RoaringBitmap;
+
 use crate::model::{
     apply::context::Context,
     event::Subject,
@@ -17,7 +19,7 @@ use crate::model::{
 #[derive(Default)]
 pub(in crate::model::apply) struct Progress {
     /// The rollout at work, of each pipeline that reported. Several, where it is in several environments.
-    rollouts: BTreeMap<RolloutId, (Rollout, bool)>,
+    rollouts: BTreeMap<RolloutId, (Rollout, RoaringBitmap, bool)>,
     loaded: bool,
 }
 
@@ -27,12 +29,17 @@ impl Progress {
         if !self.loaded {
             self.loaded = true;
             for open in context.tables.scan::<OpenRollout>(&Scan::all(), SCAN_RECORDS_MAX)? {
-                self.rollouts.insert(open.rollout, (context.rollout(open.rollout)?, false));
+                let rollout = context.rollout(open.rollout)?;
+                if rollout.state == RolloutState::Blocked {
+                    continue;
+                }
+                let touched = rollout.touched();
+                self.rollouts.insert(open.rollout, (rollout, touched, false));
             }
         }
-        for (rollout, touched) in self.rollouts.values_mut() {
-            if rollout.pipeline == observation.report.pipeline && rollout.sets.changed.contains(observation.target) {
-                *touched |= count(rollout, observation, context.at);
+        for (rollout, touched, counted) in self.rollouts.values_mut() {
+            if rollout.pipeline == observation.report.pipeline && touched.contains(observation.target) {
+                *counted |= count(rollout, observation, context.at);
             }
         }
         Ok(())
@@ -40,8 +47,8 @@ impl Progress {
 
     /// Writes the rollouts that changed.
     pub fn save<T: Tables>(self, context: &mut Context<'_, T>) -> Result<(), RuleError> {
-        for (mut rollout, touched) in self.rollouts.into_values() {
-            if !touched {
+        for (mut rollout, _, counted) in self.rollouts.into_values() {
+            if !counted {
                 continue;
             }
             let sets = &rollout.sets;
@@ -72,7 +79,7 @@ fn count(rollout: &mut Rollout, observation: &Observation, at: Timestamp) -> boo
         let restored = if rollout.stable.is_none() { Observed::Stopped } else { Observed::Healthy };
         set(&mut rollout.sets.restored, about && report.progress == restored);
         set(&mut rollout.sets.unrestored, failed);
-    } else {
+    } else if rollout.sets.changed.contains(target) {
         let healthy = about && report.progress == Observed::Healthy;
         set(&mut rollout.sets.healthy, healthy);
         if healthy {

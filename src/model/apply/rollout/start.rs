@@ -9,10 +9,10 @@ use crate::model::{
     apply::context::Context,
     digest::Digest,
     event::Subject,
-    fleet::Target,
+    fleet::{PortLease, Target},
     ids::{EnvironmentName, ReleaseId, RolloutId},
     planning::{Planned, blocked, planned},
-    ports_kept::lease,
+    ports_kept::missing,
     rejection::{Rejection, RuleError},
     release::Release,
     rollout::{Before, Deployment, Gate, OpenRollout, Purpose, Quarantined, Rollout, RolloutState, Sets},
@@ -37,8 +37,10 @@ pub(super) fn start<T: Tables>(context: &mut Context<'_, T>, request: Request<'_
             Rejection::PlanChanged { subject: Subject::Environment(request.environment.clone()), now: now.to_string() }.into()
         );
     }
-    context.cluster.next_rollout += 1;
     let release = context.release(request.release)?;
+    let leases = if planned.blocked.is_none() { leases(context, &planned, &release)? } else { Vec::new() };
+    // From here on nothing is rejected: a rollout that starts by itself must leave nothing half done.
+    context.cluster.next_rollout += 1;
     let mut deployment = context.deployment(request.environment, &release.id.pipeline)?;
     let before = told_before(context, &deployment)?;
     if request.purpose == Purpose::Rollback {
@@ -77,13 +79,25 @@ pub(super) fn start<T: Tables>(context: &mut Context<'_, T>, request: Request<'_
     context.created.push(subject.clone());
     let event = context.event(subject, "rollout.created");
     event.data("pipeline", &rollout.pipeline).data("environment", &rollout.environment).data("release", &rollout.release);
+    take_place(context, &rollout, &mut deployment)?;
     if rollout.blocked.is_none() {
-        begin(context, &mut rollout, &mut deployment, &release)?;
+        begin(context, &mut rollout, &mut deployment, leases)?;
     } else {
-        wait(context, &rollout, &mut deployment)?;
+        wait(context, &rollout, &mut deployment);
     }
     context.tables.put(&deployment)?;
     save(context, rollout)
+}
+
+/// The ports that the targets of a plan still need. Rejected where a target has none left.
+fn leases<T: Tables>(context: &Context<'_, T>, planned: &Planned, release: &Release) -> Result<Vec<PortLease>, RuleError> {
+    let mut leases = Vec::new();
+    for index in planned.plan.waves.iter().flat_map(|wave| &wave.targets) {
+        if let Some(target) = context.tables.get::<Target>(&key(index))? {
+            leases.extend(missing(context.tables, &target, release)?);
+        }
+    }
+    Ok(leases)
 }
 
 /// Leaves `Blocked`: the deployment is this rollout's from now on, and its targets have ports.
@@ -91,35 +105,34 @@ fn begin<T: Tables>(
     context: &mut Context<'_, T>,
     rollout: &mut Rollout,
     deployment: &mut Deployment,
-    release: &Release,
+    leases: Vec<PortLease>,
 ) -> Result<(), RuleError> {
     rollout.blocked = None;
     rollout.started_at = Some(context.at);
     deployment.rollout = Some(rollout.id);
     deployment.next = deployment.next.filter(|id| *id != rollout.id);
-    for wave in &rollout.plan.waves {
-        for index in &wave.targets {
-            if let Some(target) = context.tables.get::<Target>(&key(index))? {
-                lease(context.tables, &target, release)?;
-            }
-        }
+    for lease in leases {
+        context.tables.put(&lease)?;
     }
     move_to(context, rollout, RolloutState::Deploying, None)
 }
 
-/// Waits behind what blocks it, in the place of whatever waited there before.
-fn wait<T: Tables>(context: &mut Context<'_, T>, rollout: &Rollout, deployment: &mut Deployment) -> Result<(), RuleError> {
-    if let Some(waiting) = deployment.next.take() {
-        let waiting = context.rollout(waiting)?;
-        if !waiting.state.is_end() {
-            end(context, waiting, RolloutState::Canceled, Some(&format!("{} takes its place in the queue", rollout.id)))?;
-            *deployment = context.deployment(&rollout.environment, &rollout.pipeline)?;
-        }
+/// Ends whatever waits, since this rollout was asked for later: an older one must not follow it.
+fn take_place<T: Tables>(context: &mut Context<'_, T>, rollout: &Rollout, deployment: &mut Deployment) -> Result<(), RuleError> {
+    let Some(waiting) = deployment.next.take() else { return Ok(()) };
+    let waiting = context.rollout(waiting)?;
+    if !waiting.state.is_end() {
+        end(context, waiting, RolloutState::Canceled, Some(&format!("{} takes its place in the queue", rollout.id)))?;
+        *deployment = context.deployment(&rollout.environment, &rollout.pipeline)?;
     }
+    Ok(())
+}
+
+/// Waits behind what blocks it.
+fn wait<T: Tables>(context: &mut Context<'_, T>, rollout: &Rollout, deployment: &mut Deployment) {
     deployment.next = Some(rollout.id);
     let why = rollout.blocked.as_ref().map(ToString::to_string).unwrap_or_default();
     context.event(Subject::Rollout(rollout.id), "rollout.blocked").note(why);
-    Ok(())
 }
 
 /// What blocked it is gone: it is planned again, for what is true now.
@@ -133,19 +146,20 @@ pub(super) fn unblock<T: Tables>(context: &mut Context<'_, T>, id: RolloutId) ->
     if let Some(still) = blocked(&environment, Some(&deployment), rollout.purpose) {
         return Err(Rejection::Unavailable { subject: Subject::Rollout(id), why: still.to_string() }.into());
     }
-    let now =
-        match planned(context.tables, &rollout.environment, &rollout.release, rollout.purpose, id.0).map_err(RuleError::from) {
-            Ok(now) => now,
-            // It can never begin, such as a release that was quarantined meanwhile: it ends instead of waiting for ever.
-            Err(RuleError::Rejected(why)) => return end(context, rollout, RolloutState::Canceled, Some(&why.to_string())),
-            Err(error) => return Err(error),
-        };
+    let release = context.release(&rollout.release)?;
+    let now = planned(context.tables, &rollout.environment, &rollout.release, rollout.purpose, id.0);
+    let now = now.and_then(|now| leases(context, &now, &release).map(|leases| (now, leases)));
+    let (now, leases) = match now {
+        Ok(now) => now,
+        // It can never begin, such as a release that was quarantined meanwhile: it ends instead of waiting for ever.
+        Err(RuleError::Rejected(why)) => return end(context, rollout, RolloutState::Canceled, Some(&why.to_string())),
+        Err(error) => return Err(error),
+    };
     rollout.plan = now.plan;
     rollout.settings = now.settings;
     rollout.stable = now.stable;
     rollout.before = told_before(context, &deployment)?;
-    let release = context.release(&rollout.release)?;
-    begin(context, &mut rollout, &mut deployment, &release)?;
+    begin(context, &mut rollout, &mut deployment, leases)?;
     context.tables.put(&deployment)?;
     save(context, rollout)
 }
@@ -157,7 +171,7 @@ fn told_before<T: Tables>(context: &Context<'_, T>, deployment: &Deployment) -> 
     let mut told: BTreeMap<Option<ReleaseId>, RoaringBitmap> = BTreeMap::new();
     let moved = &rollout.sets.changed - &rollout.sets.reverted;
     for (release, targets) in &rollout.before {
-        *told.entry(release.clone()).or_default() |= targets - &rollout.sets.changed;
+        *told.entry(release.clone()).or_default() |= &(targets - &rollout.sets.changed) - &rollout.sets.reverted;
     }
     *told.entry(Some(rollout.release.clone())).or_default() |= moved;
     told.retain(|release, targets| *release != deployment.stable && !targets.is_empty());
@@ -180,7 +194,7 @@ fn preempt<T: Tables>(
         if open.state.is_end() {
             continue;
         }
-        if open.state != RolloutState::Blocked {
+        if open.state != RolloutState::Blocked && open.release != *to {
             gone_back_from.push((open.release.clone(), id));
         }
         open.preempted_by = Some(by);
@@ -211,19 +225,18 @@ pub(super) fn quarantine<T: Tables>(
     event.data("release", release).data("rollout", rollout).note(why);
 }
 
-/// Starts the rollouts of the environments that deploy `branch` by themselves. One that cannot start is told, and stops no other.
+/// Starts the rollouts of the environments that deploy one of `branches` by themselves. One that cannot start is told, and stops no other.
 pub(in crate::model::apply) fn start_automatically<T: Tables>(
     context: &mut Context<'_, T>,
     release: &Release,
-    branch: &str,
+    branches: &[String],
 ) -> Result<(), RuleError> {
     for (environment, deploy) in &release.file.deploy {
-        if !deploy.auto.iter().any(|auto| auto == branch) {
-            continue;
-        }
+        let Some(branch) = branches.iter().find(|branch| deploy.deploys_by_itself(branch)) else { continue };
         let why = Some(format!("{branch} deploys by itself"));
-        let newer = newer_than(context, environment, release)?;
+        let newer = newest_there(context, environment, release)?;
         let started = match newer {
+            Some(same) if same == release.id => continue,
             Some(newer) => Err(RuleError::Rejected(Rejection::Held {
                 subject: Subject::Environment(environment.clone()),
                 holder: Subject::Release(newer),
@@ -243,8 +256,9 @@ pub(in crate::model::apply) fn start_automatically<T: Tables>(
     Ok(())
 }
 
-/// A release of a later build that the environment runs or moves to: an older build that ends later must not take its place.
-fn newer_than<T: Tables>(
+/// The release that the environment runs or moves to, where it is of the same or a later build: an older build that ends later
+/// must not take its place.
+fn newest_there<T: Tables>(
     context: &Context<'_, T>,
     environment: &EnvironmentName,
     release: &Release,
@@ -254,10 +268,12 @@ fn newer_than<T: Tables>(
     for id in [deployment.rollout, deployment.next].into_iter().flatten() {
         candidates.push(context.rollout(id)?.release);
     }
+    let mut newest: Option<Release> = None;
     for candidate in candidates {
-        if context.release(&candidate)?.build > release.build {
-            return Ok(Some(candidate));
+        let candidate = context.release(&candidate)?;
+        if candidate.build >= newest.as_ref().map_or(release.build, |newest| newest.build) {
+            newest = Some(candidate);
         }
     }
-    Ok(None)
+    Ok(newest.map(|newest| newest.id))
 }

@@ -1,0 +1,75 @@
+//! `swell rollback`: goes back to an earlier release, saying which before it starts.
+
+use serde_json::json;
+
+use super::{body, choose, finish};
+use crate::cli::{
+    context::Context,
+    failure::{Exit, Failure, Result},
+    follow::{FollowArgs, Kind},
+    views::{self, Plan},
+};
+
+/// `swell rollback PIPELINE`
+#[derive(Debug, clap::Args)]
+pub struct RollbackArgs {
+    /// Which pipeline
+    pub pipeline: String,
+    /// Where; may be left out where the pipeline runs in one environment
+    #[arg(long, short = 'e', value_name = "NAME")]
+    pub env: Option<String>,
+    /// To which release, as shop@11 or 11; the last good one unless given
+    #[arg(long, value_name = "RELEASE")]
+    pub to: Option<String>,
+    /// Why, for the event log
+    #[arg(long, value_name = "TEXT")]
+    pub why: Option<String>,
+    /// How it is followed.
+    #[command(flatten)]
+    pub follow: FollowArgs,
+}
+
+/// Starts the rollback and follows it.
+pub async fn run(context: &Context, args: RollbackArgs) -> Result<Exit> {
+    let client = context.client()?;
+    let pipeline = args.pipeline.as_str();
+    let environment = match args.env.or_else(|| context.settings.value("environment").map(str::to_owned)) {
+        Some(name) => name,
+        None => only_environment(&client, pipeline).await?,
+    };
+    let to = args.to.map(|text| choose::release(pipeline, &text)).transpose()?;
+    let wanted = body([
+        ("pipeline", Some(json!(pipeline))),
+        ("environment", Some(json!(environment))),
+        ("release", to.map(Into::into)),
+        ("rollback", Some(true.into())),
+    ]);
+    let plan: Plan = views::read(&client.post(&["v1", "plans"], &wanted).await?)?;
+    let from = plan.stable.as_ref().map(|stable| format!(", whose stable release is {stable}")).unwrap_or_default();
+    context.output.say(format!("going back to {} in {environment}{from}", plan.release));
+    let request = body([
+        ("pipeline", Some(json!(pipeline))),
+        ("environment", Some(json!(environment))),
+        ("to", Some(json!(plan.release))),
+        ("why", args.why.map(Into::into)),
+    ]);
+    let rollout = client.post(&["v1", "rollbacks"], &request).await?;
+    finish::started(context, &client, Kind::Rollout, rollout, &args.follow).await
+}
+
+async fn only_environment(client: &crate::cli::client::Client, pipeline: &str) -> Result<String> {
+    let deployments = choose::deployments(client, Some(pipeline)).await?;
+    let names: Vec<String> = deployments.into_iter().map(|(deployment, _)| deployment.environment).collect();
+    match names.as_slice() {
+        [only] => Ok(only.clone()),
+        [] => {
+            let failure = Failure::new(Exit::Usage, "not_deployed", format!("{pipeline} was never deployed"));
+            Err(failure.hint("`swell status` shows what runs where"))
+        }
+        [first, ..] => {
+            let what = format!("{pipeline} runs in {} environments: {}", names.len(), names.join(", "));
+            let failure = Failure::new(Exit::Usage, "ambiguous", what);
+            choose::pick(&names, failure.hint(format!("say which: `swell rollback {pipeline} --env {first}`")))
+        }
+    }
+}

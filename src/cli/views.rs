@@ -1,0 +1,162 @@
+//! What the API says, as far as text is made of it. `--json` shows the server's own words instead. Fields that a server does not
+//! send have their default, so that client and server may be of different versions. Knows nothing of how it is shown.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::Value;
+
+use super::failure::{Exit, Failure, Result};
+
+/// Reads what a server said.
+pub fn read<T: DeserializeOwned>(value: &Value) -> Result<T> {
+    T::deserialize(value).map_err(|error| {
+        Failure::new(Exit::Failed, "not_understood", format!("the server's answer is not understood: {error}"))
+            .hint("client and server are perhaps of very different versions: `swell version`, `swell cluster status`")
+    })
+}
+
+/// Reads each of what a server said.
+pub fn read_all<T: DeserializeOwned>(values: &[Value]) -> Result<Vec<T>> {
+    values.iter().map(read).collect()
+}
+
+/// Types that are read field by field, absent fields by their defaults.
+macro_rules! views {
+    ($($(#[$doc:meta])* $name:ident { $($field:ident: $type:ty,)* })*) => {$(
+        $(#[$doc])*
+        #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+        #[serde(default)]
+        #[allow(missing_docs)]
+        pub struct $name { $(pub $field: $type,)* }
+    )*};
+}
+
+views! {
+    /// A build.
+    Build {
+        id: String, pipeline: String, commit: String, git_ref: String, state: String, ended: bool, waits_for: Option<String>,
+        cancel_asked: bool, failure: Option<String>, attempts: Vec<Attempt>, attempt_count: u32, artifact: Option<String>,
+        release: Option<String>, by: String, cause: String, created_at: u64, ended_at: Option<u64>,
+    }
+    /// One go at a build.
+    Attempt {
+        number: u32, runner: String, phases: Vec<Phase>, unisolated: Option<String>, end: Option<String>,
+        failure: Option<BuildFailure>, ended_at: Option<u64>,
+    }
+    /// A phase of an attempt.
+    Phase {
+        phase: String, started_at: u64, ended_at: Option<u64>, skipped: bool, exit_code: Option<i32>,
+        memory_peak_bytes: Option<u64>,
+    }
+    /// Why an attempt failed.
+    BuildFailure { phase: Option<String>, reason: String, hint: String, output: String, }
+
+    /// A rollout.
+    Rollout {
+        id: String, pipeline: String, environment: String, release: String, stable: Option<String>, purpose: String,
+        state: String, ended: bool, waits_for: Option<String>, paused: Option<Pause>, total: u64, counts: Counts, wave: u32,
+        gate: Option<Gate>, waves: Vec<Wave>, verdicts: Vec<Verdict>, failures: Vec<FailedTarget>, timing: Option<Timing>,
+        preempted_by: Option<String>, why: Option<String>, by: String, created_at: u64, started_at: Option<u64>,
+        ended_at: Option<u64>,
+    }
+    /// A pause.
+    Pause { why: String, by: String, at: u64, }
+    /// How many targets are where.
+    Counts { waiting: u64, changing: u64, healthy: u64, failed: u64, reverting: u64, restored: u64, unreachable: u64, }
+    /// The present gate.
+    Gate { gate: String, elapsed_ms: u64, limit_ms: u64, }
+    /// A wave.
+    Wave { number: u32, region: Option<String>, state: String, targets: TargetSet, counts: Counts, }
+    /// A set of targets.
+    TargetSet { count: u64, names: Vec<String>, }
+    /// What a gate concluded.
+    Verdict { wave: u32, gate: String, verdict: String, evidence: String, by: String, at: u64, }
+    /// What a target said of a failure.
+    FailedTarget {
+        target: String, reverting: bool, at: u64, service: Option<String>, reason: String, hint: String, exit: Option<String>,
+        probe: Option<String>, output: String, output_blob: Option<String>,
+    }
+    /// How long a rollout takes at least.
+    Timing { least_ms: u64, least_rollback_ms: u64, }
+
+    /// A dry run.
+    Plan {
+        pipeline: String, environment: String, release: String, stable: Option<String>, purpose: String, digest: String,
+        blocked: Option<String>, total: u64, reachable: u64, waves: Vec<PlannedWave>, settings: PlanSettings, timing: Timing,
+        warnings: Vec<String>,
+    }
+    /// A wave of a dry run.
+    PlannedWave { number: u32, region: Option<String>, targets: TargetSet, gates: Vec<String>, }
+    /// How waves are changed and judged.
+    PlanSettings {
+        strategy: String, in_place: bool, bake_ms: u64, max_unavailable: u64, max_failures: u64, irreversible: bool,
+    }
+
+    /// An event.
+    Event {
+        seq: String, at: u64, by: String, subject: String, kind: String, from: Option<String>, to: Option<String>,
+        note: Option<String>, data: BTreeMap<String, String>,
+    }
+    /// The evidence of a build or a rollout.
+    Why { id: String, summary: String, hint: Option<String>, build: Option<Build>, rollout: Option<Rollout>, events: Vec<Event>, }
+
+    /// A pipeline.
+    Pipeline {
+        name: String, source: Value, file: String, concurrency: u32, supersede: bool, retention_releases: u32,
+        retention_age_ms: u64, considered: BTreeMap<String, String>, newest_release: Option<String>, created_at: u64,
+    }
+    /// A hosted repository.
+    Repository { name: String, path: String, default_branch: String, created_at: u64, refs: Vec<Ref>, }
+    /// A ref of a hosted repository.
+    Ref { name: String, commit: String, moved_at: u64, }
+    /// An artifact.
+    Artifact {
+        digest: String, size_bytes: u64, unpacked_bytes: u64, manifest: String, pipeline: String, commit: String,
+        created_at: u64, deleted_at: Option<u64>,
+    }
+    /// A release.
+    Release {
+        id: String, pipeline: String, number: u64, artifact: String, build: String, commit: String, git_ref: String, by: String,
+        created_at: u64, file: Value,
+    }
+    /// An environment.
+    Environment {
+        name: String, selector: BTreeMap<String, String>, members: TargetSet, frozen: Option<Pause>, least_bake_ms: Option<u64>,
+        first_wave_max: Option<String>, created_at: u64,
+    }
+    /// What a pipeline has in an environment.
+    Deployment {
+        environment: String, pipeline: String, stable: Option<String>, rollout: Option<String>, next: Option<String>,
+        former: Option<String>, history: Vec<Past>, quarantined: Vec<Quarantined>,
+    }
+    /// A rollout that ended.
+    Past { release: String, rollout: String, end: String, at: u64, }
+    /// A release that was rolled back.
+    Quarantined { release: String, rollout: String, why: String, at: u64, }
+    /// A target.
+    Target {
+        name: String, region: String, zone: String, labels: BTreeMap<String, String>, address: String, connected: bool,
+        cordoned: Option<String>, agent_version: String, joined_at: u64, observations: Vec<Observation>,
+    }
+    /// What a target said last of a pipeline.
+    Observation {
+        pipeline: String, release: Option<String>, progress: String, serving: bool, instances: Vec<Instance>,
+        failure: Option<FailedTarget>, at: u64,
+    }
+    /// A running instance.
+    Instance { service: String, release: String, ports: BTreeMap<String, u16>, state: String, restarts: u32, }
+    /// How the cluster is doing.
+    Cluster {
+        server: u64, leader: Option<u64>, term: u64, applied: Option<u64>, last_log: Option<u64>, snapshot: Option<u64>,
+        log_bytes: u64, state_bytes: u64, snapshot_bytes: u64, stopped: Option<String>, generation: u64, epoch: u64,
+        feature_level: u32, last_event: String, event_head: String, events: u64, targets: u64, targets_connected: u64,
+        runners: u64, version: String,
+    }
+    /// Whether a server can do its work.
+    Ready { ready: bool, checks: Vec<ReadyCheck>, }
+    /// One check of it.
+    ReadyCheck { name: String, ok: bool, detail: String, }
+    /// A line of a log.
+    LogLine { start: u64, end: u64, at: u64, stderr: bool, phase: String, text: String, }
+}

@@ -1,0 +1,39 @@
+//! `/git/{repository}/…`: git's smart HTTP for hosted repositories. Knows nothing of git but where requests go.
+
+use axum::{
+    body::Body,
+    extract::{Request, State},
+    response::{IntoResponse, Response},
+};
+use hyper::StatusCode;
+
+use crate::{
+    artifacts::git::{Access, HostedRepositories},
+    http::{access::Caller, app::App, input::At, problem::Problem},
+    model::ids::RepositoryName,
+};
+
+/// Fetching and pushing. `shop` and `shop.git` are the same repository.
+pub async fn serve(
+    State(app): State<App>,
+    Caller(caller): Caller,
+    At((name, sub_path)): At<(String, String)>,
+    request: Request,
+) -> Result<Response, Problem> {
+    let Some(hosted) = &app.git else {
+        let hint = "register the repository's own address: `swell pipeline create`";
+        return Err(Problem::new(StatusCode::NOT_FOUND, "not_hosted", "this server hosts no repositories", hint));
+    };
+    let name: RepositoryName = name
+        .strip_suffix(".git")
+        .unwrap_or(&name)
+        .parse()
+        .map_err(|error: crate::model::ids::IdError| Problem::invalid(error.to_string(), "look at the address"))?;
+    // What it may do was decided by the guard, by the same question.
+    let access = if HostedRepositories::is_push(&sub_path, request.uri().query()) {
+        Access::Write { pusher: caller.to_string() }
+    } else {
+        Access::Read
+    };
+    Ok(hosted.serve(&name, &sub_path, access, request).await.map(Body::new).into_response())
+}

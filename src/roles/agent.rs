@@ -1,0 +1,12 @@
+//! `swell agent`: makes this machine a target.
+
+use anyhow::Result;
+use groundswell::agent::{Agent, AgentOptions};
+use tokio_util::sync::CancellationToken;
+
+/// Runs an agent until `stop`. What it started goes on without it.
+pub async fn run(options: AgentOptions, stop: CancellationToken) -> Result<()> {
+    let agent = tokio::task::spawn_blocking(move || Agent::open(options)).await??;
+    agent.run(stop).await?;
+    Ok(())
+}

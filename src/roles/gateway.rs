@@ -1,0 +1,15 @@
+//! `swell gateway`: the proxy, wired to its servers.
+
+use anyhow::Result;
+use groundswell::gateway::{Gateway, GatewayConfig};
+use tokio_util::sync::CancellationToken;
+
+/// Runs a gateway until `stop`.
+pub async fn run(config: GatewayConfig, stop: CancellationToken) -> Result<()> {
+    let gateway = Gateway::bind(config).await?;
+    for address in gateway.addresses() {
+        tracing::info!(%address, "the gateway is ready");
+    }
+    gateway.run(stop).await;
+    Ok(())
+}

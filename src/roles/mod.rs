@@ -1,0 +1,89 @@
+//! The roles that `swell` plays: each file wires one together from the modules that know how. Nothing is decided here.
+
+pub mod agent;
+pub mod dev;
+pub mod gateway;
+pub mod server;
+pub mod wanted;
+
+use std::{io::IsTerminal as _, path::Path, time::Duration};
+
+use anyhow::{Context as _, Result};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+/// How long a role may take to stop before its process ends all the same.
+const STOP_WITHIN: Duration = Duration::from_secs(40);
+
+/// Plays a role: sets up logging and the runtime, runs `role` until it ends or is told to stop by SIGTERM or SIGINT.
+pub fn play<F>(json: bool, role: impl FnOnce(CancellationToken) -> F) -> Result<()>
+where
+    F: Future<Output = Result<()>>,
+{
+    let filter = EnvFilter::try_from_env("SWELL_LOG").unwrap_or_else(|_| EnvFilter::new("info,openraft=warn"));
+    let ansi = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi);
+    if json {
+        log.json().init()
+    } else {
+        log.with_target(false).init()
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("the runtime cannot start")?;
+    let result = runtime.block_on(async {
+        let stop = CancellationToken::new();
+        let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+        let told = stop.clone();
+        tokio::spawn(async move {
+            tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} }
+            tracing::info!("stopping");
+            told.cancel();
+        });
+        let work = role(stop.clone());
+        tokio::pin!(work);
+        tokio::select! {
+            result = &mut work => result,
+            () = stop.cancelled() => match tokio::time::timeout(STOP_WITHIN, work).await {
+                Ok(result) => result,
+                Err(_) => {
+                    tracing::warn!("it did not stop in time");
+                    Ok(())
+                }
+            },
+        }
+    });
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    result
+}
+
+/// Creates a folder that only its owner may enter.
+pub fn private_folder(path: &Path) -> Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).with_context(|| {
+        let way_out = "name a folder that this user may write with --data, or run it as another user";
+        format!("cannot create the folder {}: {way_out}", path.display())
+    })
+}
+
+/// Creates a folder that others may pass through: services run as users of their own.
+pub fn passable_folder(path: &Path) -> Result<()> {
+    std::fs::create_dir_all(path).with_context(|| {
+        let way_out = "name a folder that this user may write with --data, or run it as another user";
+        format!("cannot create the folder {}: {way_out}", path.display())
+    })
+}
+
+/// Binds `address`, or says which program to look for.
+pub async fn bind(address: std::net::SocketAddr, flag: &str) -> Result<tokio::net::TcpListener> {
+    tokio::net::TcpListener::bind(address).await.map_err(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => anyhow::anyhow!(
+            "{address} is taken by another program: stop it (`ss -ltnp 'sport = :{}'` names it), or choose another address with {flag}",
+            address.port()
+        ),
+        std::io::ErrorKind::PermissionDenied => {
+            anyhow::anyhow!("this user may not listen on {address}: choose a port from 1024 on with {flag}, or run it as root")
+        }
+        _ => anyhow::anyhow!("cannot listen on {address}: {error}; choose another address with {flag}"),
+    })
+}

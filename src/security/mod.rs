@@ -1,0 +1,3 @@
+//! Who may ask: identities and what proves them. Knows nothing of how they arrive.
+
+pub mod tokens;

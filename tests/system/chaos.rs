@@ -1,0 +1,118 @@
+//! kill -9 of server, agents, gateway and instances, at random moments of builds and rollouts: everything ends once, and nothing is
+//! left behind. `SEED=… SEEDS=1 cargo test --test system chaos` repeats one.
+
+use std::time::{Duration, Instant};
+
+use crate::{
+    harness::{Dev, isolation_is_here},
+    push::cluster,
+};
+
+/// How many seeds one run tries, each a push with its build and its rollout.
+const SEEDS: u64 = 50;
+
+/// A small generator (xorshift64*, Vigna 2016): a seed must lead to the same choices on every machine.
+struct Dice(u64);
+
+impl Dice {
+    fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
+    }
+
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) % bound
+    }
+}
+
+fn number_from(name: &str, otherwise: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
+}
+
+/// Kills something, and says what.
+fn kill_something(dev: &Dev, dice: &mut Dice) -> Option<String> {
+    let (what, pid) = match dice.below(8) {
+        0 | 1 => ("server".to_owned(), dev.role("server", "")),
+        2 => ("gateway".to_owned(), dev.role("gateway", "")),
+        3 | 4 => {
+            let name = format!("web-{}", 1 + dice.below(3));
+            (format!("agent {name}"), dev.role("agent", &name))
+        }
+        5 => {
+            let shims = dev.processes(&["swell shim", &dev.data().to_string_lossy()]);
+            ("shim".to_owned(), pick(&shims, dice))
+        }
+        _ => {
+            let data = dev.data();
+            let ours = |pid: &i32| std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(&data));
+            let instances: Vec<i32> = dev.processes(&["bin/hello"]).into_iter().filter(ours).collect();
+            ("instance".to_owned(), pick(&instances, dice))
+        }
+    };
+    let pid = pid?;
+    Dev::kill(pid);
+    Some(what)
+}
+
+fn pick(from: &[i32], dice: &mut Dice) -> Option<i32> {
+    if from.is_empty() { None } else { Some(from[dice.below(from.len() as u64) as usize]) }
+}
+
+#[test]
+fn whatever_is_killed_everything_ends_once_and_nothing_is_left_behind() {
+    if !isolation_is_here() {
+        return;
+    }
+    let (first, seeds) = (number_from("SEED", 1), number_from("SEEDS", SEEDS));
+    let (mut dev, repo) = cluster(3);
+    let file = std::fs::read_to_string(repo.path.join("swell.toml")).unwrap();
+    let quick = file
+        .replace("bake = \"5s\"", "bake = \"1s\"")
+        .replace("start_timeout = \"15s\"", "start_timeout = \"15s\", min_healthy = \"1s\"");
+    repo.write("swell.toml", &quick).commit("quicker");
+    repo.push(&dev, "hello");
+    assert_eq!(dev.ended_rollout("hello", 0)["state"], "deployed");
+
+    let mut killed = std::collections::BTreeMap::<String, u32>::new();
+    let (mut builds, mut rollouts) = (1, 1);
+    for seed in first..first + seeds {
+        let mut dice = Dice::new(seed);
+        repo.write("VERSION", &format!("{seed}\n")).commit("another version");
+        repo.push(&dev, "hello");
+        for _ in 0..1 + dice.below(3) {
+            let moment = Instant::now() + Duration::from_millis(dice.below(4000));
+            while Instant::now() < moment {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            if let Some(what) = kill_something(&dev, &mut dice) {
+                *killed.entry(what.split(' ').next().unwrap().to_owned()).or_default() += 1;
+            }
+        }
+        let build = dev.ended_build(&dev.newest_build("hello", builds));
+        builds += 1;
+        assert_eq!(build["state"], "ready-to-deploy", "seed {seed}: {build:#}");
+        let rollout = dev.ended_rollout("hello", rollouts);
+        rollouts += 1;
+        // A canary whose instance was killed may be judged bad: then it must be back, and the next push goes on from there.
+        let state = rollout["state"].as_str().unwrap();
+        assert!(["deployed", "rolled-back"].contains(&state), "seed {seed}: {rollout:#}");
+        let count = |path: &str| dev.get(path)["items"].as_array().unwrap().len();
+        assert_eq!(count("/v1/builds?pipeline=hello&limit=500"), builds, "seed {seed}: one build a push");
+        assert_eq!(count("/v1/rollouts?pipeline=hello&limit=500"), rollouts, "seed {seed}: one rollout a build");
+        let wanted = if state == "deployed" { rollout["release"].clone() } else { rollout["stable"].clone() };
+        dev.wait_until(&format!("seed {seed}: every target runs {wanted}"), |dev| {
+            let targets = dev.get("/v1/targets?limit=500").to_string();
+            targets.matches(wanted.as_str().unwrap()).count() >= 3
+        });
+    }
+    eprintln!("chaos: {seeds} seeds from {first}, killed {killed:?}");
+    if seeds >= SEEDS {
+        for kind in ["server", "gateway", "agent", "shim", "instance"] {
+            assert!(killed.contains_key(kind), "no {kind} was killed: {killed:?}");
+        }
+    }
+    dev.stop();
+    assert_eq!(dev.left_behind(), Vec::<String>::new());
+}

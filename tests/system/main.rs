@@ -1,0 +1,11 @@
+//! The whole system: real `swell` processes, real git, real containers, real ports. A test asserts what a user would notice.
+
+#![allow(clippy::unwrap_used)]
+
+mod chaos;
+mod harness;
+mod outage;
+mod push;
+mod refusals;
+mod traffic;
+mod upstream;
