@@ -416,7 +416,8 @@ pub(super) fn is_serving(view: &View<'_>) -> bool {
 /// How far the pipeline has come with what is wanted. `alarm` learns when that changes by time alone.
 pub(super) fn progress(view: &View<'_>) -> (Progress, Option<u64>) {
     let Some(release) = view.wanted.release() else {
-        let gone = view.journal.instances.is_empty();
+        // With the last instance the link goes.
+        let gone = view.journal.instances.is_empty() && view.journal.active.is_none();
         return (if gone { Progress::Stopped } else { Progress::Stopping }, None);
     };
     let mut alarm = Alarm { now: view.now, at: None };

@@ -5,10 +5,6 @@ use std::{
     fs::File,
     io,
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
     time::Duration,
 };
 
@@ -32,15 +28,13 @@ use crate::{
 /// How long a manifest, or an upload of evidence, may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The servers, as a source of bytes.
-#[derive(Debug, Clone)]
+/// The servers, as a source of bytes. Not `Debug`: it holds the token.
+#[derive(Clone)]
 pub(super) struct Origin {
     pub client: reqwest::Client,
     pub token: String,
     /// `http://ADDRESS:PORT`, the likeliest first.
     pub servers: Vec<String>,
-    /// Bytes that came over the network.
-    pub fetched_bytes: Arc<AtomicU64>,
 }
 
 /// Where one release goes.
@@ -111,7 +105,7 @@ async fn archive(
     let source = Source { client: &origin.client, base_url: &base_url, token: Some(&origin.token) };
     let options = FetchOptions { piece_timeout: Millis::from_secs(30), attempts_max: 3, ..FetchOptions::default() };
     let fetched = fetch(source, &manifest, &archive, &options, &fastrand::f64, &|_| ()).await.map_err(not_fetched)?;
-    origin.fetched_bytes.fetch_add(fetched.fetched_bytes, Ordering::Relaxed);
+    metrics::counter!("swell_agent_fetched_bytes_total").increment(fetched.fetched_bytes);
     tracing::info!(artifact = %release.artifact, bytes = fetched.fetched_bytes, resumed = fetched.resumed_bytes, "fetched");
     Ok((archive, manifest))
 }

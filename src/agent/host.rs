@@ -3,12 +3,9 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File, OpenOptions},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -97,15 +94,9 @@ impl Agent {
             servers: options.servers,
             server: watch::Sender::new(None),
             reports: Reports::default(),
-            fetched_bytes: Arc::new(AtomicU64::new(0)),
             clock: Instant::now(),
         };
         Ok(Self { shared: Arc::new(shared), desired, _lock: lock })
-    }
-
-    /// Bytes of artifacts that came over the network since the agent was opened.
-    pub fn fetched_bytes(&self) -> u64 {
-        self.shared.fetched_bytes.load(Ordering::Relaxed)
     }
 
     /// Converges until `stop`. What runs goes on afterwards.
@@ -216,10 +207,16 @@ fn io_error(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> A
     move |source| AgentError::Io { what, path, source }
 }
 
-/// Services' users must be able to pass: only what is private is closed.
+/// A folder through which services' users can pass, whatever the umask.
+pub(super) fn make_open_folder(path: &Path) -> std::io::Result<()> {
+    fs::create_dir_all(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755))
+}
+
+/// Only what is private is closed.
 fn make_folders(data_dir: &Path) -> Result<PathBuf, AgentError> {
-    let make = |path: &Path| fs::DirBuilder::new().recursive(true).mode(0o755).create(path).map_err(io_error("creating", path));
-    make(data_dir)?;
+    let make = |path: &Path| make_open_folder(path).map_err(io_error("creating", path));
+    fs::create_dir_all(data_dir).map_err(io_error("creating", data_dir))?;
     let data_dir = data_dir.canonicalize().map_err(io_error("resolving", data_dir))?;
     make(&data_dir.join("current"))?;
     make(&data_dir.join("pipelines"))?;

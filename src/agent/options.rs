@@ -11,7 +11,9 @@ use crate::model::{
 };
 
 /// What an agent needs to know of its server and of the cluster.
-#[derive(Debug, Clone, Deserialize)]
+///
+/// Not `Debug`: it holds the token.
+#[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AgentOptions {
     /// Its server. The version of the agent is filled in by [`super::Agent::open`].

@@ -58,7 +58,6 @@ pub(super) struct Shared {
     /// The server of the present session.
     pub server: watch::Sender<Option<String>>,
     pub reports: Reports,
-    pub fetched_bytes: Arc<std::sync::atomic::AtomicU64>,
     /// Where monotonic milliseconds begin.
     pub clock: Instant,
 }
@@ -74,7 +73,7 @@ impl Shared {
         let first = self.server.borrow().clone();
         let rest = self.servers.iter().filter(|server| first.as_ref() != Some(server)).cloned();
         let servers = first.clone().into_iter().chain(rest).collect();
-        Origin { client: self.client.clone(), token: self.token.clone(), servers, fetched_bytes: self.fetched_bytes.clone() }
+        Origin { client: self.client.clone(), token: self.token.clone(), servers }
     }
 }
 
@@ -262,14 +261,16 @@ impl Pipeline {
         let failure = evidence::failure_of(&instance, decide::Fault::Died, last);
         tracing::warn!(pipeline = %self.name, release = %instance.release, instance = instance.name(), exit = failure.exit, "an instance died");
         if instance.role == Role::Current && self.wanted.release().is_some_and(|release| release.release == instance.release) {
+            let output = last.output.clone();
             self.note(Some(instance.run), false, failure).await;
+            self.keep_output(instance.run, output);
         }
     }
 
     async fn hear(&mut self, event: Event) {
         match event {
             Event::Delivered(digest, result) => {
-                self.fetching = None;
+                let was_stopped = self.fetching.take().is_some_and(|(_, stop)| stop.is_cancelled());
                 match result {
                     Ok(()) => {
                         self.on_disk.insert(digest);
@@ -279,6 +280,8 @@ impl Pipeline {
                             self.journal.attempt = None;
                         }
                     }
+                    // It may be wanted again by now: then it is fetched again.
+                    Err(_) if was_stopped => {}
                     Err(error) if self.wanted.release().is_some_and(|release| release.artifact == digest) => {
                         self.not_delivered(error).await
                     }

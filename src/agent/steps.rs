@@ -13,6 +13,7 @@ use super::{
     decide::{Fault, Process, Seen, Step},
     deliver::{self, Place},
     evidence::{self, LastSeen, OUTPUT_SHORT_BYTES},
+    host::make_open_folder,
     journal::{Attempt, Instance, Journal, Role},
     launch::{Launch, Refusal},
     options::backoff_ms,
@@ -39,8 +40,14 @@ impl Pipeline {
     /// Finds everything as the journal and the disk say, after whatever happened.
     pub(super) async fn recover(&mut self) -> Result<(), StepError> {
         let folder = self.folder.clone();
-        (self.journal, self.on_disk) =
-            blocking(move || Ok((load_journal(&folder)?, releases_in(&folder.join("releases"))?))).await?;
+        (self.journal, self.on_disk) = blocking(move || {
+            let releases = folder.join("releases");
+            for open in [&folder, &releases] {
+                make_open_folder(open).map_err(io_error("making folder", open))?;
+            }
+            Ok((load_journal(&folder)?, releases_in(&releases)?))
+        })
+        .await?;
         (self.seen, self.last) = (BTreeMap::new(), BTreeMap::new());
         let dirs = self.folder.join("instances");
         let known: Vec<String> = self.journal.instances.iter().map(Instance::name).collect();
@@ -265,15 +272,21 @@ impl Pipeline {
             journal.instances.iter_mut().filter(beside).for_each(|other| other.role = Role::Leaving);
         })
         .await;
-        if last.output.len() > OUTPUT_SHORT_BYTES {
-            let (origin, events) = (self.shared.origin(), self.events.clone());
-            tokio::spawn(async move {
-                if let Some(digest) = deliver::upload(&origin, last.output).await {
-                    // The pipeline's task has ended: it will have other evidence.
-                    events.send(Event::Kept(Some(instance.run), digest)).await.ok();
-                }
-            });
+        self.keep_output(instance.run, last.output);
+    }
+
+    /// Sends the output of a run that failed to the content store, where it is longer than a report takes.
+    pub(super) fn keep_output(&self, run: u64, output: Vec<u8>) {
+        if output.len() <= OUTPUT_SHORT_BYTES {
+            return;
         }
+        let (origin, events) = (self.shared.origin(), self.events.clone());
+        tokio::spawn(async move {
+            if let Some(digest) = deliver::upload(&origin, output).await {
+                // The pipeline's task has ended: it will have other evidence.
+                events.send(Event::Kept(Some(run), digest)).await.ok();
+            }
+        });
     }
 
     /// Records that the wanted release failed, with what follows from that, and holds the next attempt back.

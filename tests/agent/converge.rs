@@ -315,7 +315,7 @@ async fn a_disk_that_is_too_small_is_told_with_figures() {
     let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=2m,mode=755", "tmpfs"]).arg(&disk).status().unwrap();
     assert!(mounted.success());
     let mount = Mount(disk);
-    let mut target = Target::in_folder(root, "disk", &[&server], "reserve = 1048576");
+    let mut target = Target::in_folder(root, "disk", &[&server], "reserve = \"1MiB\"\ndefault_user = \"nobody\"");
     let ports = free_ports();
     let noise: String = (0..400_000_u32).map(|i| char::from(b'a' + (i.wrapping_mul(2_654_435_761) >> 27) as u8 % 26)).collect();
     let pack = packed(&[("bin/web", WEB), ("noise", &format!("{noise}{noise}{noise}"))]);

@@ -1,6 +1,15 @@
 //! What an agent refuses, and what it does when it is stopped.
 
-use groundswell::model::observation::Progress;
+use std::{fs, os::unix::fs::PermissionsExt, process::Command};
+
+use groundswell::{
+    model::{desired::DesiredService, observation::Progress},
+    runner::shim::ProcessRef,
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 use super::support::*;
 
@@ -88,5 +97,114 @@ async fn another_server_is_found_when_one_goes() {
     used.until_healthy("shop", 1).await;
     used.stop();
     other.until_healthy("shop", 1).await;
+    target.stop();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_reboot_everything_is_started_again_with_no_server() {
+    if !can_run() {
+        return;
+    }
+    let server = FakeServer::start().await;
+    let mut target = Target::new(&[&server]);
+    let ports = free_ports();
+    let pack = packed(&[("bin/web", WEB)]);
+    server.keep(&pack);
+    server.want(&target.name, &[release("shop", 1, &pack, &[("api", web(1, "", &ports))])]);
+    target.start();
+    server.until_healthy("shop", 1).await;
+    server.stop();
+    target.kill();
+    // As after a power cut: no process is left, and what the shims recorded is of another boot.
+    let instances = target.data_dir.join("pipelines/shop/instances");
+    for name in names(&instances) {
+        for file in ["shim.pid", "child.pid"] {
+            let path = instances.join(&name).join(file);
+            let mut process: ProcessRef = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+            kill(Pid::from_raw(process.pid), Signal::SIGKILL).unwrap();
+            process.boot_id = "an earlier boot".to_owned();
+            fs::write(&path, serde_json::to_vec(&process).unwrap()).unwrap();
+        }
+    }
+    eventually("the old one is gone", || get(ports[0]).is_none()).await;
+    target.start();
+    eventually("it answers again", || get(ports[0]).as_deref() == Some("1")).await;
+    let server = server.again().await;
+    let report = server.until_healthy("shop", 1).await;
+    assert_eq!(report.instances[0].restarts, 1);
+    target.stop();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_root_it_says_so_or_runs_instances_bare() {
+    if !can_run() {
+        return;
+    }
+    let server = FakeServer::start().await;
+    let ports = free_ports();
+    let pack = packed(&[("bin/web", WEB)]);
+    server.keep(&pack);
+    for more in ["", "allow_unisolated = true"] {
+        let root = tempfile::tempdir().unwrap();
+        fs::set_permissions(root.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let data = root.path().join("data");
+        fs::create_dir(&data).unwrap();
+        std::os::unix::fs::chown(&data, Some(65_534), Some(65_534)).unwrap();
+        let mut target = Target::in_folder(root, "data", &[&server], more);
+        target.user = Some(65_534);
+        server.want(&target.name, &[release("shop", 1, &pack, &[("api", web(1, "", &ports))])]);
+        target.start();
+        if more.is_empty() {
+            target.wait();
+            assert!(target.log().contains("instances cannot be isolated here (root: running as user 65534)"), "{}", target.log());
+            continue;
+        }
+        server.until_healthy("shop", 1).await;
+        assert_eq!(get(ports[0]).as_deref(), Some("1"));
+        server.want(&target.name, &[]);
+        server.until_progress("shop", Progress::Stopped).await;
+        assert_eq!(target.traces(), [] as [&str; 0]);
+        target.stop();
+    }
+}
+
+/// Removes the user that the agent made.
+struct OwnUser(String);
+
+impl Drop for OwnUser {
+    fn drop(&mut self) {
+        Command::new("userdel").arg(&self.0).output().ok();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_without_a_user_gets_one_of_its_own_and_its_limits_hold() {
+    if !can_run() {
+        return;
+    }
+    let server = FakeServer::start().await;
+    let root = tempfile::tempdir().unwrap();
+    fs::set_permissions(root.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let mut target = Target::in_folder(root, "data", &[&server], "");
+    let eat = "#!/bin/sh\necho I am $(id -un); exec perl -e 'my @all; while (1) { push @all, \"x\" x 1000000 }'\n";
+    let pack = packed(&[("bin/eat", eat)]);
+    server.keep(&pack);
+    let mut eat = service(
+        serde_json::json!({ "command": ["bin/eat"], "limits": { "memory": "32MiB" }, "health": { "min_healthy": "30s" } }),
+    );
+    eat.user = None;
+    let pipeline = format!("own{}", std::process::id());
+    let eat = DesiredService { settings: eat, ports: [].into() };
+    server.want(&target.name, &[release(&pipeline, 1, &pack, &[("eat", eat)])]);
+    target.start();
+    let failure = server.until_progress(&pipeline, Progress::Failed).await.failure.unwrap();
+    let user = failure.output.trim().strip_prefix("I am ").unwrap().to_owned();
+    let user = OwnUser(user);
+    assert!(user.0.starts_with("swell-own"), "{}", user.0);
+    assert_eq!(failure.exit.as_deref(), Some("signal 9 (out of memory)"));
+    assert!(failure.reason.contains("was killed for lack of memory") && failure.hint.contains("limits.memory"), "{failure:#?}");
+    server.want(&target.name, &[]);
+    server.until_progress(&pipeline, Progress::Stopped).await;
+    assert_eq!(target.traces(), [] as [&str; 0]);
     target.stop();
 }

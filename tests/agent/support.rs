@@ -6,7 +6,7 @@ use std::{
     fs,
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
-    os::unix::fs::PermissionsExt,
+    os::unix::{fs::PermissionsExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
@@ -19,6 +19,7 @@ use std::{
 use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
 use groundswell::{
+    agent::{Agent, AgentOptions},
     artifacts::{
         archive::{PackOptions, pack},
         manifest::{Manifest, Origin},
@@ -42,6 +43,8 @@ use tokio_tungstenite::{
 };
 
 pub const SWELL: &str = env!("CARGO_BIN_EXE_swell");
+/// Names the file of [`AgentOptions`] for [`agent_process`].
+const AGENT_CONFIG: &str = "SWELL_TEST_AGENT_CONFIG";
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Whether the tests can run here; says so where they cannot.
@@ -74,6 +77,27 @@ while (1) {
   close $c;
 }
 "#;
+
+/// No test: started again with a configuration, this program is the agent, in a process that can be killed.
+#[test]
+fn agent_process() {
+    let Some(file) = std::env::var_os(AGENT_CONFIG) else { return };
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).init();
+    let options: AgentOptions = toml::from_str(&fs::read_to_string(file).unwrap()).unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let ended = runtime.block_on(async {
+        let agent = Agent::open(options).map_err(|error| error.to_string())?;
+        let stop = tokio_util::sync::CancellationToken::new();
+        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).unwrap();
+        let on_signal = stop.clone();
+        tokio::spawn(async move {
+            terminate.recv().await;
+            on_signal.cancel();
+        });
+        agent.run(stop).await.map_err(|error| error.to_string())
+    });
+    ended.unwrap();
+}
 
 /// A release, packed.
 #[derive(Clone)]
@@ -386,13 +410,15 @@ pub struct Target {
     _root: tempfile::TempDir,
     config: PathBuf,
     agent: Option<Child>,
+    /// Who the agent is; root otherwise.
+    pub user: Option<u32>,
 }
 
 impl Target {
     pub fn new(servers: &[&FakeServer]) -> Self {
         let root = tempfile::tempdir().unwrap();
         fs::set_permissions(root.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        Self::in_folder(root, "data", servers, "")
+        Self::in_folder(root, "data", servers, "default_user = \"nobody\"")
     }
 
     /// With its data in a folder of `root`, and more lines of configuration.
@@ -406,7 +432,7 @@ impl Target {
             data_dir = {data_dir:?}
             servers = {servers:?}
             token = "secret"
-            default_user = "nobody"
+            shim = {SWELL:?}
             {more}
             [facts]
             name = {name:?}
@@ -428,7 +454,7 @@ impl Target {
             "#
         );
         fs::write(&config, text).unwrap();
-        Self { name, data_dir, _root: root, config, agent: None }
+        Self { name, data_dir, _root: root, config, agent: None, user: None }
     }
 
     pub fn start(&mut self) {
@@ -438,14 +464,24 @@ impl Target {
     pub fn start_with(&mut self, env: &[(&str, &str)]) {
         assert!(self.agent.is_none());
         let log = fs::OpenOptions::new().create(true).append(true).open(self.config.with_file_name("agent.log")).unwrap();
-        let mut command = Command::new(SWELL);
-        command.args(["agent", "--config"]).arg(&self.config).envs(env.iter().copied());
+        let mut command = self.command();
+        command.envs(env.iter().copied());
+        if let Some(user) = self.user {
+            command.uid(user).gid(user);
+        }
         self.agent = Some(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap());
+    }
+
+    /// This very program, as an agent: see [`agent_process`].
+    fn command(&self) -> Command {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["support::agent_process", "--exact", "--nocapture"]).env(AGENT_CONFIG, &self.config);
+        command
     }
 
     /// A second agent for the same folder: what it says.
     pub fn start_second(&self) -> String {
-        let output = Command::new(SWELL).args(["agent", "--config"]).arg(&self.config).output().unwrap();
+        let output = self.command().output().unwrap();
         assert!(!output.status.success());
         String::from_utf8_lossy(&output.stderr).into_owned()
     }
@@ -476,8 +512,12 @@ impl Target {
         self.agent = None;
     }
 
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.config.with_file_name("agent.log")).unwrap_or_default()
+    }
+
     pub fn show_log(&self) {
-        eprintln!("{}", fs::read_to_string(self.config.with_file_name("agent.log")).unwrap_or_default());
+        eprintln!("{}", self.log());
     }
 
     /// The commands' processes of a pipeline that run now, by the names of their shims' folders.
