@@ -44,7 +44,8 @@ use tokio::sync::watch;
 
 const SWELL: &str = env!("CARGO_BIN_EXE_swell");
 const PATIENCE: Duration = Duration::from_secs(120);
-const GOOD: &str = "[build]\nrun = \"make\"\nmemory = \"256MiB\"\n[test]\nrun = \"make check\"\n[package]\nrun = \"make install prefix=$OUT\"\n";
+const GOOD: &str =
+    "[build]\nrun = \"make\"\nmemory = \"256MiB\"\n[test]\nrun = \"make check\"\n[package]\nrun = \"make install prefix=$OUT\"\n";
 const MAKEFILE: &str = "all:\n\t@echo built $$SWELL_PIPELINE >> built; echo compiling\ncheck:\n\t@test -f built; echo café; echo warned >&2\n\
     install:\n\t@mkdir -p $(prefix)/bin; cp built $(prefix)/bin/app; chmod +x $(prefix)/bin/app; date -d @$$SOURCE_DATE_EPOCH > $(prefix)/when\n";
 
@@ -254,7 +255,8 @@ impl Place {
         let tag = groundswell::model::digest::Digest::of(attempts.as_os_str().as_encoded_bytes()).hex()[..8].to_owned();
         for controller in fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
             let groups = fs::read_dir(controller.path().join("groundswell/builds")).into_iter().flatten().flatten();
-            let ours: Vec<_> = groups.map(|entry| entry.file_name()).filter(|name| name.to_string_lossy().starts_with(&tag)).collect();
+            let ours: Vec<_> =
+                groups.map(|entry| entry.file_name()).filter(|name| name.to_string_lossy().starts_with(&tag)).collect();
             assert!(ours.is_empty(), "control groups left: {ours:?}");
         }
     }
@@ -327,7 +329,8 @@ async fn a_commit_becomes_the_same_artifact_each_time() {
     assert!(phases[1].exit_code == Some(0) && phases[1].memory_peak.is_some() && phases[1].cpu_time.is_some(), "{phases:?}");
     assert_eq!(first.attempts[0].unisolated, None);
     let log = place.log(&first).await;
-    let line = |text: &str| log.iter().find(|chunk| chunk.text.contains(text)).unwrap_or_else(|| panic!("{text} is not in {log:?}"));
+    let line =
+        |text: &str| log.iter().find(|chunk| chunk.text.contains(text)).unwrap_or_else(|| panic!("{text} is not in {log:?}"));
     assert_eq!((line("checking out").phase.as_str(), line("compiling").phase.as_str()), ("checkout", "build"));
     assert!(line("café\n").phase == "test" && line("warned").stderr && !line("café").stderr);
     assert!(line("packed 2 files").text.contains(&artifact.digest.to_string()));
@@ -342,10 +345,34 @@ async fn a_phase_that_fails_says_which_and_why() {
         format!("[build]\nrun = '''{build}'''\n[test]\nrun = '''{test}'''\n[package]\nrun = '''{package}'''\n")
     };
     let cases = [
-        (script("echo broken; exit 2", "true", "true"), BuildState::BuildFailed, Phase::Build, "`echo broken; exit 2` ended with exit code 2", "broken"),
-        (script("true", "echo no >&2\nexit 1", "true"), BuildState::TestFailed, Phase::Test, "`echo no >&2 …` ended with exit code 1", "no"),
-        (script("true", "true", "no-such-command"), BuildState::BuildFailed, Phase::Package, "`no-such-command` ended with exit code 127", "not found"),
-        (script("true", "true", "mkdir $OUT/empty"), BuildState::BuildFailed, Phase::Package, "[package] left nothing under $OUT", ""),
+        (
+            script("echo broken; exit 2", "true", "true"),
+            BuildState::BuildFailed,
+            Phase::Build,
+            "`echo broken; exit 2` ended with exit code 2",
+            "broken",
+        ),
+        (
+            script("true", "echo no >&2\nexit 1", "true"),
+            BuildState::TestFailed,
+            Phase::Test,
+            "`echo no >&2 …` ended with exit code 1",
+            "no",
+        ),
+        (
+            script("true", "true", "no-such-command"),
+            BuildState::BuildFailed,
+            Phase::Package,
+            "`no-such-command` ended with exit code 127",
+            "not found",
+        ),
+        (
+            script("true", "true", "mkdir $OUT/empty"),
+            BuildState::BuildFailed,
+            Phase::Package,
+            "[package] left nothing under $OUT",
+            "",
+        ),
         (script("true", "true", "mkfifo $OUT/fifo"), BuildState::BuildFailed, Phase::Package, "fifo", ""),
     ];
     for (file, state, phase, reason, output) in cases {
@@ -369,7 +396,16 @@ async fn phases_that_are_not_given_are_skipped() {
     let skipped: Vec<_> = build.attempts[0].phases.iter().map(|phase| phase.skipped).collect();
     assert_eq!(skipped, [false, true, true, false, false]);
     let env = fs::read_to_string(place.root.join(format!("runner/attempts/{}-1/out/env", build.id))).unwrap();
-    for expected in ["CI=true", "SOURCE_DATE_EPOCH=1700000000", "TZ=UTC", "LC_ALL=C.UTF-8", "OUT=/out", "HOME=/tmp", "SWELL_BRANCH=main", "/workspace"] {
+    for expected in [
+        "CI=true",
+        "SOURCE_DATE_EPOCH=1700000000",
+        "TZ=UTC",
+        "LC_ALL=C.UTF-8",
+        "OUT=/out",
+        "HOME=/tmp",
+        "SWELL_BRANCH=main",
+        "/workspace",
+    ] {
         assert!(env.lines().any(|line| line == expected), "{expected} is not in {env}");
     }
     assert!(env.contains(&format!("SWELL_COMMIT={}", place.head())) && env.contains(&format!("SWELL_BUILD={}", build.id)));
@@ -388,14 +424,22 @@ async fn what_is_wrong_with_the_commit_fails_and_what_is_wrong_with_the_network_
 
     let gone = place.run_to_end(place.assign(&"1".repeat(40))).await;
     let told = failure(&gone);
-    assert!(gone.state == BuildState::BuildFailed && told.reason.contains("deleted or never pushed") && told.hint.contains("swell build"), "{told:?}");
+    assert!(
+        gone.state == BuildState::BuildFailed
+            && told.reason.contains("deleted or never pushed")
+            && told.hint.contains("swell build"),
+        "{told:?}"
+    );
 
     let build = place.assign(&place.head());
     let job = AttemptJob { source: Ok(GitSource { url: "http://127.0.0.1:1/x.git".into(), token: None }), ..place.job(build) };
     place.attempts.run(job, watch::channel(false).1).await;
     let unreachable = place.state.build(build);
     assert_eq!(unreachable.state, BuildState::Queued, "{:?}", unreachable.attempts);
-    assert!(matches!(&unreachable.attempts[0].end, Some(AttemptEnd::Lost(why)) if why.contains("cannot reach")), "{unreachable:?}");
+    assert!(
+        matches!(&unreachable.attempts[0].end, Some(AttemptEnd::Lost(why)) if why.contains("cannot reach")),
+        "{unreachable:?}"
+    );
 
     let build = place.assign(&place.head());
     let job = AttemptJob { source: Ok(GitSource { url: "/no/such/repository".into(), token: None }), ..place.job(build) };
@@ -419,7 +463,8 @@ async fn limits_end_a_phase_and_are_told_as_such() {
     assert!(failure(&build).reason.contains("out of memory (limit 32MiB, peak"), "{:?}", failure(&build));
     hungry.close().await;
 
-    let fat = Place::new(&format!("[build]\nrun = \"head -c 40M /dev/zero > fat; sleep 600\"\ndisk = \"16MiB\"\n{package}")).await;
+    let fat =
+        Place::new(&format!("[build]\nrun = \"head -c 40M /dev/zero > fat; sleep 600\"\ndisk = \"16MiB\"\n{package}")).await;
     let build = fat.build().await;
     assert!(failure(&build).reason.contains("more than the 16MiB of [build].disk"), "{:?}", failure(&build));
     fat.close().await;
@@ -530,11 +575,30 @@ async fn kill_9_at_any_point_leads_to_the_same_artifact() {
     let commit = reference.head();
     reference.close().await;
     let points = [
-        "acknowledging", "begun", "before_checkout", "checked_out", "checkout_recorded", "before_phase", "phase_recorded:2",
-        "phase_started", "phase_ended", "phase_done:2", "phase_started:3", "packed", "artifact_stored", "manifest_stored",
-        "upload_done", "log_stored", "end_recorded", "end_told",
+        "acknowledging",
+        "begun",
+        "before_checkout",
+        "checked_out",
+        "checkout_recorded",
+        "before_phase",
+        "phase_recorded:2",
+        "phase_started",
+        "phase_ended",
+        "phase_done:2",
+        "phase_started:3",
+        "packed",
+        "artifact_stored",
+        "manifest_stored",
+        "upload_done",
+        "log_stored",
+        "end_recorded",
+        "end_told",
     ];
-    for point in points.map(|point| format!("attempt::{point}")).into_iter().chain(["runtime::before_shim".into(), "runtime::after_shim".into()]) {
+    for point in points
+        .map(|point| format!("attempt::{point}"))
+        .into_iter()
+        .chain(["runtime::before_shim".into(), "runtime::after_shim".into()])
+    {
         let place = Place::new(GOOD).await;
         assert_eq!(place.head(), commit);
         let build = place.assign(&commit);
@@ -595,7 +659,11 @@ async fn a_killed_shim_loses_the_attempt() {
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
     tokio::time::timeout(PATIENCE, run).await.unwrap().unwrap();
     let lost = place.state.build(build);
-    assert!(matches!(&lost.attempts[0].end, Some(AttemptEnd::Lost(_))) && lost.state == BuildState::Queued, "{:?}", lost.attempts);
+    assert!(
+        matches!(&lost.attempts[0].end, Some(AttemptEnd::Lost(_))) && lost.state == BuildState::Queued,
+        "{:?}",
+        lost.attempts
+    );
     place.close().await;
 }
 

@@ -194,7 +194,8 @@ mod tests {
         let mut chunks = Vec::new();
         let mut start = 0;
         for number in 0..20_000 {
-            let text = if number % 1000 == 0 { "\u{1}".repeat(CHUNK_BYTES_MAX) } else { format!("line {number} \u{1b}[31mred é\n") };
+            let text =
+                if number % 1000 == 0 { "\u{1}".repeat(CHUNK_BYTES_MAX) } else { format!("line {number} \u{1b}[31mred é\n") };
             chunks.push(chunk(start, &text));
             start += text.len() as u64;
         }

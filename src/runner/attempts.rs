@@ -60,7 +60,7 @@ use crate::{
 };
 
 /// Which attempt: a build, and the attempt's number from 1.
-pub(crate) type AttemptKey = (BuildId, u32);
+type AttemptKey = (BuildId, u32);
 
 /// What one attempt holds while something works on it; what is done aside has a share, so that nobody else begins before that has ended.
 type Hold = Arc<OwnedMutexGuard<()>>;
@@ -110,7 +110,9 @@ pub struct AttemptsOptions {
 #[derive(Debug, thiserror::Error)]
 pub enum AttemptError {
     /// Builds could do what they like to the machine.
-    #[error("builds cannot be isolated on this machine ({0}); `swell doctor` says what to change, and only `swell dev` runs them regardless")]
+    #[error(
+        "builds cannot be isolated on this machine ({0}); `swell doctor` says what to change, and only `swell dev` runs them regardless"
+    )]
     NotIsolated(String),
     /// The data folder cannot be used.
     #[error(transparent)]
@@ -223,7 +225,9 @@ impl Inner {
         for attempt in 1..=DISCARD_TRIES {
             match discard_once(&folder, hold.clone()).await {
                 Ok(()) => return,
-                Err(error) => tracing::error!(error, folder = %folder.path().display(), attempt, "an attempt could not be removed"),
+                Err(error) => {
+                    tracing::error!(error, folder = %folder.path().display(), attempt, "an attempt could not be removed")
+                }
             }
             tokio::time::sleep(DISCARD_AGAIN_AFTER).await;
         }

@@ -43,7 +43,8 @@ impl Run {
     }
 
     async fn fetch(&self, source: GitSource) -> Result<CheckedOut, Stop> {
-        let commit: ObjectId = self.job.build.commit.as_str().parse().map_err(|error| failed(format!("{error}"), "build another commit"))?;
+        let commit: ObjectId =
+            self.job.build.commit.as_str().parse().map_err(|error| failed(format!("{error}"), "build another commit"))?;
         let mirror = self.inner.mirrors.of(&source.url, source.token).await.map_err(stop_for)?;
         mirror.fetch_commit(&commit).await.map_err(stop_for)?;
         let path = self.job.file.as_str();
@@ -90,8 +91,12 @@ fn failed(reason: String, hint: &str) -> Stop {
 fn stop_for(error: GitError) -> Stop {
     let hint = match &error {
         GitError::RefNotFound { .. } => "push the commit again, or build another one: `swell build PIPELINE --ref BRANCH`",
-        GitError::PathNotFound { .. } => "add the file and push again, or register the pipeline with the right path: `swell pipeline create`",
-        GitError::NoRepository { .. } | GitError::Invalid { .. } => "register the pipeline with the right address: `swell pipeline create`",
+        GitError::PathNotFound { .. } => {
+            "add the file and push again, or register the pipeline with the right path: `swell pipeline create`"
+        }
+        GitError::NoRepository { .. } | GitError::Invalid { .. } => {
+            "register the pipeline with the right address: `swell pipeline create`"
+        }
         GitError::Denied { .. } => "give the pipeline a token or deploy key that may read the repository",
         GitError::TooLarge { .. } => "make it smaller and push again",
         _ => return lost(super::chain(&error)),
@@ -108,7 +113,11 @@ mod tests {
     fn a_file_that_cannot_be_carried_out_says_where() {
         let failure = read_file("ci/swell.toml", b"[build]\nrun = \"make\"\nmemroy = \"1GiB\"\n").unwrap_err();
         assert!(failure.reason.starts_with("`ci/swell.toml` cannot be used: line 3: unknown key"), "{}", failure.reason);
-        assert!(failure.output.contains("--> ci/swell.toml:3:1") && failure.output.contains("did you mean"), "{}", failure.output);
+        assert!(
+            failure.output.contains("--> ci/swell.toml:3:1") && failure.output.contains("did you mean"),
+            "{}",
+            failure.output
+        );
         let unsupported = read_file("swell.toml", b"[build]\nimage = \"debian\"\n[package]\nrun = \"true\"\n").unwrap_err();
         assert!(unsupported.output.contains("not in this version yet"), "{}", unsupported.output);
         let nothing = read_file("swell.toml", b"[build]\nrun = \"make\"\n").unwrap_err();

@@ -177,7 +177,12 @@ impl Run {
     }
 
     /// The environment of a phase. What identifies the build cannot be overridden.
-    fn variables(&self, env: Option<&BTreeMap<String, String>>, file: &PipelineFile, committed_at_s: u64) -> BTreeMap<String, String> {
+    fn variables(
+        &self,
+        env: Option<&BTreeMap<String, String>>,
+        file: &PipelineFile,
+        committed_at_s: u64,
+    ) -> BTreeMap<String, String> {
         let text = |path: PathBuf| path.to_string_lossy().into_owned();
         let (out, home) = match self.inner.unisolated {
             None => (OUT.to_owned(), "/tmp".to_owned()),

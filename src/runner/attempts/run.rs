@@ -134,10 +134,12 @@ impl Run {
     /// Takes up what is on disk; an ending where there is one already.
     async fn resume(&mut self) -> Result<Option<Ending>, Stop> {
         let folder = self.folder.clone();
-        let (kept, ending) = self.aside(move || {
-            folder.create()?;
-            Ok::<_, FolderError>((folder.read_record()?, folder.read_end()?))
-        }).await??;
+        let (kept, ending) = self
+            .aside(move || {
+                folder.create()?;
+                Ok::<_, FolderError>((folder.read_record()?, folder.read_end()?))
+            })
+            .await??;
         crash::point("attempt::begun");
         if let Some(record) = &kept
             && !record.is_of(&self.job.build, self.job.attempt)
@@ -164,7 +166,10 @@ impl Run {
         }
         self.keep_record().await?;
         if let Some(why) = self.inner.unisolated.clone() {
-            self.line(Phase::Checkout, &format!("WARNING: NOT ISOLATED: {why}; what this build runs can do whatever the runner can"))?;
+            self.line(
+                Phase::Checkout,
+                &format!("WARNING: NOT ISOLATED: {why}; what this build runs can do whatever the runner can"),
+            )?;
         }
         Ok(None)
     }
@@ -186,7 +191,11 @@ impl Run {
         let scripts = [
             (Phase::Build, file.build.run.as_deref(), None),
             (Phase::Test, file.test.as_ref().map(|test| test.run.as_str()), file.test.as_ref().map(|test| &test.env)),
-            (Phase::Package, file.package.as_ref().map(|package| package.run.as_str()), file.package.as_ref().map(|package| &package.env)),
+            (
+                Phase::Package,
+                file.package.as_ref().map(|package| package.run.as_str()),
+                file.package.as_ref().map(|package| &package.env),
+            ),
         ];
         for (phase, script, env) in scripts {
             match script {
@@ -241,7 +250,8 @@ impl Run {
         self.reporter.say(action).await;
         let mut answer = self.reporter.answer(ANSWER_PATIENCE).await;
         if answer == Answer::Refused {
-            let end = AttemptEnd::Lost("state refused how the attempt ended; this is a defect, the server's log has more".to_owned());
+            let end =
+                AttemptEnd::Lost("state refused how the attempt ended; this is a defect, the server's log has more".to_owned());
             self.reporter.say(BuildAction::End { build, attempt, end, log }).await;
             answer = self.reporter.answer(ANSWER_PATIENCE).await;
         }

@@ -45,7 +45,8 @@ pub(super) fn verdict(
     output: impl FnOnce() -> String,
 ) -> Option<AttemptEnd> {
     let script = in_a_sentence(given.script);
-    let failure = |reason: String, hint: &str| BuildFailure { phase: given.phase, reason, hint: hint.to_owned(), output: cut(output()) };
+    let failure =
+        |reason: String, hint: &str| BuildFailure { phase: given.phase, reason, hint: hint.to_owned(), output: cut(output()) };
     if ended_by == EndedBy::Cancel {
         return Some(AttemptEnd::Canceled);
     }
@@ -65,13 +66,18 @@ pub(super) fn verdict(
     if exit.oom_killed {
         let peak = exit.memory_peak_bytes.map_or_else(String::new, |peak| format!(", peak {}", ByteSize(peak)));
         let reason = format!("{script} was killed: out of memory (limit {}{peak})", given.memory);
-        return Some(AttemptEnd::Failed(failure(reason, "use less memory, such as fewer parallel jobs, or raise [build].memory")));
+        return Some(AttemptEnd::Failed(failure(
+            reason,
+            "use less memory, such as fewer parallel jobs, or raise [build].memory",
+        )));
     }
     if disk_is_full {
         return Some(AttemptEnd::Lost(format!("the runner's disk is full: {script} {}", how_it_ended(&exit.outcome))));
     }
     let hint = match (&exit.outcome, given.phase) {
-        (Outcome::Exited(126 | 127), _) => "a command was not found or cannot be executed: install it in the image, or correct its name",
+        (Outcome::Exited(126 | 127), _) => {
+            "a command was not found or cannot be executed: install it in the image, or correct its name"
+        }
         (Outcome::Signaled(_), _) => "the phase's last output says more",
         (_, Phase::Test) => "a test failed: the phase's last output says which",
         _ => "the phase's last output says why; run the same script in a clean checkout to repeat it",
@@ -177,14 +183,20 @@ mod tests {
         assert_eq!(reason(&two, EndedBy::Itself, false), "`make check` ended with exit code 2");
         assert_eq!(reason(&exit(Outcome::Signaled(11)), EndedBy::Itself, false), "`make check` was killed by SIGSEGV");
         let oom = ExitRecord { oom_killed: true, ..two.clone() };
-        assert_eq!(reason(&oom, EndedBy::Itself, true), "`make check` was killed: out of memory (limit 4.0GiB, peak 4.0GiB)".replace(".0", ""));
+        assert_eq!(
+            reason(&oom, EndedBy::Itself, true),
+            "`make check` was killed: out of memory (limit 4.0GiB, peak 4.0GiB)".replace(".0", "")
+        );
         let late = ExitRecord { timed_out: true, ..exit(Outcome::Signaled(9)) };
         assert_eq!(reason(&late, EndedBy::Itself, false), "`make check` was not done after the 30m of [build].timeout");
         assert!(reason(&two, EndedBy::Itself, true).starts_with("lost: the runner's disk is full"));
         assert_eq!(reason(&exit(Outcome::Exited(0)), EndedBy::Cancel, false), "Canceled");
         assert!(reason(&two, EndedBy::Disk(ByteSize(2 << 30)), false).contains("took 2GiB of disk, more than the 1GiB"));
         let failure = Failure { what: "create the container".into(), why: "no".into(), way_out: "doctor".into() };
-        assert!(reason(&exit(Outcome::Failed(failure)), EndedBy::Itself, false).starts_with("lost: `make check` could not be started"));
+        assert!(
+            reason(&exit(Outcome::Failed(failure)), EndedBy::Itself, false)
+                .starts_with("lost: `make check` could not be started")
+        );
     }
 
     #[test]
