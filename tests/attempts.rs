@@ -8,7 +8,7 @@ use std::{
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::{Arc, Mutex},
+    sync::{Arc, LazyLock, Mutex},
     time::{Duration, Instant},
 };
 
@@ -156,7 +156,7 @@ impl Place {
         fs::write(repository.join("Makefile"), MAKEFILE).unwrap();
         git(&repository, &["add", "."]);
         git(&repository, &["commit", "--quiet", "-m", "one"]);
-        let mut place = Self::open(&root, isolation::probe().level).await;
+        let mut place = Self::open(&root, isolation_level()).await;
         place._owned = Some(owned);
         place
             .state
@@ -284,9 +284,15 @@ async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// Looked at once: two looks at a time would be in each other's way.
+fn isolation_level() -> Level {
+    static LEVEL: LazyLock<Level> = LazyLock::new(|| isolation::probe().level);
+    LEVEL.clone()
+}
+
 /// Whether containers can be made here; says so loudly where not, and fails in CI.
 fn permitted() -> bool {
-    let Level::None { why } = isolation::probe().level else { return true };
+    let Level::None { why } = isolation_level() else { return true };
     eprintln!("SKIPPED: this machine does not allow isolation: {why}");
     assert!(std::env::var("CI").as_deref() != Ok("true"), "skipped in CI: {why}");
     false
