@@ -14,7 +14,7 @@
 //!
 //! A machine that restarted meanwhile is another matter: files that phases wrote may be missing. Such an attempt is lost.
 //!
-//! Crash points, in the order in which they are passed: `attempt::begun` (the folder exists), `attempt::acknowledging`,
+//! Crash points, in the order in which they are passed: `attempt::acknowledging`, `attempt::begun` (the folder exists),
 //! `attempt::before_checkout`, `attempt::checked_out` (not yet recorded), `attempt::checkout_recorded`, for each phase that has a script
 //! `attempt::before_phase`, `attempt::phase_recorded` (not yet started), `attempt::phase_started`, `attempt::phase_ended` (not yet recorded),
 //! `attempt::phase_done`; then `attempt::packed`, `attempt::artifact_stored`, `attempt::manifest_stored`, `attempt::upload_done`,
@@ -60,7 +60,7 @@ use crate::{
 };
 
 /// Which attempt: a build, and the attempt's number from 1.
-pub(crate) type AttemptKey = (BuildId, u32);
+type AttemptKey = (BuildId, u32);
 
 /// What one attempt holds while something works on it; what is done aside has a share, so that nobody else begins before that has ended.
 type Hold = Arc<OwnedMutexGuard<()>>;

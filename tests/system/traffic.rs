@@ -57,10 +57,6 @@ impl Traffic {
         Self { threads: threads.collect(), met, stop }
     }
 
-    pub fn so_far(&self) -> Met {
-        self.met.lock().unwrap().clone()
-    }
-
     pub fn stop(self) -> Met {
         self.stop.store(true, Ordering::Relaxed);
         for thread in self.threads {

@@ -166,16 +166,47 @@ async fn ask_remote(invocation: Invocation, url: &str, what: &str) -> Result<Vec
 }
 
 impl Mirror {
+    /// Made beside and renamed, so that one whose making was interrupted is never taken for a mirror.
     async fn create(&self) -> Result<(), GitError> {
-        if tokio::fs::try_exists(self.git_dir.join("objects")).await.unwrap_or(false) {
+        let is_there = || tokio::fs::try_exists(self.git_dir.join("objects"));
+        if is_there().await.unwrap_or(false) {
             return Ok(());
         }
-        let init = self.git.command("creating a mirror").args(["init", "--quiet", "--bare", "--template="]).args([&self.git_dir]);
+        let _one_at_a_time = self.fetching.acquire().await.ok();
+        if is_there().await.unwrap_or(false) {
+            return Ok(());
+        }
+        let new = self.git_dir.with_extension("new");
+        match tokio::fs::remove_dir_all(&new).await {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(GitError::io("remove", &new)(error)),
+            _ => {}
+        }
+        let init = self.git.command("creating a mirror").args(["init", "--quiet", "--bare", "--template="]).args([&new]);
         init.run_ok().await?;
         // Check-outs ask for commits by id; see `checkout`.
-        let allow = self.git.command("configuring a mirror").in_repository(&self.git_dir);
+        let allow = self.git.command("configuring a mirror").in_repository(&new);
         allow.args(["config", "uploadpack.allowAnySHA1InWant", "true"]).run_ok().await?;
-        Ok(())
+        tokio::fs::rename(&new, &self.git_dir).await.map_err(GitError::io("create", &self.git_dir))
+    }
+
+    /// Removes the lock files of a git that was killed: nothing else would, and every later fetch would fail. Only while this mirror
+    /// is not being fetched.
+    async fn remove_stale_locks(&self) {
+        let git_dir = self.git_dir.clone();
+        let removed = tokio::task::spawn_blocking(move || {
+            let is_lock = |path: &Path| path.extension().is_some_and(|extension| extension == "lock");
+            let top = std::fs::read_dir(&git_dir).into_iter().flatten().flatten().map(|entry| entry.path());
+            let refs = walkdir::WalkDir::new(git_dir.join("refs")).into_iter().flatten().map(|entry| entry.into_path());
+            for lock in top.chain(refs).filter(|path| is_lock(path)) {
+                tracing::warn!(lock = %lock.display(), "a git command was killed here; its lock is removed");
+                if let Err(error) = std::fs::remove_file(&lock) {
+                    tracing::warn!(%error, lock = %lock.display(), "the lock could not be removed");
+                }
+            }
+        });
+        if let Err(error) = removed.await {
+            tracing::warn!(%error, "looking for locks was broken off");
+        }
     }
 
     /// The address, without credentials.
@@ -216,6 +247,7 @@ impl Mirror {
     async fn fetch_refs(&self, refspecs: &[&str]) -> Result<(), GitError> {
         // Never closed, so this cannot fail; a failure would only mean that two fetches run at once.
         let _one_at_a_time = self.fetching.acquire().await.ok();
+        self.remove_stale_locks().await;
         let mut fetch = self.local("fetching").args(["fetch", "--quiet", "--no-tags", "--no-write-fetch-head"]);
         if refspecs.len() > 1 {
             fetch = fetch.args(["--prune"]);

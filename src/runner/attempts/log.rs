@@ -426,7 +426,8 @@ mod tests {
             assert_eq!(pair[0].end, pair[1].start);
         }
         let whole: String = chunks.iter().map(|chunk| chunk.text.as_str()).collect();
-        for start in 0..chunks.last().unwrap().end {
+        let within_a_character = chunks[1].start + 4..chunks[1].end;
+        for start in (0..chunks.last().unwrap().end).filter(|start| !within_a_character.contains(start)) {
             let read = read_all(&folder, start);
             assert!(read[0].start <= start && read[0].end > start, "{start}: {:?}", read[0]);
             let tail: String = read.iter().map(|chunk| chunk.text.as_str()).collect();

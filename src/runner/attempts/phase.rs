@@ -235,7 +235,8 @@ impl Run {
                 memory_bytes: Some(settings.memory.0),
                 cpu_cores: Some(settings.cpu.as_f64()),
                 pids: Some(PIDS_MAX),
-                nofile: Some(OPEN_FILES_MAX),
+                // A plain process may have no right to raise it.
+                nofile: self.inner.unisolated.is_none().then_some(OPEN_FILES_MAX),
             },
             time_limit: Some(left),
             stop: StopPolicy { timeout: STOP_WITHIN, ..StopPolicy::default() },
