@@ -31,6 +31,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("http", &["model", "analysis", "raft", "artifacts", "security", "crash"]),
     ("cli", &["model", "analysis", "security", "crash"]),
     ("main", EVERY_MODULE),
+    ("roles", EVERY_MODULE),
     ("lib", EVERY_MODULE),
 ];
 

@@ -31,6 +31,7 @@ use crate::{
     crash,
     model::{
         desired::{DesiredTarget, Generation},
+        digest::Digest,
         ids::PipelineName,
     },
     runner::{isolation, runtime::ShimRuntime},
@@ -84,11 +85,11 @@ impl Agent {
         let client = reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT).no_proxy().build();
         let client = client.map_err(|error| AgentError::Client(error.to_string()))?;
         let shared = Shared {
-            data_dir,
-            around: Surroundings { facts: options.facts, isolated, default_user: options.default_user },
+            around: Surroundings { facts: options.facts, tag: tag_of(&data_dir), isolated, default_user: options.default_user },
             runtime: options.shim.map_or_else(ShimRuntime::default, ShimRuntime::with_executable),
             timing: options.timing,
             reserve: options.reserve,
+            data_dir,
             client,
             token: options.token,
             servers: options.servers,
@@ -221,6 +222,12 @@ fn make_folders(data_dir: &Path) -> Result<PathBuf, AgentError> {
     make(&data_dir.join("current"))?;
     make(&data_dir.join("pipelines"))?;
     Ok(data_dir)
+}
+
+/// A few characters that stand for a data folder.
+fn tag_of(data_dir: &Path) -> String {
+    use std::os::unix::ffi::OsStrExt as _;
+    Digest::of(data_dir.as_os_str().as_bytes()).short()
 }
 
 fn lock(data_dir: &Path) -> Result<Flock<File>, AgentError> {

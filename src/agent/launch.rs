@@ -46,6 +46,8 @@ pub(super) struct Refusal {
 #[derive(Debug, Clone)]
 pub(super) struct Surroundings {
     pub facts: TargetFacts,
+    /// Tells this agent's control groups from those of another of the same name on this machine.
+    pub tag: String,
     /// Whether instances get control groups and users of their own.
     pub isolated: bool,
     /// Of services that name none.
@@ -119,7 +121,7 @@ impl Launch {
                 nofile: service.limits.nofile,
             },
             stop: StopPolicy { signal: service.stop.signal.name().to_owned(), timeout: service.stop.timeout },
-            cgroup: format!("/groundswell/agent/{}/{pipeline}/{}", around.facts.name, instance.name()),
+            cgroup: format!("/groundswell/agent/{}-{}/{pipeline}/{}", around.facts.name, around.tag, instance.name()),
         })
     }
 

@@ -545,10 +545,10 @@ impl Target {
             }
         }
         for mount in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
-            let group = mount.path().join("groundswell/agent").join(&self.name);
-            if group.exists() {
-                found.push(group.display().to_string());
-            }
+            let groups = fs::read_dir(mount.path().join("groundswell/agent")).into_iter().flatten().flatten();
+            let own = format!("{}-", self.name);
+            let ours = groups.filter(|group| group.file_name().to_string_lossy().starts_with(&own));
+            found.extend(ours.map(|group| group.path().display().to_string()));
         }
         found
     }

@@ -32,6 +32,7 @@ pub struct Dev {
     pub gateway: SocketAddr,
     gateway_admin: SocketAddr,
     first_port: u16,
+    _ports: nix::fcntl::Flock<std::fs::File>,
     agents: u16,
     child: Option<Child>,
     runtime: tokio::runtime::Runtime,
@@ -42,13 +43,21 @@ fn free_port() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
-/// A range of service ports for one test. Tests run side by side, so each takes the next.
-fn service_ports(agents: u16) -> u16 {
-    use std::sync::atomic::{AtomicU16, Ordering};
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    // Tests run in processes of their own under some runners: the process number spreads those out.
-    let slot = (std::process::id() as u16 % 20) + NEXT.fetch_add(1, Ordering::Relaxed);
-    10_000 + (slot % 20) * 200 * agents.max(1) % 20_000
+/// Service ports of one test: a range that no other test holds, whichever process it runs in.
+fn service_ports() -> (u16, nix::fcntl::Flock<std::fs::File>) {
+    let folder = std::env::temp_dir().join("swell-test-ports");
+    std::fs::create_dir_all(&folder).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        for slot in 0..14 {
+            let file = std::fs::File::create(folder.join(slot.to_string())).unwrap();
+            if let Ok(held) = nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock) {
+                return (10_000 + slot * 1_400, held);
+            }
+        }
+        assert!(Instant::now() < deadline, "every range of test ports is held by another test");
+        std::thread::sleep(Duration::from_millis(100));
+    }
 }
 
 impl Dev {
@@ -58,8 +67,8 @@ impl Dev {
         open_to_others(folder.path());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let (api, gateway, gateway_admin) = (free_port(), free_port(), free_port());
-        let first_port = service_ports(agents);
-        let mut dev = Self { folder, api, gateway, gateway_admin, first_port, agents, child: None, runtime };
+        let (first_port, ports) = service_ports();
+        let mut dev = Self { folder, api, gateway, gateway_admin, first_port, _ports: ports, agents, child: None, runtime };
         dev.resume();
         dev.wait_until("every agent is connected", |dev| {
             let connected = dev.get("/v1/targets?limit=500")["items"]

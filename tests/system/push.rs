@@ -20,7 +20,7 @@ pub fn cluster(agents: u16) -> (Dev, Repo) {
 }
 
 fn sizes(rollout: &Value) -> Vec<u64> {
-    rollout["waves"].as_array().unwrap().iter().map(|wave| wave["total"].as_u64().unwrap()).collect()
+    rollout["waves"].as_array().unwrap().iter().map(|wave| wave["targets"]["count"].as_u64().unwrap()).collect()
 }
 
 #[test]
@@ -58,7 +58,7 @@ fn a_push_reaches_the_fleet_and_a_bad_push_is_turned_back_without_a_failed_reque
     let bad = dev.ended_rollout("hello", 2);
     assert_eq!(bad["state"], "rolled-back", "{bad:#}");
     assert_eq!(bad["wave"], 0, "it never left its first wave: {bad:#}");
-    let failure = &bad["failures"][0]["failure"];
+    let failure = &bad["failures"][0];
     assert!(!failure["output"].as_str().unwrap_or_default().is_empty(), "the instance's last output is shown: {bad:#}");
     let why = dev.ok(&["why", bad["id"].as_str().unwrap()]);
     assert!(why.contains("500"), "what the probe answered is shown: {why}");

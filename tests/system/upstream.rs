@@ -56,7 +56,7 @@ apt="apt-get -qq -o Dir::Etc::sourcelist=$PWD/src.list -o Dir::Etc::sourceparts=
 $apt update
 $apt source --download-only lighttpd
 mkdir lighttpd
-tar -xf lighttpd_*.orig.tar.* --strip-components=1 -C lighttpd
+tar -xf lighttpd_*.orig.tar.xz --strip-components=1 -C lighttpd
 "#;
     let output = Command::new("sh").args(["-c", script]).current_dir(folder).output().unwrap();
     assert!(output.status.success(), "lighttpd's sources: {}", text(&output.stderr));

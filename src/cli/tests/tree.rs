@@ -52,7 +52,7 @@ fn a_typo_is_answered_with_what_was_meant() {
 
 #[test]
 fn roles_are_not_run_by_the_client() {
-    for role in ["dev", "server", "runner", "agent", "gateway"] {
+    for role in ["dev", "server", "agent", "gateway"] {
         assert!(parse(["swell", role]).unwrap().command.is_role(), "{role}");
     }
     assert!(!parse(["swell", "status"]).unwrap().command.is_role());
@@ -68,7 +68,6 @@ fn the_top_reads_well() {
     Commands:
       dev         Run everything on this machine: a server with a runner, a gateway and a few agents
       server      Run a server of the cluster
-      runner      Run builds on this machine
       agent       Make this machine a target: converge it to what it should run
       gateway     Split traffic between releases
       init        Write a commented swell.toml for the repository at hand

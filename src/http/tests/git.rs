@@ -39,7 +39,7 @@ async fn a_push_moves_refs_in_state_and_can_be_cloned_and_built() {
     let (pushed, _) = git(&work, &["push", "-q", &url(Role::Viewer), "HEAD:main"]).await;
     assert!(!pushed, "a viewer may not push");
     let said = ok(&work, &["push", &url(Role::Developer), "HEAD:main"]).await;
-    assert!(said.contains("accepted: `swell status`"), "{said}");
+    assert!(said.contains("no pipeline builds this repository yet"), "{said}");
     let (_, shown) = server.get("/v1/repositories/shop").await;
     assert_eq!(shown["refs"][0]["name"], "refs/heads/main");
     assert_eq!(shown["refs"][0]["commit"], commit);

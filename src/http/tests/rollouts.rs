@@ -20,12 +20,17 @@ use crate::model::{
 async fn fleet(count: u32) -> Server {
     let server = Server::start().await;
     server.pipeline("shop").await;
-    server.done("/v1/environments", json!({ "name": "production" })).await;
+    server.done("/v1/environments", json!({ "name": "production", "selector": { "tier": "production" } })).await;
     for number in 0..count {
-        server.apply(FleetAction::Join { facts: facts(number) }).await;
+        server.apply(FleetAction::Join { facts: of_tier(number, "production") }).await;
     }
     server.apply(FleetAction::Presence { server: 1, connected: (0..count).collect() }).await;
     server
+}
+
+/// A target that an environment selects by its tier.
+fn of_tier(number: u32, tier: &str) -> crate::model::fleet::TargetFacts {
+    crate::model::fleet::TargetFacts { labels: [("tier".to_owned(), tier.to_owned())].into(), ..facts(number) }
 }
 
 /// Pushes an artifact that holds `text`; the answer's status and body.
@@ -161,7 +166,8 @@ async fn a_rollback_finds_its_way_and_asks_where_it_cannot() {
     assert_eq!((&back["release"], &back["purpose"]), (&json!("shop@1"), &json!("rollback")), "{back}");
     assert_eq!(back["waves"].as_array().unwrap().len(), 1);
 
-    server.done("/v1/environments", json!({ "name": "staging" })).await;
+    server.done("/v1/environments", json!({ "name": "staging", "selector": { "tier": "staging" } })).await;
+    server.apply(FleetAction::Join { facts: of_tier(90, "staging") }).await;
     server.done("/v1/rollouts", json!({ "pipeline": "shop", "environment": "staging", "release": "shop@1" })).await;
     let (status, body) = server.post("/v1/rollbacks", rollback).await;
     assert_problem(status, &body, "ambiguous");
@@ -204,13 +210,15 @@ async fn a_log_is_read_live_and_afterwards() {
     assert_eq!(lines("").await, ["one", "two"]);
     assert_eq!(lines("?start=10").await, ["two"]);
 
-    let text = "{\"start\":0,\"end\":10,\"at\":1,\"stderr\":false,\"phase\":\"build\",\"text\":\"one\"}\nplain\n";
-    let log = server.content.put(crate::artifacts::store::stream_of(text), None).await.unwrap().digest;
+    let mut kept = crate::artifacts::log::LogEncoder::new(Vec::new()).unwrap();
+    kept.push(&chunk(0, "one")).unwrap();
+    kept.push(&chunk(10, "three")).unwrap();
+    let log = server.content.put(crate::artifacts::store::stream_of(kept.finish().unwrap()), None).await.unwrap().digest;
     let end = crate::model::build::AttemptEnd::Canceled;
     server.done("/v1/builds/b1/cancel", json!({})).await;
     server.apply(BuildAction::End { build: id, attempt: 1, end, log: Some(log) }).await;
-    assert_eq!(lines("").await, ["one", "plain"]);
-    assert_eq!(lines("?start=10").await, ["plain"]);
+    assert_eq!(lines("").await, ["one", "three"]);
+    assert_eq!(lines("?start=10").await, ["three"]);
     let (_, runners) = server.get("/v1/runners").await;
     assert_eq!(runners["items"][0]["builds"], json!([]));
 }
