@@ -64,7 +64,7 @@ fn a_push_reaches_the_fleet_and_a_bad_push_is_turned_back_without_a_failed_reque
     assert!(why.contains("500"), "what the probe answered is shown: {why}");
 
     // The quarantined release cannot come back by accident.
-    let refused = dev.fails(&["deploy", "hello", "--env", "production", "--release", bad["release"].as_str().unwrap()], 1);
+    let refused = dev.fails(&["deploy", "hello", "--env", "production", "--release", bad["release"].as_str().unwrap()], 7);
     assert!(refused.contains("quarantined"), "{refused}");
 
     // Back to the first release by hand: nothing is fetched.

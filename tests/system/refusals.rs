@@ -11,7 +11,7 @@ fn a_pipeline_file_is_refused_at_the_line_that_is_wrong() {
     let cases = [
         ("[build]\nrun = \"make\"\nmemoy = \"1GiB\"\n", "swell.toml:3", "memory"),
         ("[build]\nrun = \"make\"\nmemory = 5\n", "swell.toml:3", "2GiB"),
-        ("[service.web]\ncommand = [\"x\"]\n[deploy.production]\nwaves = [\"50%\", \"10%\"]\n", "swell.toml:4", "100%"),
+        ("[service.web]\ncommand = [\"x\"]\n[deploy.production]\nwaves = [\"50%\", \"10%\"]\n", "swell.toml:4", "grow"),
     ];
     for (file, line, hint) in cases {
         std::fs::write(folder.path().join("swell.toml"), file).unwrap();

@@ -35,6 +35,17 @@ const NEEDS: &[Need] = &[
     Need { package: "pkg-config", why: "finds libseccomp", sign: Sign::Program("pkg-config") },
     Need { package: "iproute2", why: "network namespaces in tests", sign: Sign::Program("ip") },
     Need { package: "dpkg-dev", why: "unpacks Debian's sources in tests", sign: Sign::Program("dpkg-source") },
+    Need { package: "perl", why: "runs lighttpd's own tests, which ours run", sign: Sign::Program("perl") },
+    Need {
+        package: "zlib1g-dev",
+        why: "lighttpd, which a test builds",
+        sign: Sign::File(&["/usr/include", "/usr/local/include"], "zlib.h"),
+    },
+    Need {
+        package: "libpcre2-dev",
+        why: "lighttpd, which a test builds",
+        sign: Sign::File(&["/usr/include", "/usr/local/include"], "pcre2.h"),
+    },
     Need {
         package: "libseccomp-dev",
         why: "system call filters of the sandbox",
