@@ -103,8 +103,10 @@ fn whatever_is_killed_everything_ends_once_and_nothing_is_left_behind() {
         assert_eq!(count("/v1/rollouts?pipeline=hello&limit=500"), rollouts, "seed {seed}: one rollout a build");
         let wanted = if state == "deployed" { rollout["release"].clone() } else { rollout["stable"].clone() };
         dev.wait_until(&format!("seed {seed}: every target runs {wanted}"), |dev| {
-            let targets = dev.get("/v1/targets?limit=500").to_string();
-            targets.matches(wanted.as_str().unwrap()).count() >= 3
+            (1..=3).all(|number| {
+                let observed = dev.get(&format!("/v1/targets/web-{number}"))["observations"][0].clone();
+                observed["release"] == wanted && observed["progress"] == "healthy"
+            })
         });
     }
     eprintln!("chaos: {seeds} seeds from {first}, killed {killed:?}");

@@ -184,6 +184,9 @@ fn nobody_tells<T: ReadTables>(tables: &T, rollout: &Rollout, seen: Seen<'_>, wa
     Ok(match (wave.targets.is_empty(), told.is_empty()) {
         // The waves before it were judged, and there is nothing left of this one.
         (true, _) if rollout.wave > 0 => None,
+        // Nobody of this wave is there to be told, and those who were told before tell how the release does: a host that is off for a
+        // week does not hold up the others.
+        (false, true) if rollout.wave > 0 && !rollout.sets.healthy.is_disjoint(seen.connected) => None,
         (true, _) => Some(Next::wait(format!("a person: every target of this wave left, and {no_data}"))),
         (false, true) => Some(Next::wait(format!("a target of this wave to connect: none of them is, and {no_data}"))),
         (false, false) if !healthy.is_empty() => Some(Next::wait(format!(
