@@ -199,8 +199,9 @@ async fn the_sandbox_is_closed() {
         echo interfaces: $(tail -n +3 /proc/net/dev | cut -d: -f1)
         grep -E '^(CapEff|CapPrm|CapBnd|CapInh|CapAmb|NoNewPrivs|Seccomp|Groups):' /proc/self/status
         echo uid: $(id -u) host: $(hostname) map: $(cat /proc/self/uid_map)
-        for path in /root /home /var /sys /opt /srv /work /mnt; do [ -e $path ] && echo visible: $path; done
+        for path in /root /home /sys /opt /srv /work /mnt; do [ -e $path ] && echo visible: $path; done
         ls -A /tmp
+        [ "$(ls -A /var)" = tmp ] && [ -z "$(ls -A /var/tmp)" ] || echo visible: /var
         for path in /usr/x /etc/x /x /bin/x /proc/sys/kernel/hostname; do (echo > $path) 2>/dev/null && echo written: $path; done
         [ -s /proc/kcore ] && echo kcore; [ -s /proc/keys ] && echo keys
         ls /dev | sort | tr '\n' ' '; echo

@@ -232,7 +232,7 @@ async fn services_with_each_kind_of_probe_and_two_pipelines_side_by_side() {
     let mut target = Target::new(&[&server]);
     let (ports, more) = (free_ports(), free_ports());
     let data = tempfile::tempdir().unwrap();
-    fs::set_permissions(data.path(), fs::Permissions::from(std::os::unix::fs::PermissionsExt::from_mode(0o755))).unwrap();
+    fs::set_permissions(data.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let kept = data.path().join("kept");
     let alive = "#!/bin/sh\ntest -e \"$KEPT/up\" || { echo not yet up; exit 1; }\n";
     let work = "#!/bin/sh\nid -un > \"$KEPT/up\"; pwd >> \"$KEPT/up\"; exec sleep 1000\n";
@@ -309,7 +309,7 @@ async fn a_disk_that_is_too_small_is_told_with_figures() {
     }
     let server = FakeServer::start().await;
     let root = tempfile::tempdir().unwrap();
-    fs::set_permissions(root.path(), fs::Permissions::from(std::os::unix::fs::PermissionsExt::from_mode(0o755))).unwrap();
+    fs::set_permissions(root.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let disk = root.path().join("disk");
     fs::create_dir(&disk).unwrap();
     let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=2m,mode=755", "tmpfs"]).arg(&disk).status().unwrap();

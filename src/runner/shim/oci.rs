@@ -77,6 +77,8 @@ fn mounts(spec: &ShimSpec, binds: &[ResolvedBind]) -> Vec<Value> {
     add("tmpfs", "/dev/shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]);
     add("mqueue", "/dev/mqueue", &["nosuid", "noexec", "nodev"]);
     add("tmpfs", "/tmp", &["nosuid", "nodev", "mode=1777", &tmp_size]);
+    // Programs may count on it (FHS 3.0, 5.15), and it is all that there is of /var.
+    add("tmpfs", "/var/tmp", &["nosuid", "nodev", "mode=1777", &tmp_size]);
     add("tmpfs", "/run", &["nosuid", "nodev", "noexec", "mode=755", "size=16m"]);
     for bind in binds {
         let mut options = vec!["rbind", "nosuid", "nodev"];
