@@ -97,7 +97,7 @@ async fn of_server(context: &Context, client: &Client) -> Vec<Check> {
             Check::bad(
                 "runners",
                 "no runner ever registered, so nothing is built",
-                "start `swell runner`, or a server with --runner",
+                "start a server with --runner",
             )
         } else {
             Check::good("runners", format!("{runners} registered"))
