@@ -28,7 +28,7 @@ make -s install DESTDIR=$OUT
 mkdir -p $OUT/www $OUT/etc
 echo 'served by lighttpd' > $OUT/www/index.html
 cat > $OUT/etc/lighttpd.conf <<'CONF'
-server.document-root = env.WWW
+server.document-root = var.CWD + "/www"
 server.port = env.PORT
 server.bind = "127.0.0.1"
 index-file.names = ("index.html")
@@ -39,7 +39,7 @@ CONF
 command = ["usr/sbin/lighttpd", "-D", "-m", "usr/lib", "-f", "etc/lighttpd.conf"]
 ports = { http = "auto" }
 start = "beside"
-env = { PORT = "${port.http}", WWW = "www" }
+env = { PORT = "${port.http}" }
 limits = { memory = "256MiB" }
 health = { port = "http", interval = "500ms", min_healthy = "2s" }
 stop = { signal = "INT", timeout = "10s", drain = "1s" }
