@@ -94,11 +94,7 @@ async fn of_server(context: &Context, client: &Client) -> Vec<Check> {
         });
         let runners = cluster.runners;
         checks.push(if runners == 0 {
-            Check::bad(
-                "runners",
-                "no runner ever registered, so nothing is built",
-                "start a server with --runner",
-            )
+            Check::bad("runners", "no runner ever registered, so nothing is built", "start a server with --runner")
         } else {
             Check::good("runners", format!("{runners} registered"))
         });
