@@ -6,24 +6,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::model::ids::{BuildId, RunnerName};
+use crate::model::{
+    decide::build::Heard,
+    ids::{BuildId, RunnerName},
+    units::Millis,
+};
 
 /// What a runner said, and when.
 #[derive(Debug, Clone)]
 struct Said {
     at: Instant,
     attempts: BTreeSet<(BuildId, u32)>,
-}
-
-/// What this server knows of an attempt.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Heard {
-    /// The runner has it.
-    Has,
-    /// The runner is there and does not have it.
-    Gone,
-    /// The runner has been silent for so long.
-    Silent(Duration),
 }
 
 /// What the runners said last.
@@ -45,13 +38,13 @@ impl Board {
         said.insert(runner.clone(), Said { at: Instant::now(), attempts });
     }
 
-    /// What is known of an attempt on `runner` that was assigned `assigned` ago.
+    /// What is known of an attempt on `runner`.
     pub fn heard(&self, runner: &RunnerName, attempt: (BuildId, u32)) -> Heard {
         let said = self.said.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         match said.get(runner) {
-            None => Heard::Silent(self.since.elapsed()),
+            None => Heard::Silent(millis(self.since.elapsed())),
             Some(said) if said.attempts.contains(&attempt) => match said.at.elapsed() {
-                silent if silent > super::runner::HEARTBEAT_EVERY * 2 => Heard::Silent(silent),
+                silent if silent > super::runner::HEARTBEAT_EVERY * 2 => Heard::Silent(millis(silent)),
                 _ => Heard::Has,
             },
             Some(_) => Heard::Gone,
@@ -64,4 +57,8 @@ impl Board {
         let lately = |said: &Said| said.at.elapsed() <= super::runner::HEARTBEAT_EVERY * 3;
         said.iter().filter(|(_, said)| lately(said)).map(|(name, _)| name.clone()).collect()
     }
+}
+
+fn millis(length: Duration) -> Millis {
+    Millis(length.as_millis() as u64)
 }

@@ -3,15 +3,16 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    board::Heard,
     drive::{After, Drive, DriveError},
     leader::Leading,
 };
 use crate::model::{
-    build::{ACKNOWLEDGE_WITHIN, AttemptEnd, Build, RUNNER_GRACE},
+    build::{AttemptEnd, Build},
     command::BuildAction,
+    decide::build::lost,
     ids::BuildId,
     tables::{ReadTables, key},
+    units::Millis,
 };
 
 /// How often a build at work looks at the clock.
@@ -43,14 +44,8 @@ impl Drive for BuildDrive {
             _ => Instant::now(),
         };
         self.watched = Some((attempt.number, since));
-        let why = match leading.board.heard(&attempt.runner, (self.id, attempt.number)) {
-            Heard::Has => return Ok(After::Look(TICK)),
-            _ if since.elapsed() < ACKNOWLEDGE_WITHIN.as_duration() => return Ok(After::Look(TICK)),
-            Heard::Silent(silent) if silent.min(since.elapsed()) < RUNNER_GRACE.as_duration() => return Ok(After::Look(TICK)),
-            Heard::Silent(_) => format!("runner {} has been silent for more than {RUNNER_GRACE}", attempt.runner),
-            Heard::Gone if attempt.acknowledged => format!("runner {} no longer has it", attempt.runner),
-            Heard::Gone => format!("runner {} did not take it within {ACKNOWLEDGE_WITHIN}", attempt.runner),
-        };
+        let heard = leading.board.heard(&attempt.runner, (self.id, attempt.number));
+        let Some(why) = lost(attempt, heard, Millis(since.elapsed().as_millis() as u64)) else { return Ok(After::Look(TICK)) };
         let end = AttemptEnd::Lost(why);
         leading.propose("build", BuildAction::End { build: self.id, attempt: attempt.number, end, log: None }).await?;
         Ok(After::Look(Duration::ZERO))

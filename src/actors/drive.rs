@@ -35,8 +35,6 @@ pub(super) enum DriveError {
     Tables(#[from] TablesError),
     #[error(transparent)]
     Propose(#[from] ProposeError),
-    #[error("{0}")]
-    Other(String),
 }
 
 /// Something that the leader moves forward.

@@ -145,13 +145,7 @@ async fn without_root_it_says_so_or_runs_instances_bare() {
     let pack = packed(&[("bin/web", WEB)]);
     server.keep(&pack);
     for more in ["", "allow_unisolated = true"] {
-        let root = tempfile::tempdir().unwrap();
-        fs::set_permissions(root.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        let data = root.path().join("data");
-        fs::create_dir(&data).unwrap();
-        std::os::unix::fs::chown(&data, Some(65_534), Some(65_534)).unwrap();
-        let mut target = Target::in_folder(root, "data", &[&server], more);
-        target.user = Some(65_534);
+        let mut target = Target::of_user(65_534, &[&server], more);
         server.want(&target.name, &[release("shop", 1, &pack, &[("api", web(1, "", &ports))])]);
         target.start();
         if more.is_empty() {

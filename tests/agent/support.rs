@@ -410,8 +410,32 @@ pub struct Target {
     _root: tempfile::TempDir,
     config: PathBuf,
     agent: Option<Child>,
-    /// Who the agent is; root otherwise.
-    pub user: Option<u32>,
+    /// Who the agent is, where it is not root, and the programs where that user can run them.
+    user: Option<(u32, Programs)>,
+}
+
+/// The two programs that a target needs.
+struct Programs {
+    agent: PathBuf,
+    shim: PathBuf,
+}
+
+impl Programs {
+    /// Where they were built.
+    fn built() -> Self {
+        Self { agent: std::env::current_exe().unwrap(), shim: SWELL.into() }
+    }
+
+    /// The same in `folder`: a target folder may lie where an ordinary user cannot go.
+    fn in_folder(folder: &Path) -> Self {
+        let to = |name: &str, from: &Path| {
+            let to = folder.join(name);
+            fs::hard_link(from, &to).or_else(|_| fs::copy(from, &to).map(drop)).unwrap();
+            to
+        };
+        let built = Self::built();
+        Self { agent: to("agent", &built.agent), shim: to("swell", &built.shim) }
+    }
 }
 
 impl Target {
@@ -421,8 +445,26 @@ impl Target {
         Self::in_folder(root, "data", servers, "default_user = \"nobody\"")
     }
 
+    /// Whose agent and instances are an ordinary user, who owns its folder.
+    pub fn of_user(user: u32, servers: &[&FakeServer], more: &str) -> Self {
+        let root = tempfile::tempdir().unwrap();
+        fs::set_permissions(root.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let data = root.path().join("data");
+        fs::create_dir(&data).unwrap();
+        std::os::unix::fs::chown(&data, Some(user), Some(user)).unwrap();
+        let programs = Programs::in_folder(root.path());
+        let more = format!("shim = {:?}\n{more}", programs.shim);
+        let mut target = Self::with_lines(root, "data", servers, &more);
+        target.user = Some((user, programs));
+        target
+    }
+
     /// With its data in a folder of `root`, and more lines of configuration.
     pub fn in_folder(root: tempfile::TempDir, data: &str, servers: &[&FakeServer], more: &str) -> Self {
+        Self::with_lines(root, data, servers, &format!("shim = {SWELL:?}\n{more}"))
+    }
+
+    fn with_lines(root: tempfile::TempDir, data: &str, servers: &[&FakeServer], more: &str) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("t-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let (data_dir, config) = (root.path().join(data), root.path().join("agent.toml"));
@@ -432,7 +474,6 @@ impl Target {
             data_dir = {data_dir:?}
             servers = {servers:?}
             token = "secret"
-            shim = {SWELL:?}
             {more}
             [facts]
             name = {name:?}
@@ -466,15 +507,19 @@ impl Target {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.config.with_file_name("agent.log")).unwrap();
         let mut command = self.command();
         command.envs(env.iter().copied());
-        if let Some(user) = self.user {
-            command.uid(user).gid(user);
-        }
         self.agent = Some(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap());
     }
 
     /// This very program, as an agent: see [`agent_process`].
     fn command(&self) -> Command {
-        let mut command = Command::new(std::env::current_exe().unwrap());
+        let mut command = match &self.user {
+            Some((user, programs)) => {
+                let mut command = Command::new(&programs.agent);
+                command.uid(*user).gid(*user);
+                command
+            }
+            None => Command::new(Programs::built().agent),
+        };
         command.args(["support::agent_process", "--exact", "--nocapture"]).env(AGENT_CONFIG, &self.config);
         command
     }

@@ -1,0 +1,120 @@
+//! Which refs of a hosted repository a pipeline has not looked at yet, and whether what a push changed concerns it.
+
+use std::collections::BTreeMap;
+
+use crate::model::{
+    build::Resources,
+    pipeline::Pipeline,
+    pipeline_file::PipelineFile,
+    repository::{CommitId, Ref},
+};
+
+/// How many times a push that cannot be looked at is tried before it is built without looking: a filter that cannot be evaluated
+/// builds.
+pub const LOOKS_MAX: u32 = 3;
+
+/// A branch that stands elsewhere than when it was last looked at.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Moved {
+    /// Its full name.
+    pub git_ref: String,
+    /// Where it stood; none: it was never looked at.
+    pub old: Option<CommitId>,
+    /// Where it stands; none: it is gone.
+    pub new: Option<CommitId>,
+}
+
+/// Whether a push concerns a pipeline.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Concern {
+    /// It is built, with this room.
+    Builds(Resources),
+    /// It is not, and why.
+    Skips(String),
+}
+
+/// The branches among `refs` that stand elsewhere than when they were last looked at, and those that are gone.
+pub fn moved(pipeline: &Pipeline, refs: &[Ref]) -> Vec<Moved> {
+    let is_branch = |kept: &&Ref| kept.name.starts_with("refs/heads/");
+    let branches: BTreeMap<&String, &CommitId> = refs.iter().filter(is_branch).map(|kept| (&kept.name, &kept.commit)).collect();
+    let changed = branches.iter().filter(|(name, commit)| pipeline.considered.get(**name) != Some(**commit));
+    let changed = changed.map(|(name, commit)| {
+        let old = pipeline.considered.get(*name).cloned();
+        Moved { git_ref: (*name).clone(), old, new: Some((*commit).clone()) }
+    });
+    let gone = pipeline.considered.iter().filter(|(name, _)| !branches.contains_key(name));
+    let gone = gone.map(|(name, old)| Moved { git_ref: name.clone(), old: Some(old.clone()), new: None });
+    changed.chain(gone).collect()
+}
+
+/// Whether a push concerns the pipeline: `file` is the pipeline file at the pushed commit, where it is there, and `changed` the
+/// paths that differ from where the branch stood, where they are known.
+pub fn concern(pipeline: &Pipeline, commit: &CommitId, file: Option<&str>, changed: Option<&[String]>) -> Concern {
+    let Some(file) = file else {
+        return Concern::Skips(format!("{} is not in commit {}", pipeline.file, commit.short()));
+    };
+    // A file that cannot be read is built all the same: the build says what is wrong with it, where people look.
+    let Ok(file) = PipelineFile::parse(file) else { return Concern::Builds(Resources::default()) };
+    // The old commit may be gone after a forced push; a filter that cannot be evaluated builds.
+    if changed.is_none_or(|changed| file.path_filter().concerns(changed)) {
+        return Concern::Builds(Resources {
+            cpu_millis: file.build.cpu.0.try_into().unwrap_or(u32::MAX),
+            memory: file.build.memory,
+        });
+    }
+    Concern::Skips("nothing that it changed concerns this pipeline".to_owned())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::model::{
+        apply::testing::{FILE, World, commit, name},
+        tables::key,
+        units::{ByteSize, Timestamp},
+    };
+
+    fn pipeline(considered: &[(&str, u8)]) -> Pipeline {
+        let (world, _) = World::with_fleet(0, FILE);
+        let pipeline: Pipeline = world.get(key("shop"));
+        let considered = considered.iter().map(|(name, number)| ((*name).to_owned(), commit(*number)));
+        Pipeline { considered: considered.collect(), ..pipeline }
+    }
+
+    fn branch(git_ref: &str, number: u8) -> Ref {
+        Ref { repository: name("shop"), name: git_ref.into(), commit: commit(number), moved_at: Timestamp(0) }
+    }
+
+    #[test]
+    fn only_branches_that_moved_or_are_gone_are_looked_at() {
+        let seen = pipeline(&[("refs/heads/same", 1), ("refs/heads/moved", 2), ("refs/heads/gone", 3)]);
+        let refs =
+            [branch("refs/heads/moved", 4), branch("refs/heads/new", 5), branch("refs/heads/same", 1), branch("refs/tags/v1", 6)];
+        let names: Vec<_> = moved(&seen, &refs).into_iter().map(|moved| (moved.git_ref, moved.old, moved.new)).collect();
+        assert_eq!(
+            names,
+            [
+                ("refs/heads/moved".to_owned(), Some(commit(2)), Some(commit(4))),
+                ("refs/heads/new".to_owned(), None, Some(commit(5))),
+                ("refs/heads/gone".to_owned(), Some(commit(3)), None),
+            ]
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_told_is_built_and_what_does_not_concern_it_is_not() {
+        let pipeline = pipeline(&[]);
+        let file = "paths = [\"services/shop/**\"]\n[build]\nrun = \"make\"\ncpu = 1.5\nmemory = \"2GiB\"\n";
+        let asked = Concern::Builds(Resources { cpu_millis: 1500, memory: ByteSize(2 << 30) });
+        let concern = |file, changed: Option<&[&str]>| {
+            let changed: Option<Vec<String>> = changed.map(|paths| paths.iter().map(|path| (*path).to_owned()).collect());
+            concern(&pipeline, &commit(1), file, changed.as_deref())
+        };
+        assert_eq!(concern(Some(file), Some(&["services/shop/main.c"])), asked);
+        assert_eq!(concern(Some(file), None), asked);
+        assert!(matches!(concern(Some(file), Some(&["README"])), Concern::Skips(_)));
+        assert_eq!(concern(Some("memoy = 1"), Some(&["README"])), Concern::Builds(Resources::default()));
+        assert!(matches!(concern(None, None), Concern::Skips(why) if why.contains("swell.toml is not in commit")));
+    }
+}
