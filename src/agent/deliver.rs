@@ -105,7 +105,6 @@ async fn archive(
     let source = Source { client: &origin.client, base_url: &base_url, token: Some(&origin.token) };
     let options = FetchOptions { piece_timeout: Millis::from_secs(30), attempts_max: 3, ..FetchOptions::default() };
     let fetched = fetch(source, &manifest, &archive, &options, &fastrand::f64, &|_| ()).await.map_err(not_fetched)?;
-    metrics::counter!("swell_agent_fetched_bytes_total").increment(fetched.fetched_bytes);
     tracing::info!(artifact = %release.artifact, bytes = fetched.fetched_bytes, resumed = fetched.resumed_bytes, "fetched");
     Ok((archive, manifest))
 }
