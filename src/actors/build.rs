@@ -32,6 +32,8 @@ impl BuildDrive {
 }
 
 impl Drive for BuildDrive {
+    const NAME: &'static str = "build";
+
     async fn look(&mut self, leading: &Leading) -> Result<After, DriveError> {
         let Some(build) = leading.node.view().get::<Build>(&key(self.id.0))? else { return Ok(After::Done) };
         if build.state.is_end() {
@@ -47,7 +49,7 @@ impl Drive for BuildDrive {
         let heard = leading.board.heard(&attempt.runner, (self.id, attempt.number));
         let Some(why) = lost(attempt, heard, Millis(since.elapsed().as_millis() as u64)) else { return Ok(After::Look(TICK)) };
         let end = AttemptEnd::Lost(why);
-        leading.propose("build", BuildAction::End { build: self.id, attempt: attempt.number, end, log: None }).await?;
+        leading.propose(Self::NAME, BuildAction::End { build: self.id, attempt: attempt.number, end, log: None }).await?;
         Ok(After::Look(Duration::ZERO))
     }
 }

@@ -15,7 +15,10 @@ use std::{
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SpawnErr};
 
 use super::leader::Leading;
-use crate::model::{ports::ProposeError, tables::TablesError};
+use crate::{
+    crash,
+    model::{ports::ProposeError, tables::TablesError},
+};
 
 /// What a look led to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +42,9 @@ pub(super) enum DriveError {
 
 /// Something that the leader moves forward.
 pub(super) trait Drive: Send + Sync + 'static {
+    /// What the actor is called: in what it proposes, and where tests let it panic.
+    const NAME: &'static str;
+
     /// Looks at state and takes the step that follows.
     fn look(&mut self, leading: &Leading) -> impl Future<Output = Result<After, DriveError>> + Send;
 }
@@ -118,6 +124,7 @@ impl<D: Drive> Actor for Driver<D> {
         if let Some(timer) = state.timer.take() {
             timer.abort();
         }
+        crash::panic_point(D::NAME);
         let after = match state.drive.look(&state.leading).await {
             Ok(after) => after,
             Err(DriveError::Propose(ProposeError::Rejected(rejection))) => {

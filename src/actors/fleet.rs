@@ -13,6 +13,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::{events::Follower, sessions};
 use crate::{
+    crash,
     model::{
         command::{Action, FleetAction},
         desired::{DesiredTarget, desired},
@@ -149,6 +150,7 @@ impl Actor for Fleet {
                 }
             }
             FleetMessage::Events(events) => {
+                crash::panic_point("fleet");
                 if events.iter().any(changes_desired) {
                     let everyone: Vec<u32> = state.sessions.keys().copied().collect();
                     state.tell(&everyone)?;
@@ -270,7 +272,9 @@ impl FleetState {
             batch.push(((index, pipeline), report));
         }
         let reports = batch.iter().map(|((index, _), report)| (*index, report.clone())).collect();
-        match propose(&self.node, FleetAction::Report { reports }).await {
+        let proposed = propose(&self.node, FleetAction::Report { reports }).await;
+        crash::panic_point("fleet");
+        match proposed {
             Ok(()) if self.reports.is_empty() => {
                 for waiting in self.waiting.drain(..) {
                     if waiting.send(()).is_err() {

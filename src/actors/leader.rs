@@ -25,6 +25,7 @@ use crate::{
         git::{HostedRepositories, Mirrors},
         store::ContentStore,
     },
+    crash,
     model::{
         build::OpenBuild,
         cluster::Epoch,
@@ -56,11 +57,13 @@ pub(super) struct Leading {
 }
 
 impl Leading {
-    /// Proposes as `actor`, in this epoch.
+    /// Proposes as `actor`, in this epoch. Tests let an actor panic just after, when the step is agreed and the actor has not noted it.
     pub async fn propose(&self, actor: &str, action: impl Into<Action>) -> Result<Outcome, ProposeError> {
         let mut proposal = Proposal::new(action, Principal::system(actor));
         proposal.epoch = Some(self.epoch);
-        tokio::time::timeout(PROPOSE_WITHIN, self.node.propose(proposal)).await.unwrap_or(Err(ProposeError::TimedOut))
+        let outcome = tokio::time::timeout(PROPOSE_WITHIN, self.node.propose(proposal)).await;
+        crash::panic_point(actor);
+        outcome.unwrap_or(Err(ProposeError::TimedOut))
     }
 }
 
@@ -130,6 +133,7 @@ impl Actor for Leader {
             mirrors: arguments.mirrors,
         };
         begin_epoch(&leading, arguments.server).await?;
+        crash::panic_point("leader");
         let follower = tokio::spawn(follow(Follower::from_now(leading.node.clone()), myself.clone()));
         let mut state = LeaderState {
             leading: Arc::new(leading),
@@ -153,6 +157,7 @@ impl Actor for Leader {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             LeaderMessage::Events(events) => {
+                crash::panic_point("leader");
                 if events.iter().any(|event| event.kind == "fleet.presence") {
                     state.leading.presence.update(connected(&state.leading.node.view())?);
                 }

@@ -58,7 +58,7 @@ impl PipelineDrive {
         let Moved { git_ref, old, new } = moved;
         let Some(commit) = new else {
             let why = "the ref was deleted".to_owned();
-            leading.propose("pipeline", PipelineAction::Considered { name, git_ref, commit: None, why }).await?;
+            leading.propose(Self::NAME, PipelineAction::Considered { name, git_ref, commit: None, why }).await?;
             return Ok(true);
         };
         let concern = match look_at(leading, pipeline, repository, old.as_ref(), &commit).await {
@@ -79,10 +79,10 @@ impl PipelineDrive {
             Concern::Builds(resources) => {
                 let request =
                     BuildAction::Request { pipeline: name, commit, git_ref, cause: Cause::Push, again: false, resources };
-                leading.propose("pipeline", request).await?;
+                leading.propose(Self::NAME, request).await?;
             }
             Concern::Skips(why) => {
-                leading.propose("pipeline", PipelineAction::Considered { name, git_ref, commit: Some(commit), why }).await?;
+                leading.propose(Self::NAME, PipelineAction::Considered { name, git_ref, commit: Some(commit), why }).await?;
             }
         }
         Ok(true)
@@ -99,7 +99,7 @@ impl PipelineDrive {
         let left_over = lately_deleted(&view, pipeline, now, EXPIRED_AT_ONCE)?;
         drop(view);
         if !digests.is_empty() {
-            leading.propose("pipeline", ArtifactAction::Delete { digests: digests.clone() }).await?;
+            leading.propose(Self::NAME, ArtifactAction::Delete { digests: digests.clone() }).await?;
         }
         for digest in digests.into_iter().chain(left_over) {
             if let Err(error) = leading.content.delete(digest).await {
@@ -111,6 +111,8 @@ impl PipelineDrive {
 }
 
 impl Drive for PipelineDrive {
+    const NAME: &'static str = "pipeline";
+
     async fn look(&mut self, leading: &Leading) -> Result<After, DriveError> {
         let view = leading.node.view();
         let Some(pipeline) = view.get::<Pipeline>(&key(self.name.as_str()))? else { return Ok(After::Done) };

@@ -85,6 +85,8 @@ impl RolloutDrive {
 }
 
 impl Drive for RolloutDrive {
+    const NAME: &'static str = "rollout";
+
     async fn look(&mut self, leading: &Leading) -> Result<After, DriveError> {
         for _ in 0..STEPS_MAX {
             let view = leading.node.view();
@@ -106,7 +108,7 @@ impl Drive for RolloutDrive {
                     None => return Ok(After::Look(TICK)),
                 },
             };
-            leading.propose("rollout", action).await?;
+            leading.propose(Self::NAME, action).await?;
         }
         Ok(After::Look(Duration::ZERO))
     }

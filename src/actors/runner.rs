@@ -14,6 +14,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::{board::Board, events::Follower, node::LocalRunner};
 use crate::{
     artifacts::git::HostedRepositories,
+    crash,
     model::{
         build::{Build, OpenBuild},
         command::FleetAction,
@@ -96,6 +97,9 @@ impl Actor for RunnerActor {
             RunnerMessage::Look => {
                 state.register().await;
                 state.reconcile(&myself).await?;
+                if !state.running.is_empty() {
+                    crash::panic_point("runner");
+                }
             }
             RunnerMessage::Finished(attempt) => {
                 state.running.remove(&attempt);

@@ -24,6 +24,8 @@ const TICK: Duration = Duration::from_secs(2);
 pub(super) struct SchedulerDrive;
 
 impl Drive for SchedulerDrive {
+    const NAME: &'static str = "scheduler";
+
     async fn look(&mut self, leading: &Leading) -> Result<After, DriveError> {
         let view = leading.node.view();
         let open = open_builds(&view)?;
@@ -34,7 +36,7 @@ impl Drive for SchedulerDrive {
         let runners = free_runners(&view, &open, &leading.board.connected())?;
         drop(view);
         for (build, runner) in schedule(&queue, &runners, &shares).assign {
-            match leading.propose("scheduler", BuildAction::Assign { build, runner }).await {
+            match leading.propose(Self::NAME, BuildAction::Assign { build, runner }).await {
                 Ok(_) => {}
                 // Canceled or assigned meanwhile: the next look sees it.
                 Err(ProposeError::Rejected(rejection)) => tracing::debug!(%build, %rejection, "an assignment was rejected"),

@@ -247,7 +247,7 @@ fn is_isolated(allow_unisolated: bool) -> Result<bool, AgentError> {
     if !allow_unisolated {
         return Err(AgentError::NotIsolated(why));
     }
-    tracing::warn!(%why, "instances run without control groups and users of their own");
+    tracing::warn!(why, "INSTANCES ARE NOT ISOLATED: they run without limits, as this user, and can read and change what it can");
     Ok(false)
 }
 

@@ -21,19 +21,21 @@ async fn dies_at(point: &str) {
     // From release 1 to 2 every point of the way is passed; a failure only where the release fails.
     let mode = if point == "agent::failure_recorded" { "crash" } else { "" };
     server.want(&target.name, &[release(2, mode)]);
-    let once = target.data_dir.with_extension("crashed");
+    let armed = tempfile::tempdir().unwrap();
+    let point_file = armed.path().join(point);
+    std::fs::write(&point_file, "").unwrap();
     let wanted = if point == "agent::removed" { vec![] } else { vec![release(2, mode)] };
     if point == "agent::removed" {
         // A release that never became active is not kept.
         server.want(&target.name, &[release(2, "deaf")]);
-        target.start_with(&[("SWELL_CRASH_AT", point), ("SWELL_CRASH_ONCE", once.to_str().unwrap())]);
+        target.start_with(&[("SWELL_CRASH_DIR", armed.path().to_str().unwrap())]);
         server.until("shop", "starting", |report| report.instances.len() == 2).await;
         server.want(&target.name, &wanted);
     } else {
-        target.start_with(&[("SWELL_CRASH_AT", point), ("SWELL_CRASH_ONCE", once.to_str().unwrap())]);
+        target.start_with(&[("SWELL_CRASH_DIR", armed.path().to_str().unwrap())]);
     }
     target.wait();
-    assert!(once.exists(), "{point} was not passed");
+    assert!(!point_file.exists(), "{point} was not passed");
     target.start();
     match (point, mode) {
         (_, "crash") => {

@@ -2,6 +2,7 @@
 
 use std::{
     net::{SocketAddr, TcpListener},
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
@@ -25,6 +26,17 @@ pub fn isolation_is_here() -> bool {
     root
 }
 
+/// Under which conditions a cluster runs, where they are not the usual ones.
+#[derive(Default)]
+pub struct Conditions {
+    /// Variables of `swell dev` and everything below it.
+    pub env: Vec<(&'static str, String)>,
+    /// Who runs it; root otherwise.
+    pub user: Option<u32>,
+    /// Disks of agents: an agent's name, and the size of the file system that holds all that it keeps.
+    pub disks: Vec<(&'static str, &'static str)>,
+}
+
 /// `swell dev` with some agents, in a folder of its own.
 pub struct Dev {
     pub folder: tempfile::TempDir,
@@ -34,6 +46,8 @@ pub struct Dev {
     first_port: u16,
     _ports: nix::fcntl::Flock<std::fs::File>,
     agents: u16,
+    conditions: Conditions,
+    program: PathBuf,
     child: Option<Child>,
     runtime: tokio::runtime::Runtime,
 }
@@ -63,12 +77,41 @@ fn service_ports() -> (u16, nix::fcntl::Flock<std::fs::File>) {
 impl Dev {
     /// Starts a cluster with `agents` targets and waits until all of them are connected.
     pub fn start(agents: u16) -> Self {
+        Self::start_under(agents, Conditions::default())
+    }
+
+    /// The same under other conditions.
+    pub fn start_under(agents: u16, conditions: Conditions) -> Self {
         let folder = tempfile::Builder::new().prefix("swell-").tempdir().unwrap();
         open_to_others(folder.path());
+        let mut program = PathBuf::from(SWELL);
+        if let Some(user) = conditions.user {
+            // The target folder may lie where an ordinary user cannot go.
+            program = folder.path().join("swell");
+            std::fs::hard_link(SWELL, &program).or_else(|_| std::fs::copy(SWELL, &program).map(drop)).unwrap();
+            std::os::unix::fs::chown(folder.path(), Some(user), Some(user)).unwrap();
+        }
+        for (agent, size) in &conditions.disks {
+            let disk = folder.path().join("data/agents").join(agent);
+            std::fs::create_dir_all(&disk).unwrap();
+            mount(&["-t", "tmpfs", "-o", &format!("size={size},mode=755"), "tmpfs", &disk.to_string_lossy()]);
+        }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let (api, gateway, gateway_admin) = (free_port(), free_port(), free_port());
         let (first_port, ports) = service_ports();
-        let mut dev = Self { folder, api, gateway, gateway_admin, first_port, _ports: ports, agents, child: None, runtime };
+        let mut dev = Self {
+            folder,
+            api,
+            gateway,
+            gateway_admin,
+            first_port,
+            _ports: ports,
+            agents,
+            conditions,
+            program,
+            child: None,
+            runtime,
+        };
         dev.resume();
         dev.wait_until("every agent is connected", |dev| {
             let connected = dev.get("/v1/targets?limit=500")["items"]
@@ -82,7 +125,12 @@ impl Dev {
     /// Starts `swell dev` (again) over what is there.
     pub fn resume(&mut self) {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.folder.path().join("dev.log")).unwrap();
-        let child = Command::new(SWELL)
+        let mut command = Command::new(&self.program);
+        if let Some(user) = self.conditions.user {
+            command.uid(user).gid(user).env("HOME", self.folder.path());
+        }
+        let child = command
+            .envs(self.conditions.env.iter().map(|(name, value)| (name, value)))
             .args(["dev", "--agents", &self.agents.to_string(), "--first-port", &self.first_port.to_string()])
             .args(["--listen", &self.api.to_string(), "--gateway", &self.gateway.to_string()])
             .args(["--gateway-admin", &self.gateway_admin.to_string()])
@@ -251,8 +299,19 @@ impl Dev {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).ok();
     }
 
+    /// Everything that the cluster's processes logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("dev.log")).unwrap_or_default()
+    }
+
+    /// Gives an agent's disk another size.
+    pub fn resize_disk(&self, agent: &str, size: &str) {
+        let disk = self.data().join("agents").join(agent);
+        mount(&["-o", &format!("remount,size={size}"), &disk.to_string_lossy()]);
+    }
+
     pub fn log_tail(&self) -> String {
-        let log = std::fs::read_to_string(self.folder.path().join("dev.log")).unwrap_or_default();
+        let log = self.log();
         let lines: Vec<&str> = log.lines().collect();
         format!("--- the last of the log ---\n{}", lines[lines.len().saturating_sub(60)..].join("\n"))
     }
@@ -272,12 +331,20 @@ impl Dev {
         }
     }
 
+    fn disks(&self) -> impl Iterator<Item = PathBuf> {
+        let agents = self.data().join("agents");
+        self.conditions.disks.iter().map(move |(agent, _)| agents.join(agent))
+    }
+
     /// What a stopped cluster left behind: processes, mounts and control groups that name its folder or its targets.
     pub fn left_behind(&self) -> Vec<String> {
         let data = self.data().to_string_lossy().into_owned();
         let mut left: Vec<String> = self.processes(&[&data]).into_iter().map(|pid| format!("process {pid}")).collect();
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-        left.extend(mounts.lines().filter(|line| line.contains(&data)).map(|line| format!("mount {line}")));
+        let disks: Vec<PathBuf> = self.disks().collect();
+        let is_disk = |line: &&str| disks.iter().any(|disk| line.split(' ').nth(4).is_some_and(|at| Path::new(at) == disk));
+        let of_ours = mounts.lines().filter(|line| line.contains(&data) && !is_disk(line));
+        left.extend(of_ours.map(|line| format!("mount {line}")));
         left
     }
 }
@@ -299,6 +366,9 @@ impl Drop for Dev {
         }
         for pid in self.processes(&[&self.data().to_string_lossy()]) {
             Self::kill(pid);
+        }
+        for disk in self.disks() {
+            Command::new("umount").arg("--lazy").arg(disk).output().ok();
         }
     }
 }
@@ -362,7 +432,7 @@ pub fn git(folder: &Path, arguments: &[&str]) -> Output {
 
 /// The folder of an example of this repository.
 pub fn example(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(name)
+    Path::new(&std::env::var("CARGO_MANIFEST_DIR").unwrap()).join("examples").join(name)
 }
 
 pub fn copy(from: &Path, to: &Path) {
@@ -379,6 +449,12 @@ pub fn copy(from: &Path, to: &Path) {
 
 pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[track_caller]
+fn mount(arguments: &[&str]) {
+    let output = Command::new("mount").args(arguments).output().unwrap();
+    assert!(output.status.success(), "mount {}: {}", arguments.join(" "), text(&output.stderr));
 }
 
 /// Services run as users of their own: they must be able to pass through the folders above theirs.

@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod actors;
 mod chaos;
+mod conditions;
 mod harness;
 mod outage;
 mod push;

@@ -3,20 +3,35 @@
 use serde_json::Value;
 
 use crate::{
-    harness::{Dev, Repo, example, isolation_is_here},
+    harness::{Conditions, Dev, Repo, example, isolation_is_here},
     traffic::Traffic,
 };
 
-const HOST: &str = "web.hello.production";
+pub const HOST: &str = "web.hello.production";
 
 /// A cluster with `hello` registered and an environment for it.
 pub fn cluster(agents: u16) -> (Dev, Repo) {
-    let dev = Dev::start(agents);
+    cluster_under(agents, Conditions::default())
+}
+
+/// The same under other conditions.
+pub fn cluster_under(agents: u16, conditions: Conditions) -> (Dev, Repo) {
+    let dev = Dev::start_under(agents, conditions);
     dev.ok(&["env", "create", "production"]);
     dev.ok(&["repo", "create", "hello"]);
     dev.ok(&["pipeline", "create", "hello", "--repo", "hello"]);
     let repo = Repo::of(dev.folder.path(), "hello-work", &example("hello"));
     (dev, repo)
+}
+
+/// Makes a rollout of the sample take seconds.
+pub fn hurry(repo: &Repo) {
+    let file = std::fs::read_to_string(repo.path.join("swell.toml")).unwrap();
+    let quick = file
+        .replace("bake = \"5s\"", "bake = \"1s\"")
+        .replace("start_timeout = \"15s\"", "start_timeout = \"15s\", min_healthy = \"1s\"");
+    assert!(quick.contains("bake = \"1s\"") && quick.contains("min_healthy = \"1s\""));
+    repo.write("swell.toml", &quick).commit("quicker");
 }
 
 fn sizes(rollout: &Value) -> Vec<u64> {

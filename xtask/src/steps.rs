@@ -9,9 +9,11 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-/// The root of the checkout.
-pub fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
+/// The root of the checkout that this was started from. Cargo says it at run time: several checkouts may share a target folder, and
+/// with it this very program.
+pub fn root() -> PathBuf {
+    let package = env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
+    package.parent().map_or_else(|| ".".into(), Path::to_owned)
 }
 
 /// Where to build: `CARGO_TARGET_DIR`, else a folder outside the checkout that survives it.

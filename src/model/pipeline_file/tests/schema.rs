@@ -6,15 +6,14 @@ use serde_json::Value;
 
 use super::{super::json_schema, EXAMPLE, PipelineFile};
 
-const SNAPSHOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/config/swell.schema.json");
-
 #[test]
 fn the_published_schema_is_the_present_one() {
+    let snapshot = std::env::var("CARGO_MANIFEST_DIR").unwrap() + "/config/swell.schema.json";
     let present = serde_json::to_string_pretty(&json_schema()).unwrap() + "\n";
     if std::env::var_os("UPDATE_SNAPSHOTS").is_some() {
-        std::fs::write(SNAPSHOT, &present).unwrap();
+        std::fs::write(&snapshot, &present).unwrap();
     }
-    let published = std::fs::read_to_string(SNAPSHOT).unwrap_or_default();
+    let published = std::fs::read_to_string(&snapshot).unwrap_or_default();
     assert!(
         published == present,
         "config/swell.schema.json is out of date: run this test with UPDATE_SNAPSHOTS=1 and look at the change"

@@ -1,0 +1,81 @@
+//! Each kind of actor panics at each of its steps, and the work is done once all the same.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    harness::{Conditions, isolation_is_here},
+    push::{cluster_under, hurry},
+};
+
+/// The kinds of actors that work on a push.
+const KINDS: [&str; 7] = ["scheduler", "pipeline", "build", "rollout", "leader", "fleet", "runner"];
+
+/// How many steps of each kind are tried.
+const STEPS: u32 = 12;
+
+/// How many clusters share the steps: each failure of an actor doubles the delay before it is started again.
+const SHARES: u32 = 3;
+
+/// Panics at the steps of one share: `first`, `first + SHARES`, and so on, for each kind.
+fn share(first: u32) {
+    if !isolation_is_here() {
+        return;
+    }
+    let steps = || (first..=STEPS).step_by(SHARES as usize);
+    let planted: Vec<String> = KINDS.iter().flat_map(|kind| steps().map(move |step| format!("{kind}:{step}"))).collect();
+    let conditions = Conditions { env: vec![("SWELL_PANIC_AT", planted.join(","))], ..Conditions::default() };
+    let (mut dev, repo) = cluster_under(3, conditions);
+    hurry(&repo);
+    repo.push(&dev, "hello");
+    let good = dev.ended_rollout("hello", 0);
+    assert_eq!(good["state"], "deployed", "{good:#}");
+    repo.write("BROKEN", "").commit("a bad idea");
+    repo.push(&dev, "hello");
+    let bad = dev.ended_rollout("hello", 1);
+    assert_eq!((&bad["state"], &bad["wave"]), (&"rolled-back".into(), &0.into()), "{bad:#}");
+
+    // Once: a build of one attempt for each push, a release and a rollout for each build, a verdict for each gate.
+    let items = |path: &str| dev.get(path)["items"].as_array().unwrap().clone();
+    let builds = items("/v1/builds?pipeline=hello&limit=100");
+    let attempts: Vec<usize> = builds
+        .iter()
+        .map(|build| dev.get(&format!("/v1/builds/{}", build["id"].as_str().unwrap()))["attempts"].as_array().unwrap().len())
+        .collect();
+    assert_eq!(attempts, [1, 1], "{builds:#?}");
+    assert_eq!(items("/v1/rollouts?pipeline=hello&limit=100").len(), 2);
+    let gates: Vec<(u64, &str)> = good["verdicts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|verdict| (verdict["wave"].as_u64().unwrap(), verdict["gate"].as_str().unwrap()))
+        .collect();
+    assert_eq!(gates.iter().collect::<std::collections::BTreeSet<_>>().len(), gates.len(), "no gate is judged twice: {gates:?}");
+
+    let log = dev.log();
+    let mut panicked = BTreeMap::<&str, u32>::new();
+    for line in log.lines().filter_map(|line| line.split("planted panic at ").nth(1)) {
+        let kind = line.split(':').next().unwrap();
+        *panicked.entry(KINDS.iter().find(|known| **known == kind).unwrap()).or_default() += 1;
+    }
+    eprintln!("actors: panics happened {panicked:?}");
+    for kind in KINDS {
+        assert!(panicked.contains_key(kind), "no {kind} panicked: {panicked:?}");
+    }
+    dev.stop();
+    assert_eq!(dev.left_behind(), Vec::<String>::new());
+}
+
+#[test]
+fn work_is_done_once_though_actors_panic_at_every_third_step() {
+    share(1);
+}
+
+#[test]
+fn work_is_done_once_though_actors_panic_at_every_third_step_from_the_second() {
+    share(2);
+}
+
+#[test]
+fn work_is_done_once_though_actors_panic_at_every_third_step_from_the_third() {
+    share(3);
+}
