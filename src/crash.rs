@@ -2,9 +2,9 @@
 //! actor by a panic. Knows nothing of what happens around the points; compiled to nothing where debug assertions are off.
 //!
 //! - `SWELL_CRASH_AT=name[:n][,name[:n]…]`: die at the n-th passing (the first unless given) of the point `name`.
-//! - `SWELL_CRASH_DIR=DIR`: die at the point `name` if the file `DIR/name` can be removed by it; so that a test can arm a point at any
-//!   moment, in whichever process passes it first, and whoever is started again with the same environment lives.
-//! - `SWELL_PANIC_AT=name:n[,name:n…]`: panic at the n-th passing of the point `name`; a name may be given several times.
+//! - `SWELL_PANIC_AT=name:n[,name:n…]`: panic at the n-th passing of the actor's point `name`; a name may be given several times.
+//! - `SWELL_CRASH_DIR=DIR`: die or panic at the point `name` if the file `DIR/name` can be removed by it; so that a test can arm a
+//!   point at any moment, in whichever process passes it first, and whoever is started again with the same environment lives.
 
 /// Passes the point `name`; dies there when the environment says so. `name` is `module::step`, unique in the program.
 #[cfg(debug_assertions)]
@@ -93,9 +93,12 @@ mod imp {
         plan.lock().unwrap_or_else(PoisonError::into_inner).pass(name)
     }
 
+    fn is_armed(name: &str) -> bool {
+        ARMED.as_ref().is_some_and(|folder| std::fs::remove_file(folder.join(name)).is_ok())
+    }
+
     pub(super) fn point(name: &str) {
-        let is_armed = || ARMED.as_ref().is_some_and(|folder| std::fs::remove_file(folder.join(name)).is_ok());
-        if pass(&CRASHES, name).is_some() || is_armed() {
+        if pass(&CRASHES, name).is_some() || is_armed(name) {
             // To ourselves, SIGKILL is delivered before the call returns; the abort is for the compiler.
             nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL).ok();
             std::process::abort();
@@ -106,6 +109,7 @@ mod imp {
         if let Some(passing) = pass(&PANICS, name) {
             panic!("planted panic at {name}:{passing}");
         }
+        assert!(!is_armed(name), "planted panic at {name}");
     }
 }
 

@@ -18,7 +18,7 @@ use super::{
     presence::Presence,
     rollout::RolloutDrive,
     scheduler::SchedulerDrive,
-    supervise::Failures,
+    supervise::{FORGIVEN_AFTER, Failures},
 };
 use crate::{
     artifacts::{
@@ -38,6 +38,7 @@ use crate::{
         principal::Principal,
         rollout::OpenRollout,
         tables::{ReadTables, SCAN_RECORDS_MAX, Scan, TablesError},
+        trouble::Trouble,
     },
     raft::Node,
 };
@@ -59,7 +60,17 @@ pub(super) struct Leading {
 impl Leading {
     /// Proposes as `actor`, in this epoch. Tests let an actor panic just after, when the step is agreed and the actor has not noted it.
     pub async fn propose(&self, actor: &str, action: impl Into<Action>) -> Result<Outcome, ProposeError> {
-        let mut proposal = Proposal::new(action, Principal::system(actor));
+        self.propose_for(Principal::system(actor), actor, action).await
+    }
+
+    /// The same in the name of whoever caused it.
+    pub async fn propose_for(
+        &self,
+        principal: Principal,
+        actor: &str,
+        action: impl Into<Action>,
+    ) -> Result<Outcome, ProposeError> {
+        let mut proposal = Proposal::new(action, principal);
         proposal.epoch = Some(self.epoch);
         let outcome = tokio::time::timeout(PROPOSE_WITHIN, self.node.propose(proposal)).await;
         crash::panic_point(actor);
@@ -76,12 +87,23 @@ enum Charge {
     Rollout(RolloutId),
 }
 
+impl Charge {
+    fn subject(&self) -> Subject {
+        match self {
+            Charge::Scheduler => Subject::Cluster,
+            Charge::Pipeline(name) => Subject::Pipeline(name.clone()),
+            Charge::Build(id) => Subject::Build(*id),
+            Charge::Rollout(id) => Subject::Rollout(*id),
+        }
+    }
+}
+
 pub(super) struct Leader;
 
 pub(super) enum LeaderMessage {
     /// These events were applied.
     Events(Vec<Event>),
-    /// A child that failed may be started again.
+    /// A child that failed may be started again, or has not failed for a while.
     Restart,
 }
 
@@ -89,10 +111,17 @@ pub(super) struct LeaderState {
     leading: Arc<Leading>,
     children: BTreeMap<Charge, Waker>,
     charges: HashMap<ActorId, Charge>,
-    failures: BTreeMap<Charge, Failures>,
+    failures: BTreeMap<Charge, Failed>,
     /// Failed, and not to be started again before then.
     resting: BTreeMap<Charge, Instant>,
     follower: tokio::task::JoinHandle<()>,
+}
+
+/// How a child failed lately.
+#[derive(Default)]
+struct Failed {
+    failures: Failures,
+    why: String,
 }
 
 impl Drop for LeaderState {
@@ -145,6 +174,7 @@ impl Actor for Leader {
         };
         state.leading.presence.update(connected(&state.leading.node.view())?);
         state.staff(&myself).await?;
+        state.mark().await?;
         tracing::info!(epoch = epoch.0, children = state.children.len(), "this server leads");
         Ok(state)
     }
@@ -168,7 +198,10 @@ impl Actor for Leader {
                     }
                 }
             }
-            LeaderMessage::Restart => state.staff(&myself).await?,
+            LeaderMessage::Restart => {
+                state.staff(&myself).await?;
+                state.mark().await?;
+            }
         }
         Ok(())
     }
@@ -183,28 +216,36 @@ impl Actor for Leader {
             SupervisionEvent::ActorTerminated(cell, _, _) => {
                 if let Some(charge) = state.charges.remove(&cell.get_id()) {
                     state.children.remove(&charge);
-                    state.failures.remove(&charge);
+                    if state.failures.remove(&charge).is_some() {
+                        state.mark().await?;
+                    }
                 }
             }
             SupervisionEvent::ActorFailed(cell, error) => {
                 let Some(charge) = state.charges.remove(&cell.get_id()) else { return Ok(()) };
                 state.children.remove(&charge);
-                let failures = state.failures.entry(charge.clone()).or_default();
-                let delay = failures.count(Instant::now());
-                let failing = failures.is_failing();
-                tracing::error!(?charge, %error, failing, retry_in_ms = delay.as_millis() as u64, "an actor failed; the others go on");
+                let failed = state.failures.entry(charge.clone()).or_default();
+                let delay = failed.failures.count(Instant::now());
+                failed.why = error.to_string();
+                tracing::error!(?charge, %error, retry_in_ms = delay.as_millis() as u64, "an actor failed; the others go on");
                 state.resting.insert(charge, Instant::now() + delay);
-                tokio::spawn(async move {
-                    tokio::time::sleep(delay).await;
-                    if myself.send_message(LeaderMessage::Restart).is_err() {
-                        tracing::debug!("the leader stopped before a child could be started again");
-                    }
-                });
+                for delay in [delay, FORGIVEN_AFTER + delay] {
+                    remind(myself.clone(), delay);
+                }
             }
             _ => {}
         }
         Ok(())
     }
+}
+
+fn remind(leader: ActorRef<LeaderMessage>, delay: Duration) {
+    tokio::spawn(async move {
+        tokio::time::sleep(delay).await;
+        if leader.send_message(LeaderMessage::Restart).is_err() {
+            tracing::debug!("the leader stopped before a child could be started again");
+        }
+    });
 }
 
 /// Commits the beginning of this leadership. Only what is proposed after it can be this leader's.
@@ -250,6 +291,31 @@ impl LeaderState {
             let waker = self.spawn(&charge, myself).await?;
             self.charges.insert(waker.id(), charge.clone());
             self.children.insert(charge, waker);
+        }
+        Ok(())
+    }
+
+    /// Marks the subjects whose actors fail again and again, and takes the mark from those whose actors do so no longer.
+    async fn mark(&self) -> Result<(), ActorProcessingErr> {
+        let now = Instant::now();
+        let is_failing = |failed: &Failed| failed.failures.is_failing(now);
+        let failing: BTreeMap<Subject, &str> = self
+            .failures
+            .iter()
+            .filter(|(_, failed)| is_failing(failed))
+            .map(|(charge, failed)| (charge.subject(), failed.why.as_str()))
+            .collect();
+        let marked: Vec<Trouble> = self.leading.node.view().scan(&Scan::all(), SCAN_RECORDS_MAX)?;
+        let unmarked = |(subject, _): &(&Subject, &&str)| !marked.iter().any(|trouble| trouble.subject == **subject);
+        let new = failing.iter().filter(unmarked).map(|(subject, why)| (subject.clone(), Some((*why).to_owned())));
+        let over = marked.iter().filter(|trouble| !failing.contains_key(&trouble.subject));
+        let over = over.map(|trouble| (trouble.subject.clone(), None));
+        for (subject, why) in new.chain(over).collect::<Vec<_>>() {
+            match self.leading.propose("leader", ClusterAction::RecordTrouble { subject, why }).await {
+                Ok(_) => {}
+                // The next failure, or its end, tries again.
+                Err(error) => tracing::warn!(%error, "what fails cannot be marked"),
+            }
         }
         Ok(())
     }

@@ -19,6 +19,7 @@ use crate::{
         git::{HostedRepositories, Mirrors},
         store::ContentStore,
     },
+    crash,
     model::{build::Resources, ids::RunnerName},
     raft::{Leadership, Node},
     runner::attempts::Attempts,
@@ -65,6 +66,13 @@ impl Handle {
     /// Where `http` hands over the sessions of agents and gateways.
     pub fn sessions(&self) -> FleetHandle {
         self.fleet.clone()
+    }
+
+    /// Ends when the tree does without having been told to: its root failed, and nothing here would be driven any more.
+    pub async fn failed(&mut self) {
+        if let Err(error) = (&mut self.ended).await {
+            tracing::error!(%error, "the root of the actors cannot be waited for");
+        }
     }
 
     /// Stops every actor. What was in flight is done by whoever leads next: containers and instances go on.
@@ -170,6 +178,7 @@ impl Actor for NodeActor {
             }
             NodeMessage::Restart(child) => state.start(child, &myself).await,
         }
+        crash::panic_point("node");
         Ok(())
     }
 

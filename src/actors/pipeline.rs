@@ -56,7 +56,7 @@ impl PipelineDrive {
     ) -> Result<bool, DriveError> {
         let name = pipeline.name.clone();
         let Moved { git_ref, old, new } = moved;
-        let Some(commit) = new else {
+        let Some((commit, pusher)) = new else {
             let why = "the ref was deleted".to_owned();
             leading.propose(Self::NAME, PipelineAction::Considered { name, git_ref, commit: None, why }).await?;
             return Ok(true);
@@ -79,7 +79,7 @@ impl PipelineDrive {
             Concern::Builds(resources) => {
                 let request =
                     BuildAction::Request { pipeline: name, commit, git_ref, cause: Cause::Push, again: false, resources };
-                leading.propose(Self::NAME, request).await?;
+                leading.propose_for(pusher, Self::NAME, request).await?;
             }
             Concern::Skips(why) => {
                 leading.propose(Self::NAME, PipelineAction::Considered { name, git_ref, commit: Some(commit), why }).await?;

@@ -10,7 +10,7 @@ const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
 
 /// After so long without a failure, the count begins anew.
-const FORGIVEN_AFTER: Duration = Duration::from_secs(60);
+pub(super) const FORGIVEN_AFTER: Duration = Duration::from_secs(60);
 
 /// From this many failures in a row on, a child counts as failing.
 const FAILING_FROM: u32 = 5;
@@ -33,9 +33,9 @@ impl Failures {
         BACKOFF_MIN.saturating_mul(1 << (self.in_a_row - 1).min(16)).min(BACKOFF_MAX)
     }
 
-    /// Whether it fails again and again.
-    pub fn is_failing(&self) -> bool {
-        self.in_a_row >= FAILING_FROM
+    /// Whether it fails again and again, also lately.
+    pub fn is_failing(&self, now: Instant) -> bool {
+        self.in_a_row >= FAILING_FROM && self.last.is_some_and(|last| now.duration_since(last) <= FORGIVEN_AFTER)
     }
 }
 
@@ -51,7 +51,8 @@ mod tests {
         assert_eq!(delays[0], BACKOFF_MIN);
         assert!(delays.windows(2).all(|pair| pair[0] <= pair[1]));
         assert_eq!(delays[19], BACKOFF_MAX);
-        assert!(failures.is_failing());
+        assert!(failures.is_failing(start));
+        assert!(!failures.is_failing(start + FORGIVEN_AFTER * 2));
         assert_eq!(failures.count(start + FORGIVEN_AFTER * 2), BACKOFF_MIN);
     }
 }

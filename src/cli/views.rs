@@ -109,7 +109,7 @@ views! {
     /// A hosted repository.
     Repository { name: String, path: String, default_branch: String, created_at: u64, refs: Vec<Ref>, }
     /// A ref of a hosted repository.
-    Ref { name: String, commit: String, moved_at: u64, }
+    Ref { name: String, commit: String, moved_at: u64, moved_by: String, }
     /// An artifact.
     Artifact {
         digest: String, size_bytes: u64, unpacked_bytes: u64, manifest: String, pipeline: String, commit: String,

@@ -88,6 +88,13 @@ pub enum ClusterAction {
         /// The server.
         server: u64,
     },
+    /// The actor that drives `subject` fails again and again, or does so no longer.
+    RecordTrouble {
+        /// Whose actor.
+        subject: Subject,
+        /// How it failed last; none: it works again, or is gone.
+        why: Option<String>,
+    },
 }
 
 /// Hosted repositories.

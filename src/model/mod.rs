@@ -18,6 +18,7 @@ pub mod release;
 pub mod repository;
 pub mod rollout;
 pub mod tables;
+pub mod trouble;
 
 // What may change.
 pub mod apply;

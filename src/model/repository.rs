@@ -7,6 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 use super::{
     digest::Digest,
     ids::{IdError, RepositoryName},
+    principal::Principal,
     tables::{Key, Record, Table, key},
     units::{ByteSize, Timestamp},
 };
@@ -84,6 +85,8 @@ pub struct Ref {
     pub commit: CommitId,
     /// When it was last moved.
     pub moved_at: Timestamp,
+    /// Who moved it.
+    pub moved_by: Principal,
 }
 
 impl Record for Ref {

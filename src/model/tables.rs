@@ -49,6 +49,8 @@ pub enum Table {
     PortLeases,
     /// Runners.
     Runners,
+    /// Subjects whose actors fail again and again.
+    Troubles,
     /// The ordered log of what was applied.
     Events,
     /// Answers to commands that carried an idempotency key.
@@ -59,7 +61,7 @@ pub enum Table {
 
 impl Table {
     /// All of them.
-    pub const ALL: [Table; 23] = [
+    pub const ALL: [Table; 24] = [
         Table::Cluster,
         Table::Repositories,
         Table::Refs,
@@ -80,6 +82,7 @@ impl Table {
         Table::Observations,
         Table::PortLeases,
         Table::Runners,
+        Table::Troubles,
         Table::Events,
         Table::Answers,
         Table::AnswersByTime,
@@ -108,6 +111,7 @@ impl Table {
             Table::Observations => "observations",
             Table::PortLeases => "port_leases",
             Table::Runners => "runners",
+            Table::Troubles => "troubles",
             Table::Events => "events",
             Table::Answers => "answers",
             Table::AnswersByTime => "answers_by_time",

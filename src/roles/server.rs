@@ -87,7 +87,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<()> {
         Some(runner) => Arc::new(runner.attempts.clone()),
         None => Arc::new(NoLogs),
     };
-    let tree = actors::start(actors::Options {
+    let mut tree = actors::start(actors::Options {
         node: node.clone(),
         server: options.id,
         content: Arc::clone(&content),
@@ -109,7 +109,10 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<()> {
         options: http::Options::default(),
     };
     tracing::info!(address = %listener.local_addr()?, data = %options.data.display(), "the server is ready");
-    http::serve(listener, api, stop.cancelled_owned()).await;
+    tokio::select! {
+        () = http::serve(listener, api, stop.cancelled_owned()) => {}
+        () = tree.failed() => bail!("the root of the actors failed, and nothing would be driven any more: start the server again"),
+    }
     tree.stop().await;
     node.shutdown().await?;
     Ok(())

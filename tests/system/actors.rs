@@ -66,6 +66,47 @@ fn share(first: u32) {
 }
 
 #[test]
+fn a_rollout_whose_actor_keeps_failing_says_so_until_it_works_again() {
+    if !isolation_is_here() {
+        return;
+    }
+    let planted: Vec<String> = (1..=6).map(|step| format!("rollout:{step}")).collect();
+    let conditions = Conditions { env: vec![("SWELL_PANIC_AT", planted.join(","))], ..Conditions::default() };
+    let (mut dev, repo) = cluster_under(1, conditions);
+    hurry(&repo);
+    repo.push(&dev, "hello");
+    dev.wait_until("the rollout says what it waits for", |dev| {
+        let rollout = dev.try_get("/v1/rollouts/r1").unwrap_or_default();
+        rollout["waits_for"].as_str().is_some_and(|waits| waits.contains("its actor") && waits.contains("planted panic"))
+    });
+    assert!(dev.ok(&["status", "r1"]).contains("its actor on the leading server"));
+    assert_eq!(dev.ended_rollout("hello", 0)["state"], "deployed");
+    dev.wait_until("the mark is gone", |dev| {
+        dev.ok(&["--json", "events", "--subject", "rollout/r1"]).contains("actor.recovered")
+    });
+    dev.stop();
+    assert_eq!(dev.left_behind(), Vec::<String>::new());
+}
+
+#[test]
+fn a_server_whose_root_actor_fails_ends_and_is_started_again() {
+    if !isolation_is_here() {
+        return;
+    }
+    let armed = tempfile::tempdir().unwrap();
+    std::fs::write(armed.path().join("node"), "").unwrap();
+    let folder = armed.path().to_string_lossy().into_owned();
+    let conditions = Conditions { env: vec![("SWELL_CRASH_DIR", folder)], ..Conditions::default() };
+    let (mut dev, repo) = cluster_under(1, conditions);
+    assert!(!armed.path().join("node").exists() && dev.log().contains("the root of the actors failed"), "{}", dev.log_tail());
+    hurry(&repo);
+    repo.push(&dev, "hello");
+    assert_eq!(dev.ended_rollout("hello", 0)["state"], "deployed");
+    dev.stop();
+    assert_eq!(dev.left_behind(), Vec::<String>::new());
+}
+
+#[test]
 fn work_is_done_once_though_actors_panic_at_every_third_step() {
     share(1);
 }

@@ -134,6 +134,8 @@ fn whatever_is_killed_everything_ends_once_and_nothing_is_left_behind() {
     let mut points = CrashPoints::new();
     let (mut dev, repo) = cluster_under(3, points.conditions());
     hurry(&repo);
+    let file = std::fs::read_to_string(repo.path.join("swell.toml")).unwrap();
+    repo.write("swell.toml", &file.replace("waves = [1, \"50%\", \"100%\"]", "waves = [1, \"100%\"]")).commit("fewer waves");
     repo.push(&dev, "hello");
     assert_eq!(dev.ended_rollout("hello", 0)["state"], "deployed");
 
@@ -151,7 +153,7 @@ fn whatever_is_killed_everything_ends_once_and_nothing_is_left_behind() {
         }
         repo.commit("another version");
         points.arm(seed);
-        repo.push(&dev, "hello");
+        repo.push_until_taken(&dev, "hello");
         for _ in 0..1 + dice.below(3) {
             let moment = Instant::now() + Duration::from_millis(dice.below(4000));
             while Instant::now() < moment {

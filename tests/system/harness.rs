@@ -409,6 +409,18 @@ impl Repo {
         self.git(&["push", &url, "main"])
     }
 
+    /// Pushes again until the server takes it, as a person would whose push broke off.
+    #[track_caller]
+    pub fn push_until_taken(&self, dev: &Dev, name: &str) {
+        let url = format!("http://ada:{}@{}/git/{name}", dev.token("developer"), dev.api);
+        let mut said = String::new();
+        dev.wait_until(&format!("a push is taken; the last one said: {said}"), |_| {
+            let output = git(&self.path, &["push", &url, "main"]);
+            said = text(&output.stderr);
+            output.status.success()
+        });
+    }
+
     #[track_caller]
     pub fn git(&self, arguments: &[&str]) -> String {
         let output = git(&self.path, arguments);

@@ -4,11 +4,9 @@ use std::time::Duration;
 
 use crate::{
     harness::{Dev, isolation_is_here},
-    push::cluster,
+    push::{HOST, cluster, hurry},
     traffic::{Traffic, ask},
 };
-
-const HOST: &str = "web.hello.production";
 
 /// The numbers of the processes of `hello`'s instances in this cluster.
 fn instances(dev: &Dev) -> Vec<i32> {
@@ -24,6 +22,7 @@ fn the_fleet_serves_and_mends_itself_without_a_server() {
         return;
     }
     let (mut dev, repo) = cluster(3);
+    hurry(&repo);
     repo.push(&dev, "hello");
     assert_eq!(dev.ended_rollout("hello", 0)["state"], "deployed");
     dev.wait_until("the gateway routes", |dev| matches!(ask(dev.gateway, HOST, "/"), Ok((200, _))));
@@ -57,6 +56,7 @@ fn an_agent_that_was_away_converges_to_the_present() {
         return;
     }
     let (dev, repo) = cluster(3);
+    hurry(&repo);
     repo.push(&dev, "hello");
     assert_eq!(dev.ended_rollout("hello", 0)["state"], "deployed");
 

@@ -70,9 +70,11 @@ pub async fn run(context: &Context, command: RepoCommand) -> Result<Exit> {
                     ("created", human::ago(repository.created_at, now)),
                 ]);
                 let row = |r: views::Ref| {
-                    [short_ref(&r.name).to_owned(), human::short(&r.commit).to_owned(), human::ago(r.moved_at, now)]
+                    [short_ref(&r.name).to_owned(), human::short(&r.commit).to_owned(), human::ago(r.moved_at, now), r.moved_by]
                 };
-                shown + "\n" + &table(["REF", "COMMIT", "MOVED"], repository.refs.into_iter().map(row), "nothing was pushed yet")
+                shown
+                    + "\n"
+                    + &table(["REF", "COMMIT", "MOVED", "BY"], repository.refs.into_iter().map(row), "nothing was pushed yet")
             })?;
         }
     }

@@ -78,6 +78,8 @@ pub struct RefView {
     pub commit: String,
     /// When it was last moved.
     pub moved_at: u64,
+    /// Who moved it.
+    pub moved_by: String,
 }
 
 /// A repository that Groundswell hosts.
@@ -98,8 +100,15 @@ pub struct RepositoryView {
 impl RepositoryView {
     /// With its refs.
     pub fn new(repository: Repository, refs: Vec<Ref>) -> Self {
-        let refs =
-            refs.into_iter().map(|r| RefView { name: r.name, commit: r.commit.to_string(), moved_at: r.moved_at.0 }).collect();
+        let refs = refs
+            .into_iter()
+            .map(|r| RefView {
+                name: r.name,
+                commit: r.commit.to_string(),
+                moved_at: r.moved_at.0,
+                moved_by: r.moved_by.to_string(),
+            })
+            .collect();
         Self {
             path: format!("/git/{}", repository.name),
             name: repository.name.to_string(),

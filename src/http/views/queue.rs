@@ -6,9 +6,11 @@ use std::collections::BTreeMap;
 use crate::model::{
     build::{Build, BuildState, OpenBuild, Resources, Runner},
     decide::schedule::{Free, Queued, Share, schedule},
+    event::Subject,
     ids::{BuildId, PipelineName},
     pipeline::Pipeline,
     tables::{ReadTables, SCAN_RECORDS_MAX, Scan, TablesError, key},
+    trouble::{Trouble, trouble_key},
     units::ByteSize,
 };
 
@@ -17,8 +19,13 @@ pub fn waits<T: ReadTables>(tables: &T) -> Result<BTreeMap<BuildId, String>, Tab
     let mut queue = Vec::new();
     let mut shares: BTreeMap<PipelineName, Share> = BTreeMap::new();
     let mut used: BTreeMap<_, (u32, u64)> = BTreeMap::new();
+    let mut waits = BTreeMap::new();
+    let scheduler: Option<Trouble> = tables.get(&trouble_key(&Subject::Cluster))?;
     for open in tables.scan::<OpenBuild>(&Scan::all(), SCAN_RECORDS_MAX)? {
         let Some(build) = tables.get::<Build>(&key(open.build.0))? else { continue };
+        if let Some(trouble) = tables.get::<Trouble>(&trouble_key(&Subject::Build(build.id)))? {
+            waits.insert(build.id, trouble.waits_for());
+        }
         if !shares.contains_key(&build.pipeline) {
             let pipeline: Option<Pipeline> = tables.get(&key(build.pipeline.as_str()))?;
             let most = pipeline.map_or(1, |pipeline| pipeline.concurrency);
@@ -39,14 +46,22 @@ pub fn waits<T: ReadTables>(tables: &T) -> Result<BTreeMap<BuildId, String>, Tab
             None => {}
         }
     }
+    if let Some(trouble) = scheduler {
+        waits.extend(queue.iter().map(|queued| (queued.build, trouble.waits_for())));
+        return Ok(waits);
+    }
     if queue.is_empty() {
-        return Ok(BTreeMap::new());
+        return Ok(waits);
     }
     let runners: Vec<Runner> = tables.scan(&Scan::all(), SCAN_RECORDS_MAX)?;
     let free: Vec<Free> = runners.into_iter().map(|runner| free(runner, &used)).collect();
     let decided = schedule(&queue, &free, &shares);
-    let mut waits: BTreeMap<BuildId, String> = decided.waits.iter().map(|(build, why)| (*build, why.to_string())).collect();
-    waits.extend(decided.assign.into_iter().map(|(build, runner)| (build, format!("its turn on runner {runner}"))));
+    for (build, why) in decided.waits {
+        waits.entry(build).or_insert_with(|| why.to_string());
+    }
+    for (build, runner) in decided.assign {
+        waits.entry(build).or_insert_with(|| format!("its turn on runner {runner}"));
+    }
     Ok(waits)
 }
 

@@ -12,6 +12,7 @@ use super::{
 };
 use crate::model::{
     decide::rollout::{Seen, next},
+    event::Subject,
     fleet::Environment,
     observation::TargetFailure,
     plan::{Timing, least_duration, least_rollback_duration},
@@ -19,6 +20,7 @@ use crate::model::{
     release::{Release, release_key},
     rollout::{Deployment, FailedTarget, Purpose, Rollout, RolloutState, VerdictRecord, deployment_key},
     tables::{ReadTables, TablesError, key},
+    trouble::{Trouble, trouble_key},
 };
 
 /// How many names a wave's sets have.
@@ -308,6 +310,9 @@ impl RolloutView {
 fn waits_for<T: ReadTables>(tables: &T, rollout: &Rollout) -> Result<Option<String>, TablesError> {
     if rollout.state.is_end() {
         return Ok((rollout.state == RolloutState::Failed).then(|| "a person: not everything could go back".to_owned()));
+    }
+    if let Some(trouble) = tables.get::<Trouble>(&trouble_key(&Subject::Rollout(rollout.id)))? {
+        return Ok(Some(trouble.waits_for()));
     }
     let environment: Option<Environment> = tables.get(&key(rollout.environment.as_str()))?;
     let deployment: Option<Deployment> = tables.get(&deployment_key(&rollout.environment, &rollout.pipeline))?;

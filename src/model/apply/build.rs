@@ -153,7 +153,8 @@ fn request_build<T: Tables>(context: &mut Context<'_, T>, request: Request<'_>) 
 fn deploy_known<T: Tables>(context: &mut Context<'_, T>, build: &Build, git_ref: &str) -> Result<(), RuleError> {
     let (Some(id), Some(branch)) = (&build.release, git_ref.strip_prefix("refs/heads/")) else { return Ok(()) };
     let release = context.release(id)?;
-    rollout::start_automatically(context, &release, &[branch.to_owned()])
+    let by = context.principal.clone();
+    rollout::start_automatically(context, &release, &[branch.to_owned()], &by)
 }
 
 /// Ends the queued builds of the same ref: a newer push takes their place.
@@ -290,7 +291,7 @@ fn release<T: Tables>(
     let refs = here.chain([build.git_ref.as_str()]);
     let branches: BTreeSet<String> = refs.filter_map(|git_ref| git_ref.strip_prefix("refs/heads/")).map(str::to_owned).collect();
     let subject = save(context, build.clone())?;
-    rollout::start_automatically(context, &release, &Vec::from_iter(branches))?;
+    rollout::start_automatically(context, &release, &Vec::from_iter(branches), &release.by)?;
     Ok(subject)
 }
 

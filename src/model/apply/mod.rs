@@ -22,10 +22,14 @@ use context::Context;
 use super::{
     cluster::{ANSWER_AGE_MAX, ANSWERS_MAX, Answer, AnswerByTime, Cluster},
     command::{Action, ClusterAction, Command, IDEMPOTENCY_KEY_BYTES_MAX, Outcome},
-    event::{EventSeq, Subject},
+    event::{EventSeq, Subject, cut},
     rejection::{Rejection, RuleError},
     tables::{Key, Record, Scan, Tables, TablesError, key},
+    trouble::{Trouble, trouble_key},
 };
+
+/// The most of an actor's failure that state keeps.
+const TROUBLE_BYTES_MAX: usize = 500;
 
 /// How many outdated answers one command forgets at the most.
 const ANSWERS_FORGOTTEN_AT_ONCE: usize = 4;
@@ -83,6 +87,23 @@ fn cluster<T: Tables>(context: &mut Context<'_, T>, action: &ClusterAction) -> R
             context.cluster.leader = *server;
             context.event(Subject::Cluster, "cluster.epoch").moved(now.0, epoch.0).data("server", server);
             Ok(Subject::Cluster)
+        }
+        ClusterAction::RecordTrouble { subject, why } => {
+            let known = context.tables.get::<Trouble>(&trouble_key(subject))?;
+            match (known, why) {
+                (None, None) => {}
+                (Some(_), None) => {
+                    context.tables.delete::<Trouble>(&trouble_key(subject))?;
+                    context.event(subject.clone(), "actor.recovered");
+                }
+                (known, Some(why)) => {
+                    let since = known.map_or(context.at, |known| known.since);
+                    let why = cut(why, TROUBLE_BYTES_MAX);
+                    context.event(subject.clone(), "actor.failing").note(&why);
+                    context.tables.put(&Trouble { subject: subject.clone(), why, since })?;
+                }
+            }
+            Ok(subject.clone())
         }
     }
 }

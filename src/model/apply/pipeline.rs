@@ -7,11 +7,11 @@ use crate::model::{
     event::Subject,
     fleet::Environment,
     ids::PipelineName,
-    pipeline::{CONCURRENCY_MAX, Pipeline, REFS_SEEN_MAX, Retention, Source},
+    pipeline::{CONCURRENCY_MAX, Pipeline, REFS_SEEN_MAX, Source},
     rejection::{Rejection, RuleError},
     release::Release,
     repository::{CommitId, Repository},
-    rollout::{Deployment, deployment_key},
+    rollout::{Deployment, FORMER_RELEASES_KEPT, deployment_key},
     tables::{SCAN_RECORDS_MAX, Scan, Tables, key},
     units::Timestamp,
 };
@@ -57,8 +57,9 @@ fn create<T: Tables>(context: &mut Context<'_, T>, draft: Pipeline) -> Result<Su
     if !(1..=CONCURRENCY_MAX).contains(&draft.concurrency) {
         return Err(invalid("concurrency", format!("it must be between 1 and {CONCURRENCY_MAX}")));
     }
-    if draft.retention.releases < Retention::default().releases.min(3) {
-        return Err(invalid("retention", "at least 3 releases must be kept, or there is nothing to roll back to"));
+    if draft.retention.releases < FORMER_RELEASES_KEPT as u32 {
+        let least = format!("at least {FORMER_RELEASES_KEPT} releases must be kept, or there is nothing to roll back to");
+        return Err(invalid("retention", least));
     }
     match &draft.source {
         Source::Hosted(repository) => {

@@ -74,7 +74,8 @@ fn move_ref<T: Tables>(context: &mut Context<'_, T>, repository: &RepositoryName
         Some(commit) => {
             check_no_folder(context, repository, &update.name)?;
             let (name, commit) = (update.name.clone(), commit.clone());
-            context.tables.put(&Ref { repository: repository.clone(), name, commit, moved_at: context.at })?;
+            let (moved_at, moved_by) = (context.at, context.principal.clone());
+            context.tables.put(&Ref { repository: repository.clone(), name, commit, moved_at, moved_by })?;
         }
         None => context.tables.delete::<Ref>(&ref_key)?,
     }

@@ -6,6 +6,7 @@ use crate::model::{
     build::Resources,
     pipeline::Pipeline,
     pipeline_file::PipelineFile,
+    principal::Principal,
     repository::{CommitId, Ref},
 };
 
@@ -14,14 +15,14 @@ use crate::model::{
 pub const LOOKS_MAX: u32 = 3;
 
 /// A branch that stands elsewhere than when it was last looked at.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Moved {
     /// Its full name.
     pub git_ref: String,
     /// Where it stood; none: it was never looked at.
     pub old: Option<CommitId>,
-    /// Where it stands; none: it is gone.
-    pub new: Option<CommitId>,
+    /// Where it stands and who moved it there; none: it is gone.
+    pub new: Option<(CommitId, Principal)>,
 }
 
 /// Whether a push concerns a pipeline.
@@ -36,11 +37,11 @@ pub enum Concern {
 /// The branches among `refs` that stand elsewhere than when they were last looked at, and those that are gone.
 pub fn moved(pipeline: &Pipeline, refs: &[Ref]) -> Vec<Moved> {
     let is_branch = |kept: &&Ref| kept.name.starts_with("refs/heads/");
-    let branches: BTreeMap<&String, &CommitId> = refs.iter().filter(is_branch).map(|kept| (&kept.name, &kept.commit)).collect();
-    let changed = branches.iter().filter(|(name, commit)| pipeline.considered.get(**name) != Some(**commit));
-    let changed = changed.map(|(name, commit)| {
-        let old = pipeline.considered.get(*name).cloned();
-        Moved { git_ref: (*name).clone(), old, new: Some((*commit).clone()) }
+    let branches: BTreeMap<&String, &Ref> = refs.iter().filter(is_branch).map(|kept| (&kept.name, kept)).collect();
+    let changed = branches.values().filter(|kept| pipeline.considered.get(&kept.name) != Some(&kept.commit));
+    let changed = changed.map(|kept| {
+        let old = pipeline.considered.get(&kept.name).cloned();
+        Moved { git_ref: kept.name.clone(), old, new: Some((kept.commit.clone(), kept.moved_by.clone())) }
     });
     let gone = pipeline.considered.iter().filter(|(name, _)| !branches.contains_key(name));
     let gone = gone.map(|(name, old)| Moved { git_ref: name.clone(), old: Some(old.clone()), new: None });
@@ -71,6 +72,7 @@ mod tests {
     use super::*;
     use crate::model::{
         apply::testing::{FILE, World, commit, name},
+        principal::Role,
         tables::key,
         units::{ByteSize, Timestamp},
     };
@@ -82,8 +84,13 @@ mod tests {
         Pipeline { considered: considered.collect(), ..pipeline }
     }
 
+    fn ada() -> Principal {
+        Principal::new(Role::Developer, "ada")
+    }
+
     fn branch(git_ref: &str, number: u8) -> Ref {
-        Ref { repository: name("shop"), name: git_ref.into(), commit: commit(number), moved_at: Timestamp(0) }
+        let (moved_at, moved_by) = (Timestamp(0), ada());
+        Ref { repository: name("shop"), name: git_ref.into(), commit: commit(number), moved_at, moved_by }
     }
 
     #[test]
@@ -95,8 +102,8 @@ mod tests {
         assert_eq!(
             names,
             [
-                ("refs/heads/moved".to_owned(), Some(commit(2)), Some(commit(4))),
-                ("refs/heads/new".to_owned(), None, Some(commit(5))),
+                ("refs/heads/moved".to_owned(), Some(commit(2)), Some((commit(4), ada()))),
+                ("refs/heads/new".to_owned(), None, Some((commit(5), ada()))),
                 ("refs/heads/gone".to_owned(), Some(commit(3)), None),
             ]
         );

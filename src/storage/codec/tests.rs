@@ -11,8 +11,8 @@ use crate::model::{
     apply::testing::{FILE, World, artifact, commit, name},
     build::{Build, BuildByCommit, OpenBuild, Runner},
     cluster::{Answer, AnswerByTime, Cluster},
-    command::{Command, RepositoryAction},
-    event::Event,
+    command::{ClusterAction, Command, RepositoryAction},
+    event::{Event, Subject},
     fleet::{Environment, PortLease, Presence, Target, TargetByName},
     observation::{Observation, Progress},
     pipeline::Pipeline,
@@ -20,6 +20,7 @@ use crate::model::{
     repository::{Bundle, Ref, RefUpdate, Repository},
     rollout::{Deployment, OpenRollout, Purpose, Rollout},
     tables::{ReadTables, Record, Scan, Table},
+    trouble::Trouble,
     units::ByteSize,
 };
 
@@ -61,6 +62,7 @@ macro_rules! of_table {
             Table::Observations => $function::<Observation>($argument),
             Table::PortLeases => $function::<PortLease>($argument),
             Table::Runners => $function::<Runner>($argument),
+            Table::Troubles => $function::<Trouble>($argument),
             Table::Events => $function::<Event>($argument),
             Table::Answers => $function::<Answer>($argument),
             Table::AnswersByTime => $function::<AnswerByTime>($argument),
@@ -94,6 +96,7 @@ fn print_golden() {
     world.start(&release, Purpose::Deploy).unwrap();
     world.report(0, None, Progress::Fetching, false);
     world.request(2);
+    world.ok(ClusterAction::RecordTrouble { subject: Subject::Cluster, why: Some("it fails".into()) });
     let with_key = RepositoryAction::Create { name: name("docs"), default_branch: "main".into() };
     let command = Command { idempotency_key: Some("again".into()), ..world.command(with_key) };
     world.propose(command).unwrap();

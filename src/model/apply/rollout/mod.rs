@@ -24,7 +24,8 @@ use crate::model::{
 pub(super) fn apply<T: Tables>(context: &mut Context<'_, T>, action: &RolloutAction) -> Result<Subject, RuleError> {
     match action {
         RolloutAction::Start { environment, release, purpose, why, if_plan } => {
-            start::start(context, start::Request { environment, release, purpose: *purpose, why: why.clone(), if_plan: *if_plan })
+            let (purpose, why, if_plan, by) = (*purpose, why.clone(), *if_plan, context.principal.clone());
+            start::start(context, start::Request { environment, release, purpose, why, if_plan, by })
         }
         RolloutAction::Unblock { rollout } => start::unblock(context, *rollout),
         RolloutAction::ChangeTargets { rollout, targets, unreachable } => {

@@ -13,6 +13,7 @@ use crate::model::{
     ids::{EnvironmentName, ReleaseId, RolloutId},
     planning::{Planned, blocked, planned},
     ports_kept::missing,
+    principal::Principal,
     rejection::{Rejection, RuleError},
     release::Release,
     rollout::{Before, Deployment, Gate, OpenRollout, Purpose, Quarantined, Rollout, RolloutState, Sets},
@@ -26,6 +27,7 @@ pub(super) struct Request<'a> {
     pub purpose: Purpose,
     pub why: Option<String>,
     pub if_plan: Option<Digest>,
+    pub by: Principal,
 }
 
 pub(super) fn start<T: Tables>(context: &mut Context<'_, T>, request: Request<'_>) -> Result<Subject, RuleError> {
@@ -68,7 +70,7 @@ pub(super) fn start<T: Tables>(context: &mut Context<'_, T>, request: Request<'_
         failures: Vec::new(),
         preempted_by: None,
         why: request.why,
-        by: context.principal.clone(),
+        by: request.by,
         created_at: context.at,
         started_at: None,
         ended_at: None,
@@ -78,7 +80,11 @@ pub(super) fn start<T: Tables>(context: &mut Context<'_, T>, request: Request<'_
     let subject = Subject::Rollout(id);
     context.created.push(subject.clone());
     let event = context.event(subject, "rollout.created");
-    event.data("pipeline", &rollout.pipeline).data("environment", &rollout.environment).data("release", &rollout.release);
+    event
+        .data("pipeline", &rollout.pipeline)
+        .data("environment", &rollout.environment)
+        .data("release", &rollout.release)
+        .data("by", &rollout.by);
     take_place(context, &rollout, &mut deployment)?;
     if rollout.blocked.is_none() {
         begin(context, &mut rollout, &mut deployment, leases)?;
@@ -230,6 +236,7 @@ pub(in crate::model::apply) fn start_automatically<T: Tables>(
     context: &mut Context<'_, T>,
     release: &Release,
     branches: &[String],
+    by: &Principal,
 ) -> Result<(), RuleError> {
     for (environment, deploy) in &release.file.deploy {
         let Some(branch) = branches.iter().find(|branch| deploy.deploys_by_itself(branch)) else { continue };
@@ -241,7 +248,10 @@ pub(in crate::model::apply) fn start_automatically<T: Tables>(
                 subject: Subject::Environment(environment.clone()),
                 holder: Subject::Release(newer),
             })),
-            None => start(context, Request { environment, release: &release.id, purpose: Purpose::Deploy, why, if_plan: None }),
+            None => {
+                let (release, purpose, by) = (&release.id, Purpose::Deploy, by.clone());
+                start(context, Request { environment, release, purpose, why, if_plan: None, by })
+            }
         };
         match started {
             Ok(_) => {}

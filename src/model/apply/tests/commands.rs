@@ -10,6 +10,7 @@ use crate::model::{
     principal::Role,
     repository::{Ref, RefUpdate},
     tables::{Key, ReadTables, Scan, key},
+    trouble::{Trouble, trouble_key},
     units::{ByteSize, Timestamp},
 };
 
@@ -57,6 +58,27 @@ fn only_the_present_epoch_is_obeyed_and_epochs_only_grow() {
     let mut command = world.command(request(1));
     command.epoch = Some(Epoch(5));
     world.propose(command).unwrap();
+}
+
+#[test]
+fn what_keeps_failing_is_marked_until_it_does_so_no_longer() {
+    let (mut world, _) = World::with_fleet(1, FILE);
+    let subject = Subject::Pipeline(name("shop"));
+    let mark = |why: Option<String>| ClusterAction::RecordTrouble { subject: subject.clone(), why };
+    world.now = Timestamp(world.now.0 + 1000);
+    let began = world.now;
+    world.ok(mark(Some("it fails".into())));
+    world.now = Timestamp(world.now.0 + 1000);
+    world.ok(mark(Some("x".repeat(10_000))));
+    let trouble: Trouble = world.get(trouble_key(&subject));
+    assert!(trouble.since == began && trouble.why.len() <= 500, "{trouble:?}");
+    assert!(trouble.waits_for().contains("xxx"));
+    world.ok(mark(None));
+    world.ok(mark(None));
+    assert_eq!(world.tables.get::<Trouble>(&trouble_key(&subject)).unwrap(), None);
+    let events: Vec<Event> = world.tables.scan(&Scan::all(), 1000).unwrap();
+    let kinds: Vec<&str> = events.iter().rev().take(3).map(|event| event.kind.as_str()).collect();
+    assert_eq!(kinds, ["actor.recovered", "actor.failing", "actor.failing"]);
 }
 
 #[test]
