@@ -55,7 +55,7 @@ pub struct Globals {
     /// The server's address, such as http://10.0.0.1:7400
     #[arg(long, global = true, value_name = "URL")]
     pub addr: Option<String>,
-    /// A configuration file in place of the user's
+    /// A configuration file in place of the user's (roles: of the system's)
     #[arg(long = "config", global = true, value_name = "FILE")]
     pub config_file: Option<PathBuf>,
     /// The file that holds the token

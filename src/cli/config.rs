@@ -251,7 +251,7 @@ fn project_file(folder: &Path) -> Result<Option<(PathBuf, Values)>> {
 }
 
 /// A named file that is not there, with one beside it that was perhaps meant.
-fn missing(path: &Path) -> Failure {
+pub(super) fn missing(path: &Path) -> Failure {
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let beside =
@@ -264,6 +264,11 @@ fn missing(path: &Path) -> Failure {
 }
 
 fn read(path: &Path) -> Result<Option<Values>> {
+    read_text(path)?.map(|text| parse(path, &text)).transpose()
+}
+
+/// What is in a file, if there is one.
+pub(super) fn read_text(path: &Path) -> Result<Option<String>> {
     let size = match fs::metadata(path) {
         Ok(metadata) => metadata.len(),
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(None),
@@ -272,25 +277,37 @@ fn read(path: &Path) -> Result<Option<Values>> {
     if size > FILE_BYTES_MAX {
         return Err(Failure::usage(format!("`{}` has {size} bytes, too many for a configuration", path.display())));
     }
-    let text = fs::read_to_string(path).map_err(|error| file_error("read", path, &error))?;
-    parse(path, &text).map(Some)
+    fs::read_to_string(path).map(Some).map_err(|error| file_error("read", path, &error))
+}
+
+/// Something in a file cannot be meant.
+pub(super) fn wrong(path: &Path, what: impl fmt::Display) -> Failure {
+    Failure::new(super::Exit::Usage, "configuration", format!("{}: {what}", path.display()))
+}
+
+/// A key that is none of `names`, with the one that was perhaps meant.
+pub(super) fn unknown_key(path: &Path, key: &str, names: &[String]) -> Failure {
+    let hint = match super::human::alike(key, names.iter().cloned()) {
+        Some(meant) => format!("did you mean `{meant}`?"),
+        None => format!("the keys are {}", names.join(", ")),
+    };
+    wrong(path, format!("unknown key `{key}`")).hint(hint)
+}
+
+/// A file's text as TOML.
+pub(super) fn table(path: &Path, text: &str) -> Result<toml::Table> {
+    text.parse().map_err(|error: toml::de::Error| wrong(path, error.to_string().trim_end()))
 }
 
 fn parse(path: &Path, text: &str) -> Result<Values> {
-    let wrong = |what: String| Failure::new(super::Exit::Usage, "configuration", format!("{}: {what}", path.display()));
-    let table: toml::Table = text.parse().map_err(|error: toml::de::Error| wrong(error.to_string().trim_end().to_owned()))?;
     let mut values = Values::new();
-    for (name, value) in table {
-        let names = KEYS.iter().map(|key| key.name);
-        if !names.clone().any(|key| key == name) {
-            let hint = match super::human::alike(&name, names.clone().map(str::to_owned)) {
-                Some(meant) => format!("did you mean `{meant}`?"),
-                None => format!("the keys are {}", names.collect::<Vec<_>>().join(", ")),
-            };
-            return Err(wrong(format!("unknown key `{name}`")).hint(hint));
+    for (name, value) in table(path, text)? {
+        let names = KEYS.map(|key| key.name.to_owned());
+        if !names.contains(&name) {
+            return Err(unknown_key(path, &name, &names));
         }
         let toml::Value::String(value) = value else {
-            return Err(wrong(format!("`{name}` is not a text")).hint(format!("write `{name} = \"…\"`")));
+            return Err(wrong(path, format!("`{name}` is not a text")).hint(format!("write `{name} = \"…\"`")));
         };
         values.insert(name, value);
     }

@@ -17,6 +17,7 @@ mod human;
 mod output;
 mod problem;
 mod retry;
+mod role_file;
 mod sse;
 mod views;
 

@@ -56,15 +56,29 @@ pub struct ServerArgs {
     /// Also run builds here
     #[arg(long)]
     pub runner: bool,
+    // Not `requires = "runner"` below: clap overlooks what a file says, which is a default to it. `ServerArgs::check` sees all.
     /// How many CPUs builds may use; all unless given
-    #[arg(long, value_name = "N", requires = "runner")]
+    #[arg(long, value_name = "N", value_parser = cpus)]
     pub cpu: Option<f64>,
     /// How much memory builds may use, such as 8GiB; three quarters unless given
-    #[arg(long, value_name = "SIZE", requires = "runner")]
+    #[arg(long, value_name = "SIZE")]
     pub memory: Option<ByteSize>,
     /// Run builds as plain processes where this machine forbids containers: for `swell dev` alone
-    #[arg(long, hide = true, requires = "runner")]
+    #[arg(long, hide = true)]
     pub allow_unisolated: bool,
+}
+
+impl ServerArgs {
+    /// Whether the settings go together, wherever each comes from; else what is wrong and the way out.
+    pub fn check(&self) -> Result<(), String> {
+        let given = [("cpu", self.cpu.is_some()), ("memory", self.memory.is_some()), ("allow-unisolated", self.allow_unisolated)];
+        match given.iter().find(|(_, is_given)| *is_given && !self.runner) {
+            Some((name, _)) => Err(format!(
+                "{name} is for a server that runs builds: give --runner too (`runner = true` in its file), or take {name} out"
+            )),
+            None => Ok(()),
+        }
+    }
 }
 
 /// How a role reaches the servers.
@@ -119,21 +133,38 @@ pub struct GatewayArgs {
     /// How it reaches the servers.
     #[command(flatten)]
     pub upstream: Upstream,
-    /// The gateway's configuration file; flags that are given win over it
-    #[arg(long = "gateway-config", env = "SWELL_GATEWAY_CONFIG", value_name = "FILE")]
-    pub config: Option<PathBuf>,
-    /// Where it takes requests, routed by host
+    /// Where it takes requests, routed by host, such as 0.0.0.0:80; once for each
     #[arg(long, value_name = "ADDR")]
     pub listen: Vec<SocketAddr>,
     /// The service that every request is for, whatever its host, as PIPELINE/ENVIRONMENT/SERVICE
     #[arg(long, value_name = "SERVICE")]
     pub service: Option<ServiceKey>,
-    /// Where probes and people ask about the gateway itself
+    /// Where probes and people ask about the gateway itself, such as 127.0.0.1:7481
     #[arg(long, value_name = "ADDR")]
     pub admin: Option<SocketAddr>,
     /// Its zone: instances of the same zone are preferred
     #[arg(long, env = "SWELL_ZONE", value_name = "NAME")]
     pub zone: Option<String>,
+    /// What its file says beyond flags.
+    #[arg(skip)]
+    pub tuning: Tuning,
+}
+
+/// The keys of a gateway's file that are no flags. What they hold is known to the gateway alone.
+pub const GATEWAY_TABLES: [&str; 4] = ["listener", "trust_forwarded", "table_file", "limits"];
+
+/// What a gateway's file says beyond flags, unread.
+#[derive(Debug, Clone, Default)]
+pub struct Tuning {
+    /// The file, for messages.
+    pub file: PathBuf,
+    /// Some of [`GATEWAY_TABLES`].
+    pub keys: toml::Table,
+}
+
+fn cpus(text: &str) -> Result<f64, String> {
+    let number = text.parse().ok().filter(|number| (0.1..=4096.0).contains(number));
+    number.ok_or_else(|| "write a number of CPUs from 0.1 to 4096".to_owned())
 }
 
 fn port_range(text: &str) -> Result<PortRange, String> {

@@ -146,13 +146,19 @@ impl Part {
     }
 
     fn new(name: &str, program: &Path, arguments: &[&str], environment: Vec<(&'static str, String)>) -> Self {
-        let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+        // What this machine's real roles read from /etc/swell is not for a play thing.
+        let arguments = arguments.iter().chain(&["--config", "/dev/null"]).map(|argument| (*argument).to_owned()).collect();
         Self { name: name.to_owned(), program: program.to_owned(), arguments, environment }
     }
 
     fn start(&self) -> Result<Child> {
         let mut command = Command::new(&self.program);
-        command.args(&self.arguments).env_remove("SWELL_DATA").envs(self.environment.clone()).stdin(Stdio::null());
+        command
+            .args(&self.arguments)
+            .env_remove("SWELL_DATA")
+            .env_remove("SWELL_TOKEN_FILE")
+            .envs(self.environment.clone())
+            .stdin(Stdio::null());
         // A terminal's Ctrl-C goes to the whole group: the children stop when they are told to, in order.
         command.process_group(0);
         // SAFETY: prctl is async-signal-safe, and only sets what the kernel does when the parent ends.

@@ -7,7 +7,7 @@ use groundswell::{
     agent::AgentOptions,
     cli::{
         Globals,
-        roles::{AgentArgs, DevArgs, GatewayArgs, ServerArgs, Upstream, default_data_dir},
+        roles::{AgentArgs, DevArgs, GatewayArgs, ServerArgs, Tuning, Upstream, default_data_dir},
     },
     gateway::{GatewayConfig, Listener, SessionConfig},
     model::{build::Resources, fleet::TargetFacts, ids::TargetName, principal::Role},
@@ -17,12 +17,10 @@ use super::{dev, server};
 
 /// What `swell server` is told.
 pub fn server(args: ServerArgs) -> Result<server::Options> {
+    args.check().map_err(anyhow::Error::msg)?;
     let runner = if args.runner {
         let mut resources = server::room_here();
         if let Some(cpu) = args.cpu {
-            if !(0.1..=4096.0).contains(&cpu) {
-                bail!("--cpu is {cpu}: give a number of CPUs from 0.1 on");
-            }
             resources.cpu_millis = (cpu * 1000.0) as u32;
         }
         let resources = Resources { memory: args.memory.unwrap_or(resources.memory), ..resources };
@@ -69,29 +67,27 @@ pub fn agent(args: AgentArgs, globals: &Globals) -> Result<AgentOptions> {
 
 /// What `swell gateway` is told: its file, and what was typed over it.
 pub fn gateway(args: GatewayArgs, globals: &Globals) -> Result<GatewayConfig> {
-    let mut config = match &args.config {
-        Some(file) => {
-            let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-            toml::from_str(&text).with_context(|| format!("{} is not a gateway's configuration", file.display()))?
-        }
-        None => GatewayConfig::default(),
-    };
+    let mut config = tuned(args.tuning)?;
     let data = args.upstream.data.clone().unwrap_or_else(|| default_data_dir("gateway"));
     super::private_folder(&data)?;
     config.name = name(&args.upstream)?;
     config.table_file.get_or_insert_with(|| data.join("routes"));
     if !args.listen.is_empty() {
-        let listener = |address: &std::net::SocketAddr| Listener { address: *address, service: args.service.clone() };
-        config.listeners = args.listen.iter().map(listener).collect();
+        config.listeners = args.listen.into_iter().map(|address| Listener { address, service: None }).collect();
+    }
+    if let Some(service) = args.service {
+        config.listeners.iter_mut().for_each(|listener| listener.service = Some(service.clone()));
     }
     config.admin = args.admin.or(config.admin);
     config.zone = args.zone.unwrap_or(config.zone);
-    let token = token(globals, Role::Gateway)?;
-    match &mut config.session {
-        Some(session) => session.token = token,
-        None => config.session = Some(SessionConfig { servers: args.upstream.servers, token }),
-    }
+    config.session = Some(SessionConfig { servers: args.upstream.servers, token: token(globals, Role::Gateway)? });
     Ok(config)
+}
+
+/// A gateway's configuration as far as its file says more than flags do.
+fn tuned(tuning: Tuning) -> Result<GatewayConfig> {
+    let read = tuning.keys.try_into::<GatewayConfig>();
+    read.map_err(|error| anyhow::anyhow!("{}: {}", tuning.file.display(), error.to_string().trim_end().replace('\n', " ")))
 }
 
 fn name(upstream: &Upstream) -> Result<String> {
@@ -112,11 +108,60 @@ fn token(globals: &Globals, role: Role) -> Result<String> {
         return token.into_string().ok().context("SWELL_TOKEN is not text");
     }
     bail!(
-        "no token: give the {role}'s with --token-file or SWELL_TOKEN; the server keeps it in `tokens/{role}` of its data folder"
+        "no token: give the {role}'s with --token-file (`token_file` in its file) or SWELL_TOKEN; the server keeps it in \
+         `tokens/{role}` of its data folder"
     )
 }
 
 fn read_token(file: &Path) -> Result<String> {
     let text = std::fs::read_to_string(file).with_context(|| format!("cannot read the token in {}", file.display()))?;
     Ok(text.trim().to_owned())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use groundswell::cli::roles::GATEWAY_TABLES;
+
+    use super::*;
+
+    fn tuning(text: &str) -> Tuning {
+        Tuning { file: "/etc/swell/gateway.toml".into(), keys: text.parse().unwrap() }
+    }
+
+    #[test]
+    fn a_gateways_file_can_say_all_that_a_gateway_knows() {
+        let known = serde_json::to_value(GatewayConfig::default()).unwrap();
+        let by_flag = ["name", "zone", "admin", "session"];
+        let missing = known.as_object().unwrap().keys().find(|key| {
+            let key = key.as_str();
+            !by_flag.contains(&key) && !GATEWAY_TABLES.contains(&key)
+        });
+        assert_eq!(missing, None, "add it to GATEWAY_TABLES and to config/gateway.toml");
+    }
+
+    #[test]
+    fn the_example_shows_every_bound_with_its_default() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/gateway.toml");
+        let text = std::fs::read_to_string(path).unwrap();
+        let limits = text.split_once("#[limits]\n").unwrap().1;
+        let settings =
+            limits.lines().filter_map(|line| line.strip_prefix('#')).filter(|line| line.starts_with(char::is_lowercase));
+        let table = format!("trust_forwarded = false\n[limits]\n{}", settings.collect::<Vec<_>>().join("\n"));
+        let shown: toml::Table = table.parse().unwrap();
+        let (read, default) = (tuned(tuning(&table)).unwrap(), GatewayConfig::default());
+        let default = serde_json::to_value(default).unwrap();
+        assert_eq!(serde_json::to_value(read).unwrap(), default);
+        let bounds: Vec<&String> = default["limits"].as_object().map(|bounds| bounds.keys().collect()).unwrap();
+        let missing: Vec<_> = bounds.into_iter().filter(|bound| shown["limits"].get(bound.as_str()).is_none()).collect();
+        assert!(missing.is_empty(), "config/gateway.toml must show {missing:?}");
+    }
+
+    #[test]
+    fn what_a_gateway_cannot_take_is_said_with_file_and_key() {
+        let said = |text: &str| tuned(tuning(text)).unwrap_err().to_string();
+        let wrong = said("[limits]\nidle_timeout = 3");
+        assert!(wrong.starts_with("/etc/swell/gateway.toml: ") && wrong.contains("`limits.idle_timeout`"), "{wrong}");
+        assert!(said("[limits]\nconections_max = 3").contains("unknown field `conections_max`, expected one of"));
+    }
 }

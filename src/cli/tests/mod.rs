@@ -5,3 +5,4 @@ mod follow;
 mod leaves;
 mod output;
 mod tree;
+mod units;

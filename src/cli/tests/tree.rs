@@ -109,7 +109,7 @@ fn the_top_reads_well() {
     Everywhere:
           --json               Print the result as JSON on standard output (roles: log as JSON)
           --addr <URL>         The server's address, such as http://10.0.0.1:7400
-          --config <FILE>      A configuration file in place of the user's
+          --config <FILE>      A configuration file in place of the user's (roles: of the system's)
           --token-file <FILE>  The file that holds the token
           --color <WHEN>       Whether to use colours [possible values: auto, always, never]
       -q, --quiet              Print no progress, only the result and errors
