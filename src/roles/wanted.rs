@@ -142,7 +142,7 @@ mod tests {
 
     #[test]
     fn the_example_shows_every_bound_with_its_default() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/gateway.toml");
+        let path = Path::new(&std::env::var("CARGO_MANIFEST_DIR").unwrap()).join("config/gateway.toml");
         let text = std::fs::read_to_string(path).unwrap();
         let limits = text.split_once("#[limits]\n").unwrap().1;
         let settings =

@@ -11,7 +11,9 @@ fn the_units_start_roles_that_exist_and_systemd_takes_them() {
     let folder = tempfile::tempdir().unwrap();
     for role in ["server", "agent", "gateway"] {
         let name = format!("swell-{role}.service");
-        let unit = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("config/systemd").join(&name)).unwrap();
+        let unit =
+            fs::read_to_string(Path::new(&std::env::var("CARGO_MANIFEST_DIR").unwrap()).join("config/systemd").join(&name))
+                .unwrap();
         let typed = unit.lines().find_map(|line| line.strip_prefix("ExecStart=/usr/bin/")).unwrap();
         assert!(typed.starts_with(&format!("swell {role}")) && Cli::try_parse_from(typed.split(' ')).is_ok(), "{typed}");
         assert!(unit.contains(&format!("\nStateDirectory=swell/{role}\n")), "{name} must make the folder that is the default");
