@@ -121,9 +121,16 @@ fn collect_points(folder: &Path, points: &mut BTreeSet<String>) {
     }
 }
 
-/// Points that no push passes: the first two need a snapshot from another server, the third a pipeline that leaves its targets, and
-/// the last a shim without a container. Each is tried beside its module.
-const OFF_THE_WAY: [&str; 0] = [];
+/// Points that so few pushes do not reach: snapshots are taken, and the log is let go, after thousands of entries, and are installed
+/// from other servers. `raft` and `storage` try them.
+const OFF_THE_WAY: [&str; 6] = [
+    "storage::after_install",
+    "storage::after_snapshot",
+    "storage::after_state_sync",
+    "storage::before_install",
+    "storage::before_snapshot",
+    "storage::before_state_sync",
+];
 
 #[test]
 fn whatever_is_killed_everything_ends_once_and_nothing_is_left_behind() {

@@ -5,7 +5,11 @@ use hyper::{StatusCode, header::CONTENT_TYPE};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use crate::http::{app::App, input::Params, metrics, problem::Problem};
+use crate::{
+    artifacts::store::{Level, Usage},
+    http::{app::App, input::Params, metrics, problem::Problem},
+    model::units::ByteSize,
+};
 
 /// Whether the process answers at all.
 #[utoipa::path(get, path = "/livez", tag = "health", responses((status = OK, body = String)))]
@@ -56,12 +60,21 @@ pub async fn ready(State(app): State<App>, Params(query): Params<ReadyQuery>) ->
     let checks = vec![
         check("leader", status.leader.is_some(), status.leader.map_or("none".to_owned(), |leader| format!("server {leader}"))),
         check("raft", status.stopped.is_none(), status.stopped.unwrap_or_else(|| "running".to_owned())),
-        check("content", usage.is_ok(), usage.map_or_else(|error| error.to_string(), |usage| format!("{:?}", usage.level))),
+        check("content", usage.is_ok(), usage.map_or_else(|error| error.to_string(), room)),
     ];
     let ready = checks.iter().all(|check| check.ok);
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let checks = if query.verbose.is_some() { checks } else { Vec::new() };
     Ok((status, Json(ReadyView { ready, checks })))
+}
+
+fn room(usage: Usage) -> String {
+    let room = format!("{} free of {}", ByteSize(usage.free_bytes), ByteSize(usage.capacity_bytes));
+    match usage.level {
+        Level::Normal => room,
+        Level::Low => format!("{room}: it fills up"),
+        Level::High => format!("{room}: nothing new is stored until there is more"),
+    }
 }
 
 /// Figures for Prometheus (text format 0.0.4).

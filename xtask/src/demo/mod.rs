@@ -80,7 +80,8 @@ fn show(options: &Options) -> Result<()> {
         Ok(cluster)
     })?;
     let repository = Repository::create(&root.join("examples/hello"), &folder.join("hello"))?;
-    isolation(&cluster)?;
+    let unisolated = isolation(&cluster);
+    unisolated.iter().for_each(|line| println!("  !! {line}"));
 
     story.scene("the first push: built, tested, rolled out in waves", || {
         repository.push(&cluster)?;
@@ -110,6 +111,7 @@ fn show(options: &Options) -> Result<()> {
     })?;
     let met = users.stop();
     story.tell(&met);
+    unisolated.iter().for_each(|line| println!("  !! {line}"));
     ensure!(met.failures.is_empty(), "{} requests failed, the first: {}", met.failures.len(), met.failures[0]);
 
     if options.keep {
@@ -137,6 +139,7 @@ fn expect(cluster: &mut Cluster, state: &str, before: usize) -> Result<Value> {
         let rollouts = rollouts["items"].as_array().cloned().unwrap_or_default();
         let now = match rollouts.first().filter(|_| rollouts.len() > before) {
             Some(rollout) => format!("rollout {}: {}{}", text(rollout, "id"), text(rollout, "state"), wave(rollout)),
+            None if build.is_null() => String::new(),
             None => format!("build {}: {}", text(build, "id"), text(build, "state")),
         };
         if now != last {
@@ -164,13 +167,24 @@ fn text<'a>(value: &'a Value, field: &str) -> &'a str {
     value[field].as_str().unwrap_or_default()
 }
 
-/// Says loudly where builds and services are not isolated.
-fn isolation(cluster: &Cluster) -> Result<()> {
+/// What to say loudly where builds and services are not isolated on this machine: that, why, and what to change.
+fn isolation(cluster: &Cluster) -> Vec<String> {
     let log = std::fs::read_to_string(cluster.folder.join("swell-dev.log")).unwrap_or_default();
-    for line in log.lines().filter(|line| line.contains("NOT ISOLATED")).take(2) {
-        println!("  !! {line}");
-    }
-    Ok(())
+    let Some(why) = log.lines().find_map(|line| line.split_once("ARE NOT ISOLATED").map(|(_, why)| why)) else {
+        return Vec::new();
+    };
+    let why = why.split_once("why=").map_or(why, |(_, why)| why).trim_matches('"');
+    let mut lines = vec![
+        "NOT ISOLATED: builds and services run here as plain processes of this user, and can read and change what it can."
+            .to_owned(),
+        format!("Why: {why}"),
+    ];
+    // The server may have a token or none: what counts here is what `doctor` says of the machine.
+    let report = cluster.swell(&["--json", "doctor"]).map(|(_, text)| text).unwrap_or_default();
+    let report: Value = serde_json::from_str(&report).unwrap_or_default();
+    let failed = report["checks"].as_array().into_iter().flatten().filter(|check| check["ok"] == false);
+    lines.extend(failed.map(|check| format!("To change that ({}): {}", text(check, "name"), text(check, "hint"))));
+    lines
 }
 
 /// How many bytes of artifacts the server has given out.
