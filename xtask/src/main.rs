@@ -33,7 +33,7 @@ impl std::error::Error for Usage {}
 
 fn run(arguments: &[&str]) -> anyhow::Result<()> {
     match arguments {
-        ["setup"] => setup::run(),
+        ["setup"] => setup::run(setup::Purpose::Test),
         ["test"] => test::run(),
         ["demo", options @ ..] => demo::run(&demo::Options::parse(options)?),
         ["bench"] => bench::list(),

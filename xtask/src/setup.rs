@@ -20,6 +20,15 @@ struct Need {
     sign: Sign,
 }
 
+/// What a machine is made ready for.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Purpose {
+    /// Building, and the demonstration.
+    Build,
+    /// Everything that CI runs, too.
+    Test,
+}
+
 enum Sign {
     /// A program on PATH or in the system's folders for programs.
     Program(&'static str),
@@ -33,19 +42,6 @@ const NEEDS: &[Need] = &[
     Need { package: "g++", why: "compiles RocksDB", sign: Sign::Program("c++") },
     Need { package: "clang", why: "reads C headers for bindings", sign: Sign::Program("clang") },
     Need { package: "pkg-config", why: "finds libseccomp", sign: Sign::Program("pkg-config") },
-    Need { package: "iproute2", why: "network namespaces in tests", sign: Sign::Program("ip") },
-    Need { package: "dpkg-dev", why: "unpacks Debian's sources in tests", sign: Sign::Program("dpkg-source") },
-    Need { package: "perl", why: "runs lighttpd's own tests, which ours run", sign: Sign::Program("perl") },
-    Need {
-        package: "zlib1g-dev",
-        why: "lighttpd, which a test builds",
-        sign: Sign::File(&["/usr/include", "/usr/local/include"], "zlib.h"),
-    },
-    Need {
-        package: "libpcre2-dev",
-        why: "lighttpd, which a test builds",
-        sign: Sign::File(&["/usr/include", "/usr/local/include"], "pcre2.h"),
-    },
     Need {
         package: "libseccomp-dev",
         why: "system call filters of the sandbox",
@@ -58,6 +54,23 @@ const NEEDS: &[Need] = &[
             &["/usr/lib/llvm-*/lib", "/usr/lib/*-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/local/lib"],
             "libclang.so",
         ),
+    },
+];
+
+/// What only tests need.
+const TEST_NEEDS: &[Need] = &[
+    Need { package: "iproute2", why: "network namespaces in tests", sign: Sign::Program("ip") },
+    Need { package: "dpkg-dev", why: "unpacks Debian's sources in tests", sign: Sign::Program("dpkg-source") },
+    Need { package: "perl", why: "runs lighttpd's own tests, which ours run", sign: Sign::Program("perl") },
+    Need {
+        package: "zlib1g-dev",
+        why: "lighttpd, which a test builds",
+        sign: Sign::File(&["/usr/include", "/usr/local/include"], "zlib.h"),
+    },
+    Need {
+        package: "libpcre2-dev",
+        why: "lighttpd, which a test builds",
+        sign: Sign::File(&["/usr/include", "/usr/local/include"], "pcre2.h"),
     },
 ];
 
@@ -93,8 +106,13 @@ fn expand(pattern: &str) -> Vec<PathBuf> {
     names_in(Path::new(folder)).into_iter().filter(fits).map(|name| Path::new(folder).join(name).join(below)).collect()
 }
 
-fn missing() -> Vec<&'static Need> {
-    NEEDS.iter().filter(|need| !need.sign.is_there()).collect()
+fn needs(purpose: Purpose) -> impl Iterator<Item = &'static Need> {
+    let of_tests = if purpose == Purpose::Test { TEST_NEEDS } else { &[] };
+    NEEDS.iter().chain(of_tests)
+}
+
+fn missing(purpose: Purpose) -> Vec<&'static Need> {
+    needs(purpose).filter(|need| !need.sign.is_there()).collect()
 }
 
 fn is_root() -> bool {
@@ -103,18 +121,18 @@ fn is_root() -> bool {
 }
 
 /// Installs what is missing, or ends with exit code 2 and what to install.
-pub fn run() -> Result<()> {
-    let needs = missing();
-    if needs.is_empty() {
-        println!("   all {} things needed to build are here", NEEDS.len());
+pub fn run(purpose: Purpose) -> Result<()> {
+    let lacking = missing(purpose);
+    if lacking.is_empty() {
+        println!("   all {} things needed are here", needs(purpose).count());
         return Ok(());
     }
-    let packages: Vec<&str> = needs.iter().map(|need| need.package).collect();
+    let packages: Vec<&str> = lacking.iter().map(|need| need.package).collect();
     if is_root() && Sign::Program("apt-get").is_there() {
         steps::run(&mut apt("update"))?;
         steps::run(apt("install").args(["-y", "--no-install-recommends"]).args(&packages))?;
     }
-    let still = missing();
+    let still = missing(purpose);
     if still.is_empty() {
         return Ok(());
     }

@@ -14,7 +14,7 @@ pub fn run() -> Result<()> {
     println!("target folder: {}", steps::target_dir()?.display());
     let mut steps = Steps::default();
     steps.step("set-up", || {
-        setup::run()?;
+        setup::run(setup::Purpose::Test)?;
         setup::cargo_deny()
     })?;
     steps.step("format", || cargo("fmt --all --check"))?;

@@ -51,7 +51,7 @@ impl Options {
 /// Runs the demonstration.
 pub fn run(options: &Options) -> Result<()> {
     let mut steps = Steps::default();
-    steps.step("set-up", setup::run)?;
+    steps.step("set-up", || setup::run(setup::Purpose::Build))?;
     steps.step("build", || steps::run(&mut steps::cargo("build --locked --bin swell")?))?;
     steps.step("show", || show(options))
 }
