@@ -101,6 +101,15 @@ const BYTE_UNITS: [(&str, u64); 10] = [
     ("B", 1),
 ];
 
+impl ByteSize {
+    /// The size to the byte, in the largest unit that needs no fraction: `1500MB`. What [`FromStr`] reads again; [`fmt::Display`]
+    /// rounds for people's eyes.
+    pub fn exactly(self) -> String {
+        let fits = |(_, scale): &&(&str, u64)| self.0 >= *scale && self.0.is_multiple_of(*scale);
+        BYTE_UNITS.iter().find(fits).map_or_else(|| "0B".to_owned(), |(unit, scale)| format!("{}{unit}", self.0 / scale))
+    }
+}
+
 impl FromStr for ByteSize {
     type Err = UnitError;
 
@@ -234,10 +243,10 @@ impl fmt::Display for Amount {
 
 /// Text for people (TOML, JSON), whole numbers for state (MessagePack).
 macro_rules! serde_as_text_or_number {
-    ($name:ident, $number:ty) => {
+    ($name:ident, $number:ty, $text:path) => {
         impl Serialize for $name {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                if serializer.is_human_readable() { serializer.collect_str(self) } else { self.0.serialize(serializer) }
+                if serializer.is_human_readable() { $text(*self).serialize(serializer) } else { self.0.serialize(serializer) }
             }
         }
 
@@ -252,9 +261,13 @@ macro_rules! serde_as_text_or_number {
     };
 }
 
-serde_as_text_or_number!(Millis, u64);
-serde_as_text_or_number!(ByteSize, u64);
-serde_as_text_or_number!(BasisPoints, u32);
+fn shown<T: fmt::Display>(value: T) -> String {
+    value.to_string()
+}
+
+serde_as_text_or_number!(Millis, u64, shown);
+serde_as_text_or_number!(ByteSize, u64, ByteSize::exactly);
+serde_as_text_or_number!(BasisPoints, u32, shown);
 
 #[derive(Serialize, Deserialize)]
 enum AmountInState {
@@ -339,6 +352,14 @@ mod tests {
         fn what_is_printed_is_read_back(millis in 0u64..1 << 50, points in 0u32..=10_000) {
             prop_assert_eq!(Millis(millis).to_string().parse(), Ok(Millis(millis)));
             prop_assert_eq!(BasisPoints(points).to_string().parse(), Ok(BasisPoints(points)));
+        }
+
+        #[test]
+        fn a_size_survives_text_to_the_byte(number in any::<u64>(), scale in 0..BYTE_UNITS.len(), small in 0u64..2000) {
+            for size in [ByteSize(number), ByteSize(small * BYTE_UNITS[scale].1)] {
+                let text = serde_json::to_string(&size).unwrap();
+                prop_assert_eq!(serde_json::from_str::<ByteSize>(&text).unwrap(), size, "{}", text);
+            }
         }
 
         #[test]
