@@ -5,8 +5,14 @@ use std::{
     collections::BTreeMap,
     fs,
     io::{self, Write as _},
+    net::SocketAddr,
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
 };
 
 use super::{
@@ -39,18 +45,40 @@ pub fn find(settings: &Settings, var: &dyn Fn(&str) -> Option<String>) -> Result
     {
         return Ok(Some(token.clone()));
     }
-    let folders = [var("SWELL_DATA").map(PathBuf::from), Some(default_data_dir("dev")), Some(default_data_dir("server"))];
-    Ok(folders.into_iter().flatten().find_map(|folder| local(&folder, addr)))
+    let named = var("SWELL_DATA").map(PathBuf::from);
+    // What `swell dev` plays has its folder below the one of `swell dev`.
+    let of_dev = named.iter().cloned().chain([default_data_dir("dev")]).map(|folder| folder.join("server"));
+    let folders = named.iter().cloned().chain(of_dev).chain([default_data_dir("server")]);
+    Ok(folders.into_iter().find_map(|folder| local(&folder, addr)))
 }
 
-/// The admin token of the server that keeps its data in `folder`, where that one listens at `addr`, which is on this machine.
-/// A server writes its address into `addr` in its data folder, so that a token never goes to whoever took over a port.
+/// Says in the data folder of a server that it listens at `listen`, for as long as what is returned lives: the file is locked, and
+/// the lock ends with the process, however that ends. So a token never goes to whoever took over a port.
+///
+/// # Errors
+/// When the file cannot be written, or another server is at work in the folder.
+pub fn announce(folder: &Path, listen: SocketAddr) -> io::Result<impl Send + use<>> {
+    let is_any = listen.ip().is_unspecified();
+    let here = if is_any { SocketAddr::from(([127, 0, 0, 1], listen.port())) } else { listen };
+    let file = fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(folder.join("addr"))?;
+    let mut locked = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+        Errno::EWOULDBLOCK => io::Error::other("another server is at work in this folder: stop it, or name another with --data"),
+        errno => errno.into(),
+    })?;
+    locked.set_len(0)?;
+    locked.write_all(format!("http://{here}\n").as_bytes())?;
+    Ok(locked)
+}
+
+/// The admin token of the server that keeps its data in `folder`, where that one is at work and listens at `addr`, on this machine.
 fn local(folder: &Path, addr: &str) -> Option<String> {
     let url = reqwest::Url::parse(addr).ok()?;
     let is_here = matches!(url.host_str()?, "localhost" | "127.0.0.1" | "[::1]");
-    let says = fs::read_to_string(folder.join("addr")).ok()?;
+    let file = fs::File::open(folder.join("addr")).ok()?;
+    let says = io::read_to_string(&file).ok()?;
     let is_its = is_here && normal(says.trim()) == normal(addr);
-    if is_its { read_secret(&folder.join("tokens/admin")).ok() } else { None }
+    let is_at_work = matches!(Flock::lock(file, FlockArg::LockSharedNonblock), Err((_, Errno::EWOULDBLOCK)));
+    if is_its && is_at_work { read_secret(&folder.join("tokens/admin")).ok() } else { None }
 }
 
 /// Keeps `token` for the server at `addr`, in a file that only its owner reads. Gives the file.
@@ -154,10 +182,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let data = dir.path().join("data");
         fs::create_dir_all(data.join("tokens")).unwrap();
-        fs::write(data.join("addr"), "http://127.0.0.1:7999\n").unwrap();
+        let at_work = announce(&data, "0.0.0.0:7999".parse().unwrap()).unwrap();
         write_secret(&data.join("tokens/admin"), "swell_admin_2\n").unwrap();
         assert_eq!(local(&data, "http://127.0.0.1:7999").as_deref(), Some("swell_admin_2"));
         assert_eq!(local(&data, "http://127.0.0.1:7400"), None);
         assert_eq!(local(&data, "http://10.0.0.1:7999"), None);
+        assert!(announce(&data, "127.0.0.1:7400".parse().unwrap()).is_err(), "a second one does not take its place");
+        drop(at_work);
+        assert_eq!(local(&data, "http://127.0.0.1:7999"), None, "who listens there now is somebody else");
     }
 }

@@ -2,13 +2,14 @@
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use groundswell::{
     actors::{self, LocalRunner},
     artifacts::{
         git::{HostedRepositories, Mirrors},
         store::{ContentStore, Embedded, EmbeddedOptions},
     },
+    cli::credentials,
     http::{self, Api, Pushes},
     model::{
         build::Resources,
@@ -59,6 +60,8 @@ pub struct RunnerOptions {
 pub async fn run(options: Options, stop: CancellationToken) -> Result<()> {
     private_folder(&options.data)?;
     let listener = bind(options.listen, "--listen").await?;
+    let _announced = credentials::announce(&options.data, listener.local_addr()?)
+        .with_context(|| format!("cannot say in {} where this server listens", options.data.display()))?;
     let folder = |name: &str| options.data.join(name);
     let tokens = Arc::new(Tokens::load_or_create(folder("tokens"))?);
     let node = raft::Node::start(raft::Options::new(&options.data, options.id)).await?;
