@@ -38,7 +38,7 @@ use crate::{
         principal::Principal,
         rollout::OpenRollout,
         tables::{ReadTables, SCAN_RECORDS_MAX, Scan, TablesError},
-        trouble::Trouble,
+        trouble::{self, Trouble},
     },
     raft::Node,
 };
@@ -299,18 +299,10 @@ impl LeaderState {
     async fn mark(&self) -> Result<(), ActorProcessingErr> {
         let now = Instant::now();
         let is_failing = |failed: &Failed| failed.failures.is_failing(now);
-        let failing: BTreeMap<Subject, &str> = self
-            .failures
-            .iter()
-            .filter(|(_, failed)| is_failing(failed))
-            .map(|(charge, failed)| (charge.subject(), failed.why.as_str()))
-            .collect();
+        let failing = self.failures.iter().filter(|(_, failed)| is_failing(failed));
+        let failing = failing.map(|(charge, failed)| (charge.subject(), failed.why.clone())).collect();
         let marked: Vec<Trouble> = self.leading.node.view().scan(&Scan::all(), SCAN_RECORDS_MAX)?;
-        let unmarked = |(subject, _): &(&Subject, &&str)| !marked.iter().any(|trouble| trouble.subject == **subject);
-        let new = failing.iter().filter(unmarked).map(|(subject, why)| (subject.clone(), Some((*why).to_owned())));
-        let over = marked.iter().filter(|trouble| !failing.contains_key(&trouble.subject));
-        let over = over.map(|trouble| (trouble.subject.clone(), None));
-        for (subject, why) in new.chain(over).collect::<Vec<_>>() {
+        for (subject, why) in trouble::changes(&marked, &failing) {
             match self.leading.propose("leader", ClusterAction::RecordTrouble { subject, why }).await {
                 Ok(_) => {}
                 // The next failure, or its end, tries again.

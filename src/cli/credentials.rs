@@ -12,7 +12,7 @@ use std::{
 
 use nix::{
     errno::Errno,
-    fcntl::{Flock, FlockArg},
+    fcntl::{FcntlArg, fcntl},
 };
 
 use super::{
@@ -61,13 +61,21 @@ pub fn announce(folder: &Path, listen: SocketAddr) -> io::Result<impl Send + use
     let is_any = listen.ip().is_unspecified();
     let here = if is_any { SocketAddr::from(([127, 0, 0, 1], listen.port())) } else { listen };
     let file = fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(folder.join("addr"))?;
-    let mut locked = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
-        Errno::EWOULDBLOCK => io::Error::other("another server is at work in this folder: stop it, or name another with --data"),
+    fcntl(&file, FcntlArg::F_OFD_SETLK(&whole_file())).map_err(|errno| match errno {
+        Errno::EAGAIN | Errno::EACCES => {
+            io::Error::other("another server is at work in this folder: stop it, or name another with --data")
+        }
         errno => errno.into(),
     })?;
-    locked.set_len(0)?;
-    locked.write_all(format!("http://{here}\n").as_bytes())?;
-    Ok(locked)
+    file.set_len(0)?;
+    (&file).write_all(format!("http://{here}\n").as_bytes())?;
+    Ok(file)
+}
+
+/// A lock of the open file description, as `fcntl(2)` has it: it can be asked about without being taken, so that a client that looks
+/// never stands in the way of a server that starts.
+fn whole_file() -> libc::flock {
+    libc::flock { l_type: libc::F_WRLCK as _, l_whence: libc::SEEK_SET as _, l_start: 0, l_len: 0, l_pid: 0 }
 }
 
 /// The admin token of the server that keeps its data in `folder`, where that one is at work and listens at `addr`, on this machine.
@@ -77,7 +85,9 @@ fn local(folder: &Path, addr: &str) -> Option<String> {
     let file = fs::File::open(folder.join("addr")).ok()?;
     let says = io::read_to_string(&file).ok()?;
     let is_its = is_here && normal(says.trim()) == normal(addr);
-    let is_at_work = matches!(Flock::lock(file, FlockArg::LockSharedNonblock), Err((_, Errno::EWOULDBLOCK)));
+    let mut lock = whole_file();
+    fcntl(&file, FcntlArg::F_OFD_GETLK(&mut lock)).ok()?;
+    let is_at_work = lock.l_type != libc::F_UNLCK as libc::c_short;
     if is_its && is_at_work { read_secret(&folder.join("tokens/admin")).ok() } else { None }
 }
 

@@ -1,6 +1,8 @@
 //! What keeps failing inside Groundswell itself: the mark on a subject whose actor fails again and again, so that people see why it
 //! stands still.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -27,6 +29,15 @@ impl Trouble {
     }
 }
 
+/// What to record, so that just the subjects of `failing` are marked, each with how it failed last: a new mark, or none any more.
+pub fn changes(marked: &[Trouble], failing: &BTreeMap<Subject, String>) -> Vec<(Subject, Option<String>)> {
+    let is_marked = |subject: &Subject| marked.iter().any(|trouble| trouble.subject == *subject);
+    let new =
+        failing.iter().filter(|(subject, _)| !is_marked(subject)).map(|(subject, why)| (subject.clone(), Some(why.clone())));
+    let over = marked.iter().map(|trouble| &trouble.subject).filter(|subject| !failing.contains_key(subject));
+    new.chain(over.map(|subject| (subject.clone(), None))).collect()
+}
+
 /// Where the mark of a subject is.
 pub fn trouble_key(subject: &Subject) -> Key {
     key(subject.to_string().as_str())
@@ -37,5 +48,21 @@ impl Record for Trouble {
 
     fn key(&self) -> Key {
         trouble_key(&self.subject)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ids::{BuildId, RolloutId};
+
+    #[test]
+    fn just_what_fails_is_marked() {
+        let (old, kept, new) = (Subject::Build(BuildId(1)), Subject::Cluster, Subject::Rollout(RolloutId(2)));
+        let marked =
+            [&old, &kept].map(|subject| Trouble { subject: subject.clone(), why: "it fails".into(), since: Timestamp(1) });
+        let failing = BTreeMap::from([(kept, "it fails still".to_owned()), (new.clone(), "it fails".to_owned())]);
+        assert_eq!(changes(&marked, &failing), [(new, Some("it fails".to_owned())), (old, None)]);
+        assert_eq!(changes(&[], &BTreeMap::new()), []);
     }
 }
