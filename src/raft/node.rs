@@ -130,20 +130,19 @@ impl Node {
         let log = shared.log.lock().unwrap_or_else(PoisonError::into_inner).take();
         let stopped = tokio::time::timeout(SHUTDOWN_TIMEOUT, shared.raft.shutdown()).await;
         shared.health.stop(&"it was shut down");
-        if let Some(log) = log {
-            let closed = log.closed();
-            drop(log);
-            tokio::time::timeout(SHUTDOWN_TIMEOUT, closed).await.ok();
-        }
-        // openraft waits for its core, and not for the task that applies: that one may hold the state a little longer.
+        // openraft waits for its core, and not for all of its tasks: they may hold the log and the state a little longer.
         let released = async {
-            while shared.machine.state.holders() > 1 {
+            while shared.machine.state.holders() > 1 || log.as_ref().is_some_and(|log| log.holders() > 1) {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };
         tokio::time::timeout(SHUTDOWN_TIMEOUT, released).await.ok();
         let state = shared.machine.state.current();
-        let synced = tokio::task::spawn_blocking(move || state.sync()).await;
+        let close = move || {
+            drop(log);
+            state.sync()
+        };
+        let synced = tokio::task::spawn_blocking(close).await;
         match (stopped, before) {
             (_, Some(why)) => Err(Error::Stopped(why)),
             (Err(_), None) => Err(Error::Stopped("it did not end in time".to_owned())),
@@ -252,16 +251,8 @@ fn config(options: &Options) -> Result<Config, Error> {
 /// Opens what is in the folder, and makes sure that its parts belong together. The log first: its lock guards the folder.
 fn open(data_dir: &Path) -> Result<(RaftLog, StateStore, SnapshotStore), Error> {
     let log = RaftLog::open(&data_dir.join(LOG))?;
-    match open_beside(&log, data_dir) {
-        Ok((state, snapshots)) => Ok((log, state, snapshots)),
-        Err(error) => {
-            // The folder is free again when the error is seen.
-            let closed = log.closed();
-            drop(log);
-            futures::executor::block_on(closed);
-            Err(error)
-        }
-    }
+    let (state, snapshots) = open_beside(&log, data_dir)?;
+    Ok((log, state, snapshots))
 }
 
 fn open_beside(log: &RaftLog, data_dir: &Path) -> Result<(StateStore, SnapshotStore), Error> {

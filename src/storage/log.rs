@@ -62,13 +62,31 @@ struct State {
     tail: BTreeMap<u64, Arc<[u8]>>,
 }
 
-/// The log and the vote. Cheap to clone; when the last clone is dropped, the writer ends and the database is closed.
+/// The log and the vote. Cheap to clone. Dropping the last clone waits until everything queued is written and the database is
+/// closed: its folder may be opened again, and the process may end.
 #[derive(Clone)]
 pub struct RaftLog {
+    open: Arc<Open>,
+}
+
+struct Open {
     shared: Arc<Shared>,
-    queue: mpsc::Sender<Request>,
-    /// Ends when the writer has.
-    ended: Arc<Mutex<Option<oneshot::Receiver<()>>>>,
+    /// Empty only while the log is closed.
+    queue: Option<mpsc::Sender<Request>>,
+    writer: Option<thread::JoinHandle<()>>,
+}
+
+impl Drop for Open {
+    /// RocksDB must not be closed by a thread that still runs when the process ends: it takes locks that are gone by then, and
+    /// the process would die of that.
+    fn drop(&mut self) {
+        self.queue = None;
+        let Some(writer) = self.writer.take() else { return };
+        // Whoever is told by the writer may have held the last clone.
+        if writer.thread().id() != thread::current().id() && writer.join().is_err() {
+            tracing::error!(path = %self.shared.path.display(), "the writer of the log panicked");
+        }
+    }
 }
 
 struct Shared {
@@ -146,30 +164,41 @@ impl RaftLog {
         *shared.state() = state;
         let shared = Arc::new(shared);
         let (queue, requests) = mpsc::channel(QUEUE_MAX);
-        let (end, ended) = oneshot::channel::<()>();
         let writer = Writer { shared: Arc::clone(&shared), failed: None };
-        let run = move || {
-            writer.run(requests);
-            drop(end);
-        };
-        thread::Builder::new().name("raft-log".into()).spawn(run).map_err(|error| StorageError::io("write", path, &error))?;
-        Ok(Self { shared, queue, ended: Arc::new(Mutex::new(Some(ended))) })
+        let writer = thread::Builder::new().name("raft-log".into()).spawn(move || writer.run(requests));
+        let writer = writer.map_err(|error| StorageError::io("write", path, &error))?;
+        Ok(Self { open: Arc::new(Open { shared, queue: Some(queue), writer: Some(writer) }) })
+    }
+
+    /// How many clones there are. With one, dropping it closes the log.
+    pub fn holders(&self) -> usize {
+        Arc::strong_count(&self.open)
+    }
+
+    fn shared(&self) -> &Shared {
+        &self.open.shared
+    }
+
+    /// Waits for a place in the queue.
+    async fn reserve(&self) -> Result<mpsc::Permit<'_, Request>, StorageError> {
+        let queue = self.open.queue.as_ref().ok_or_else(|| self.ended_error())?;
+        queue.reserve().await.map_err(|_| self.ended_error())
     }
 
     /// The folder.
     pub fn path(&self) -> &Path {
-        &self.shared.path
+        &self.shared().path
     }
 
     /// The indexes held, and the encoded id of the last entry purged.
     pub fn bounds(&self) -> (Range<u64>, Option<Vec<u8>>) {
-        let state = self.shared.state();
+        let state = self.shared().state();
         (state.first..state.next, state.purged.clone())
     }
 
     /// The vote, if there ever was one.
     pub fn vote(&self) -> Option<Vec<u8>> {
-        self.shared.state().vote.clone()
+        self.shared().state().vote.clone()
     }
 
     /// Keeps the vote; returns once it is on disk.
@@ -185,15 +214,15 @@ impl RaftLog {
     /// # Errors
     /// When there would be a hole, or the writer has ended. `done` is told then too, unless nobody can.
     pub async fn append(&self, entries: Vec<(u64, Vec<u8>)>, done: Done) -> Result<(), StorageError> {
-        let permit = self.queue.reserve().await.map_err(|_| self.ended_error())?;
+        let permit = self.reserve().await?;
         let entries: Vec<(u64, Arc<[u8]>)> = entries.into_iter().map(|(index, bytes)| (index, bytes.into())).collect();
-        let mut state = self.shared.state();
+        let mut state = self.shared().state();
         let mut next = state.next;
         let empty = state.first == state.next;
         for (position, (index, _)) in entries.iter().enumerate() {
             if *index != next && !(empty && position == 0 && *index >= next) {
                 let cause = format!("entry {index} would leave a hole after {}", next.saturating_sub(1));
-                return Err(self.shared.damaged(cause));
+                return Err(self.shared().damaged(cause));
             }
             next = index + 1;
         }
@@ -249,7 +278,7 @@ impl RaftLog {
     /// # Errors
     /// When one is missing or cannot be read.
     pub fn read(&self, range: Range<u64>, bytes: usize) -> Result<Vec<Arc<[u8]>>, StorageError> {
-        let state = self.shared.state();
+        let state = self.shared().state();
         let (start, end) = (range.start.max(state.first), range.end.min(state.next));
         if start >= end {
             return Ok(Vec::new());
@@ -259,7 +288,7 @@ impl RaftLog {
         let mut options = ReadOptions::default();
         options.set_iterate_upper_bound(on_disk.end.to_be_bytes());
         // Made under the lock, so that it sees what is not in the tail and no later purge; it reads afterwards.
-        let mut iterator = self.shared.db.raw_iterator_cf_opt(self.shared.family(ENTRIES)?, options);
+        let mut iterator = self.shared().db.raw_iterator_cf_opt(self.shared().family(ENTRIES)?, options);
         drop(state);
 
         let mut entries = Vec::new();
@@ -269,8 +298,8 @@ impl RaftLog {
         }
         for index in on_disk {
             let Some((key, value)) = iterator.item().filter(|(key, _)| *key == index.to_be_bytes()) else {
-                iterator.status().map_err(|error| StorageError::rocks("read", &self.shared.path, error))?;
-                return Err(self.shared.damaged(format!("the log has no entry {index}")));
+                iterator.status().map_err(|error| StorageError::rocks("read", &self.shared().path, error))?;
+                return Err(self.shared().damaged(format!("the log has no entry {index}")));
             };
             debug_assert_eq!(key.len(), 8);
             size += value.len();
@@ -290,22 +319,11 @@ impl RaftLog {
         Ok(entries)
     }
 
-    /// What must happen before the folder can be opened again: drop every clone, then wait for the future.
-    pub fn closed(&self) -> impl Future<Output = ()> + Send + use<> {
-        let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner).take();
-        async move {
-            if let Some(ended) = ended {
-                // An error is how it ends: nothing is ever sent.
-                ended.await.ok();
-            }
-        }
-    }
-
     async fn on_disk(&self, change: impl FnOnce(&mut State) -> Option<Change>) -> Result<(), StorageError> {
-        let permit = self.queue.reserve().await.map_err(|_| self.ended_error())?;
+        let permit = self.reserve().await?;
         let (done, written) = oneshot::channel();
         {
-            let mut state = self.shared.state();
+            let mut state = self.shared().state();
             let Some(change) = change(&mut state) else { return Ok(()) };
             // Nobody is told where nobody waits any more.
             permit.send(Request { change, done: Box::new(move |result| drop(done.send(result))) });
@@ -315,7 +333,7 @@ impl RaftLog {
 
     fn ended_error(&self) -> StorageError {
         let cause = "its writer has ended".to_owned();
-        StorageError::Failed { tried: "write", path: self.shared.path.clone(), cause }
+        StorageError::Failed { tried: "write", path: self.shared().path.clone(), cause }
     }
 }
 

@@ -22,12 +22,6 @@ fn held(log: &RaftLog) -> Vec<u8> {
     log.read(0..u64::MAX, usize::MAX).unwrap().iter().map(|entry| entry[0]).collect()
 }
 
-async fn close(log: RaftLog) {
-    let closed = log.closed();
-    drop(log);
-    closed.await;
-}
-
 #[tokio::test]
 async fn it_appends_truncates_purges_and_is_the_same_after_a_restart() {
     let dir = TempDir::new().unwrap();
@@ -42,7 +36,7 @@ async fn it_appends_truncates_purges_and_is_the_same_after_a_restart() {
     assert_eq!(log.read(4..8, 150).unwrap().len(), 2, "as many as fit, and one more");
     assert_eq!(log.read(4..8, 0).unwrap().len(), 1, "one at least");
     assert!(log.append(entries(20..21), Box::new(|_| ())).await.is_err(), "never a hole");
-    close(log).await;
+    drop(log);
     let log = RaftLog::open(dir.path()).unwrap();
     assert_eq!((log.bounds(), log.vote()), ((3..11, Some(vec![2])), Some(vec![7])));
     assert_eq!(held(&log), [3, 4, 5, 6, 7, 8, 9, 10]);
@@ -50,7 +44,7 @@ async fn it_appends_truncates_purges_and_is_the_same_after_a_restart() {
     log.purge(50, vec![50]).await.unwrap();
     assert_eq!(log.bounds(), (51..51, Some(vec![50])));
     append(&log, 51..53).await;
-    close(log).await;
+    drop(log);
     assert_eq!(held(&RaftLog::open(dir.path()).unwrap()), [51, 52]);
 }
 
@@ -83,7 +77,7 @@ async fn a_flipped_byte_is_refused_by_name_wherever_it_is() {
     for index in 0..20 {
         append(&log, index..index + 1).await;
     }
-    close(log).await;
+    drop(log);
     let path = newest(dir.path(), "log");
     let good = fs::read(&path).unwrap();
     for position in [40, good.len() / 2, good.len() - 20] {
@@ -105,7 +99,7 @@ async fn a_write_that_a_kill_cut_off_is_dropped() {
     let log = RaftLog::open(dir.path()).unwrap();
     append(&log, 0..1).await;
     append(&log, 1..2).await;
-    close(log).await;
+    drop(log);
     let path = newest(dir.path(), "log");
     let good = fs::read(&path).unwrap();
     fs::write(&path, &good[..good.len() - 30]).unwrap();
@@ -117,8 +111,8 @@ async fn a_damaged_table_file_is_refused_by_name() {
     let dir = TempDir::new().unwrap();
     let log = RaftLog::open(dir.path()).unwrap();
     append(&log, 0..50).await;
-    log.shared.db.flush_cf(log.shared.family(ENTRIES).unwrap()).unwrap();
-    close(log).await;
+    log.shared().db.flush_cf(log.shared().family(ENTRIES).unwrap()).unwrap();
+    drop(log);
     let path = newest(dir.path(), "sst");
     let good = fs::read(&path).unwrap();
     let flipped: Vec<u8> = good.iter().enumerate().map(|(n, byte)| byte ^ u8::from(n == 30)).collect();
