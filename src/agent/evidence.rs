@@ -126,17 +126,12 @@ fn short(output: &[u8]) -> String {
     let from = output.len().saturating_sub(OUTPUT_SHORT_BYTES);
     let mut text = String::from_utf8_lossy(&output[from..]).into_owned();
     // What is not UTF-8 grew: three bytes for one.
-    while text.len() > OUTPUT_SHORT_BYTES {
-        let beyond = text.len() - OUTPUT_SHORT_BYTES;
-        let at = (beyond..=text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(text.len());
-        text.drain(..at);
-    }
+    text.drain(..text.ceil_char_boundary(text.len().saturating_sub(OUTPUT_SHORT_BYTES)));
     text
 }
 
 fn cut(mut text: String) -> String {
-    let most = (0..=TEXT_BYTES_MAX.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
-    text.truncate(most);
+    text.truncate(text.floor_char_boundary(TEXT_BYTES_MAX));
     text
 }
 

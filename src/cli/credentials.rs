@@ -5,14 +5,8 @@ use std::{
     collections::BTreeMap,
     fs,
     io::{self, Write as _},
-    net::SocketAddr,
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
-};
-
-use nix::{
-    errno::Errno,
-    fcntl::{FcntlArg, fcntl},
 };
 
 use super::{
@@ -20,6 +14,7 @@ use super::{
     failure::{Failure, Result, file_error},
     roles::default_data_dir,
 };
+use crate::security::at_work;
 
 /// Kept tokens, by the server's address.
 type Kept = BTreeMap<String, String>;
@@ -52,43 +47,12 @@ pub fn find(settings: &Settings, var: &dyn Fn(&str) -> Option<String>) -> Result
     Ok(folders.into_iter().find_map(|folder| local(&folder, addr)))
 }
 
-/// Says in the data folder of a server that it listens at `listen`, for as long as what is returned lives: the file is locked, and
-/// the lock ends with the process, however that ends. So a token never goes to whoever took over a port.
-///
-/// # Errors
-/// When the file cannot be written, or another server is at work in the folder.
-pub fn announce(folder: &Path, listen: SocketAddr) -> io::Result<impl Send + use<>> {
-    let is_any = listen.ip().is_unspecified();
-    let here = if is_any { SocketAddr::from(([127, 0, 0, 1], listen.port())) } else { listen };
-    let file = fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(folder.join("addr"))?;
-    fcntl(&file, FcntlArg::F_OFD_SETLK(&whole_file())).map_err(|errno| match errno {
-        Errno::EAGAIN | Errno::EACCES => {
-            io::Error::other("another server is at work in this folder: stop it, or name another with --data")
-        }
-        errno => errno.into(),
-    })?;
-    file.set_len(0)?;
-    (&file).write_all(format!("http://{here}\n").as_bytes())?;
-    Ok(file)
-}
-
-/// A lock of the open file description, as `fcntl(2)` has it: it can be asked about without being taken, so that a client that looks
-/// never stands in the way of a server that starts.
-fn whole_file() -> libc::flock {
-    libc::flock { l_type: libc::F_WRLCK as _, l_whence: libc::SEEK_SET as _, l_start: 0, l_len: 0, l_pid: 0 }
-}
-
 /// The admin token of the server that keeps its data in `folder`, where that one is at work and listens at `addr`, on this machine.
 fn local(folder: &Path, addr: &str) -> Option<String> {
     let url = reqwest::Url::parse(addr).ok()?;
     let is_here = matches!(url.host_str()?, "localhost" | "127.0.0.1" | "[::1]");
-    let file = fs::File::open(folder.join("addr")).ok()?;
-    let says = io::read_to_string(&file).ok()?;
-    let is_its = is_here && normal(says.trim()) == normal(addr);
-    let mut lock = whole_file();
-    fcntl(&file, FcntlArg::F_OFD_GETLK(&mut lock)).ok()?;
-    let is_at_work = lock.l_type != libc::F_UNLCK as libc::c_short;
-    if is_its && is_at_work { read_secret(&folder.join("tokens/admin")).ok() } else { None }
+    let is_its = is_here && normal(&at_work::url(folder)?) == normal(addr);
+    if is_its { read_secret(&folder.join("tokens/admin")).ok() } else { None }
 }
 
 /// Keeps `token` for the server at `addr`, in a file that only its owner reads. Gives the file.
@@ -192,13 +156,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let data = dir.path().join("data");
         fs::create_dir_all(data.join("tokens")).unwrap();
-        let at_work = announce(&data, "0.0.0.0:7999".parse().unwrap()).unwrap();
+        let server = at_work::announce(&data, "0.0.0.0:7999".parse().unwrap()).unwrap();
         write_secret(&data.join("tokens/admin"), "swell_admin_2\n").unwrap();
         assert_eq!(local(&data, "http://127.0.0.1:7999").as_deref(), Some("swell_admin_2"));
         assert_eq!(local(&data, "http://127.0.0.1:7400"), None);
         assert_eq!(local(&data, "http://10.0.0.1:7999"), None);
-        assert!(announce(&data, "127.0.0.1:7400".parse().unwrap()).is_err(), "a second one does not take its place");
-        drop(at_work);
+        drop(server);
         assert_eq!(local(&data, "http://127.0.0.1:7999"), None, "who listens there now is somebody else");
     }
 }

@@ -11,7 +11,7 @@ pub mod roles;
 mod client;
 mod config;
 mod context;
-pub mod credentials;
+mod credentials;
 pub mod failure;
 mod human;
 mod output;

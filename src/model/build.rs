@@ -264,9 +264,23 @@ pub struct Resources {
     pub memory: ByteSize,
 }
 
+/// What a build asks for that does not say.
 impl Default for Resources {
     fn default() -> Self {
         Self { cpu_millis: 1000, memory: ByteSize(1 << 30) }
+    }
+}
+
+impl Resources {
+    /// What is left when `taken` is taken; never less than nothing.
+    pub fn less(self, taken: Self) -> Self {
+        let memory = ByteSize(self.memory.0.saturating_sub(taken.memory.0));
+        Self { cpu_millis: self.cpu_millis.saturating_sub(taken.cpu_millis), memory }
+    }
+
+    /// Whether there is room for `asked`.
+    pub fn holds(self, asked: Self) -> bool {
+        asked.cpu_millis <= self.cpu_millis && asked.memory <= self.memory
     }
 }
 

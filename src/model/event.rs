@@ -161,6 +161,6 @@ pub fn cut(text: &str, bytes_max: usize) -> String {
     if text.len() <= bytes_max {
         return text.to_owned();
     }
-    let end = (0..=bytes_max.saturating_sub('…'.len_utf8())).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+    let end = text.floor_char_boundary(bytes_max.saturating_sub('…'.len_utf8()));
     format!("{}…", &text[..end])
 }

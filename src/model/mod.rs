@@ -35,6 +35,7 @@ pub mod plan;
 pub mod planning;
 pub mod routes;
 pub mod routing;
+pub mod scheduling;
 
 #[cfg(test)]
 mod simulation;

@@ -9,7 +9,6 @@ use groundswell::{
         git::{HostedRepositories, Mirrors},
         store::{ContentStore, Embedded, EmbeddedOptions},
     },
-    cli::credentials,
     http::{self, Api, Pushes},
     model::{
         build::Resources,
@@ -23,7 +22,7 @@ use groundswell::{
         isolation,
         runtime::ShimRuntime,
     },
-    security::tokens::Tokens,
+    security::{at_work, tokens::Tokens},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -60,7 +59,7 @@ pub struct RunnerOptions {
 pub async fn run(options: Options, stop: CancellationToken) -> Result<()> {
     private_folder(&options.data)?;
     let listener = bind(options.listen, "--listen").await?;
-    let _announced = credentials::announce(&options.data, listener.local_addr()?)
+    let _announced = at_work::announce(&options.data, listener.local_addr()?)
         .with_context(|| format!("cannot say in {} where this server listens", options.data.display()))?;
     let folder = |name: &str| options.data.join(name);
     let tokens = Arc::new(Tokens::load_or_create(folder("tokens"))?);

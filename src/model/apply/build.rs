@@ -13,7 +13,7 @@ use crate::model::{
     },
     command::{BuildAction, StoredArtifact},
     digest::Digest,
-    event::{Subject, cut},
+    event::Subject,
     ids::{BuildId, PipelineName, ReleaseId, RunnerName},
     pipeline_file::PipelineFile,
     rejection::{Rejection, RuleError},
@@ -368,12 +368,10 @@ fn catch_up<T: Tables>(context: &mut Context<'_, T>, build: &mut Build, end: Bui
 
 /// Keeps the end of `output`, where the reason usually stands.
 fn cut_front(output: &str) -> String {
-    if output.len() <= OUTPUT_BYTES_MAX {
-        return output.to_owned();
+    match output.len().saturating_sub(OUTPUT_BYTES_MAX) {
+        0 => output.to_owned(),
+        beyond => format!("…{}", &output[output.ceil_char_boundary(beyond)..]),
     }
-    let wanted = output.len() - OUTPUT_BYTES_MAX;
-    let start = (wanted..output.len()).find(|start| output.is_char_boundary(*start)).unwrap_or(output.len());
-    format!("…{}", cut(&output[start..], OUTPUT_BYTES_MAX))
 }
 
 fn cancel<T: Tables>(context: &mut Context<'_, T>, id: BuildId) -> Result<Subject, RuleError> {

@@ -1,11 +1,11 @@
 //! Which queued build goes to which runner: fair between pipelines, then by age; and why a build waits.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use crate::model::{
     build::Resources,
     ids::{BuildId, PipelineName, RunnerName},
-    units::{ByteSize, Timestamp},
+    units::Timestamp,
 };
 
 /// A build in the queue.
@@ -68,35 +68,28 @@ pub struct Schedule {
 }
 
 /// Assigns queued builds to runners. Pipelines with the fewest builds at work come first, then the oldest build; a build goes to the
-/// runner with the most CPU left that has room for it.
+/// runner with the most CPU left that has room for it. Takes n log n steps for n queued builds, times the runners.
 pub fn schedule(queue: &[Queued], runners: &[Free], shares: &BTreeMap<PipelineName, Share>) -> Schedule {
     let mut free = runners.to_vec();
-    let mut running: BTreeMap<&PipelineName, u32> = BTreeMap::new();
-    let mut left: Vec<&Queued> = queue.iter().collect();
     let mut schedule = Schedule::default();
-    let share = |pipeline: &PipelineName| shares.get(pipeline).copied().unwrap_or(Share { running: 0, most: 1 });
-    while !left.is_empty() {
-        let at_work = |queued: &Queued| share(&queued.pipeline).running + running.get(&queued.pipeline).copied().unwrap_or(0);
-        left.sort_by_key(|queued| (at_work(queued), queued.queued_at, queued.build));
-        let queued = left.remove(0);
-        let most = share(&queued.pipeline).most;
-        if at_work(queued) >= most {
-            schedule.waits.insert(queued.build, Waits::Concurrency(most));
-            continue;
-        }
-        let place =
-            free.iter_mut().filter(|runner| fits(queued.resources, runner.left)).max_by_key(|runner| runner.left.cpu_millis);
-        match place {
+    let mut lines: BTreeMap<Turn, Line> =
+        Line::of_each_pipeline(queue, shares).into_iter().filter_map(|line| Some((line.turn()?, line))).collect();
+    while let Some((_, mut line)) = lines.pop_first() {
+        let Some(queued) = line.builds.pop_front() else { continue };
+        let room = free.iter_mut().filter(|runner| runner.left.holds(queued.resources));
+        match room.max_by_key(|runner| runner.left.cpu_millis) {
+            _ if line.share.running >= line.share.most => {
+                schedule.waits.insert(queued.build, Waits::Concurrency(line.share.most));
+            }
             Some(runner) => {
-                runner.left.cpu_millis -= queued.resources.cpu_millis;
-                runner.left.memory = ByteSize(runner.left.memory.0 - queued.resources.memory.0);
-                *running.entry(&queued.pipeline).or_default() += 1;
+                runner.left = runner.left.less(queued.resources);
+                line.share.running += 1;
                 schedule.assign.push((queued.build, runner.runner.clone()));
             }
             None => {
                 let waits = match runners {
                     [] => Waits::NoRunner,
-                    runners if !runners.iter().any(|runner| fits(queued.resources, runner.total)) => {
+                    runners if !runners.iter().any(|runner| runner.total.holds(queued.resources)) => {
                         Waits::TooLarge(queued.resources)
                     }
                     _ => Waits::Busy(schedule.waits.len()),
@@ -104,12 +97,36 @@ pub fn schedule(queue: &[Queued], runners: &[Free], shares: &BTreeMap<PipelineNa
                 schedule.waits.insert(queued.build, waits);
             }
         }
+        lines.extend(line.turn().map(|turn| (turn, line)));
     }
     schedule
 }
 
-fn fits(asked: Resources, left: Resources) -> bool {
-    asked.cpu_millis <= left.cpu_millis && asked.memory <= left.memory
+/// When a line's first build has its turn: builds of its pipeline at work, the build's age, its number.
+type Turn = (u32, Timestamp, BuildId);
+
+/// The builds of one pipeline that wait, the oldest first.
+struct Line<'a> {
+    share: Share,
+    builds: VecDeque<&'a Queued>,
+}
+
+impl<'a> Line<'a> {
+    fn of_each_pipeline(queue: &'a [Queued], shares: &BTreeMap<PipelineName, Share>) -> Vec<Self> {
+        let mut queue: Vec<&Queued> = queue.iter().collect();
+        queue.sort_by_key(|queued| (queued.queued_at, queued.build));
+        let mut lines: BTreeMap<&PipelineName, Self> = BTreeMap::new();
+        for queued in queue {
+            let share = || shares.get(&queued.pipeline).copied().unwrap_or(Share { running: 0, most: 1 });
+            let line = lines.entry(&queued.pipeline).or_insert_with(|| Self { share: share(), builds: VecDeque::new() });
+            line.builds.push_back(queued);
+        }
+        lines.into_values().collect()
+    }
+
+    fn turn(&self) -> Option<Turn> {
+        self.builds.front().map(|queued| (self.share.running, queued.queued_at, queued.build))
+    }
 }
 
 #[cfg(test)]
@@ -118,6 +135,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::model::units::ByteSize;
 
     fn queued(build: u64, pipeline: &str, cpu_millis: u32, at: u64) -> Queued {
         let resources = Resources { cpu_millis, memory: ByteSize(1) };

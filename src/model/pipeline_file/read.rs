@@ -85,8 +85,7 @@ impl<'t> Source<'t> {
 
     /// The place of a span of bytes; one that runs over several lines ends with its first.
     pub fn place(&self, span: Range<usize>) -> Place {
-        let floor = |at: usize| (0..=at.min(self.text.len())).rev().find(|at| self.text.is_char_boundary(*at)).unwrap_or(0);
-        let (start, end) = (floor(span.start), floor(span.end));
+        let (start, end) = (self.text.floor_char_boundary(span.start), self.text.floor_char_boundary(span.end));
         let line = self.line_starts.partition_point(|line_start| *line_start <= start) - 1;
         let line_start = self.line_starts[line];
         let rest = &self.text[line_start..];

@@ -303,8 +303,7 @@ pub(super) fn last_output(dir: &Path, bytes_max: usize) -> String {
     if text.len() <= bytes_max {
         return text.into_owned();
     }
-    let cut = (text.len() - bytes_max..text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(text.len());
-    let tail = &text[cut..];
+    let tail = &text[text.ceil_char_boundary(text.len() - bytes_max)..];
     match tail.find('\n') {
         Some(end) if end + 1 < tail.len() => tail[end + 1..].to_owned(),
         _ => tail.to_owned(),

@@ -127,12 +127,9 @@ pub(super) fn in_a_sentence(script: &str) -> String {
 }
 
 /// The end of a text, where the reason usually stands.
-pub(super) fn cut(text: String) -> String {
-    let from = text.len().saturating_sub(OUTPUT_BYTES_MAX);
-    match (from..text.len()).find(|at| text.is_char_boundary(*at)) {
-        Some(at) if from > 0 => text[at..].to_owned(),
-        _ => text,
-    }
+pub(super) fn cut(mut text: String) -> String {
+    text.drain(..text.ceil_char_boundary(text.len().saturating_sub(OUTPUT_BYTES_MAX)));
+    text
 }
 
 #[cfg(test)]
