@@ -94,8 +94,7 @@ impl Drive for RolloutDrive {
             if rollout.state.is_end() {
                 return Ok(After::Done);
             }
-            let members = rollout.plan.waves.iter().fold(Default::default(), |all, wave| all | &wave.targets);
-            let (connected, lost) = leading.presence.of(&members);
+            let (connected, lost) = leading.presence.of(&rollout.plan.targets());
             let elapsed = self.elapsed(&rollout);
             let blocked = if rollout.state == RolloutState::Blocked { still_blocked(&view, &rollout)? } else { None };
             let seen = Seen { connected: &connected, lost: &lost, elapsed, blocked: blocked.as_ref() };

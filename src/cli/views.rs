@@ -90,7 +90,7 @@ views! {
     PlannedWave { number: u32, region: Option<String>, targets: TargetSet, gates: Vec<String>, }
     /// How waves are changed and judged.
     PlanSettings {
-        strategy: String, in_place: bool, bake_ms: u64, max_unavailable: u64, max_failures: u64, irreversible: bool,
+        strategy: String, in_place: bool, bake_ms: u64, max_unavailable: u64, irreversible: bool,
     }
 
     /// An event.

@@ -2,22 +2,23 @@
 //!
 //! A target is unavailable *because of us* when it served before it was told to change and has no healthy instance now. Where a
 //! new instance must wait for the old one to stop, every told target counts until it is healthy again. Repairing is free:
-//! targets that served nothing before they were told do not count until they have once been healthy.
+//! targets that served nothing before they were told do not count until they have once been healthy. Nor does one that left the
+//! environment: nobody counts on it.
 
 use roaring::RoaringBitmap;
 
 use super::rollout::Rollout;
 
-/// The targets on which no healthy instance answers because of this rollout.
-pub fn unavailable_because_of_us(rollout: &Rollout) -> RoaringBitmap {
+/// The environment's `members` on which no healthy instance answers because of this rollout.
+pub fn unavailable_because_of_us(rollout: &Rollout, members: &RoaringBitmap) -> RoaringBitmap {
     let sets = &rollout.sets;
     let answering = if rollout.settings.in_place { &sets.healthy | &sets.restored } else { &sets.changed - &sets.unserving };
-    &(&sets.changed - &sets.down_before) - &answering
+    (&(&sets.changed & members) - &sets.down_before) - &answering
 }
 
 /// Which bound the rollout breaks, once `told` are among its changed targets; none: it keeps them all.
-pub fn violation(rollout: &Rollout, told: &RoaringBitmap) -> Option<String> {
-    let unavailable = unavailable_because_of_us(rollout);
+pub fn violation(rollout: &Rollout, members: &RoaringBitmap, told: &RoaringBitmap) -> Option<String> {
+    let unavailable = unavailable_because_of_us(rollout, members);
     if unavailable.is_disjoint(told) {
         // What was told does not make it worse: repairing goes on even where more is broken than may be.
         return None;

@@ -86,8 +86,6 @@ pub struct Plan {
     pub waves: Vec<PlannedWave>,
     /// How many targets may be unavailable at once because of the rollout; at least one.
     pub max_unavailable: u32,
-    /// How many attempted targets of a wave may fail.
-    pub max_failures: u32,
     /// How many targets there are.
     pub total: u32,
     /// Whether targets of two zones may never be unavailable at once.
@@ -104,14 +102,17 @@ pub struct PlannedWave {
     pub targets: RoaringBitmap,
     /// The region that all of them are in, where regions are changed one by one.
     pub region: Option<String>,
+    /// How many may have failed when it is done, of all that were attempted by then: of its own targets and those of the waves before.
+    pub max_failures: u32,
 }
 
 /// Plans a rollout.
 ///
 /// Waves are cumulative. Counts and shares are rounded up, so that each has a target; a wave that would add none is
-/// dropped. `max_unavailable` and `max_failures` are rounded down, the former to at least one; both are of all targets,
-/// also where regions are changed one by one. There, the shares of the waves are of the region, and smaller regions come
-/// first, so that a mistake meets fewer users.
+/// dropped. `max_unavailable` and `max_failures` are rounded down, the former to at least one and of all targets, the latter of
+/// the targets attempted when a wave is done: a share of a large environment would let a whole canary fail. Where regions are
+/// changed one by one, the shares of the waves are of the region, and smaller regions come first, so that a mistake meets
+/// fewer users.
 ///
 /// The first wave takes as many zones as it can, and prefers targets that serve and can be reached, since only they tell
 /// how the release does; later waves have the zones in proportion. Which target of a zone it is, the seed draws.
@@ -133,7 +134,6 @@ pub fn plan(input: &PlanInput) -> Result<Plan, PlanError> {
     Ok(Plan {
         waves,
         max_unavailable: input.max_unavailable.rounded_down(total).max(1),
-        max_failures: input.max_failures.rounded_down(total),
         total,
         spread_zone: input.spread_zone,
         zones: zones.collect(),
@@ -184,7 +184,9 @@ fn split(input: &PlanInput, ordered: &[Candidate], region: &Option<String>, wave
         }
         let mut targets: RoaringBitmap = ordered[start..end].iter().map(|candidate| candidate.index).collect();
         targets.optimize();
-        waves.push(PlannedWave { targets, region: region.clone() });
+        let attempted = waves.iter().map(|wave| wave.targets.len() as u32).sum::<u32>() + (end - start) as u32;
+        let max_failures = input.max_failures.rounded_down(attempted);
+        waves.push(PlannedWave { targets, region: region.clone(), max_failures });
         start = end;
     }
 }
@@ -197,7 +199,6 @@ impl Plan {
         let mut put = |number: u64| bytes.extend_from_slice(&number.to_le_bytes());
         put(u64::from(self.total));
         put(u64::from(self.max_unavailable));
-        put(u64::from(self.max_failures));
         put(u64::from(self.spread_zone));
         for set in self.waves.iter().map(|wave| &wave.targets).chain(&self.zones) {
             put(set.len());
@@ -207,13 +208,14 @@ impl Plan {
             let region = wave.region.as_deref().unwrap_or_default();
             put(region.len() as u64);
             region.bytes().for_each(|byte| put(u64::from(byte)));
+            put(u64::from(wave.max_failures));
         }
         Digest::of(&bytes)
     }
 
-    /// The wave that a target is in, from 0.
-    pub fn wave_of(&self, target: u32) -> Option<usize> {
-        self.waves.iter().position(|wave| wave.targets.contains(target))
+    /// Every target that is in a wave.
+    pub fn targets(&self) -> RoaringBitmap {
+        self.waves.iter().fold(RoaringBitmap::new(), |all, wave| all | &wave.targets)
     }
 
     /// The number of targets of each wave.

@@ -230,12 +230,17 @@ fn settings(
         Purpose::Deploy => deploy.bake.max(environment.floors.least_bake.unwrap_or_default()),
     };
     let rollback_max_unavailable = deploy.rollback.max_unavailable.rounded_down(shape.total).max(1);
+    let deadline_of = |release: &Release| Timing::of(&release.file, &release.file.deploy_to(&environment.name)).batch_deadline;
+    let own = Timing::of(&release.file, deploy).batch_deadline;
+    let slowest = present.iter().map(deadline_of).fold(own, Millis::max);
     Settings {
         canary: shape.canary,
         in_place,
         batched: in_place || rolling,
         bake,
-        batch_deadline: Timing::of(&release.file, deploy).batch_deadline,
+        // What a file says is meant; else the old release's stop counts as the new one's start does.
+        batch_deadline: deploy.deadline.unwrap_or(slowest),
+        rollback_deadline: slowest,
         rollback_max_unavailable,
         irreversible: deploy.irreversible,
     }

@@ -165,6 +165,9 @@ impl Rejection {
             Rejection::StaleEpoch { .. } | Rejection::StaleAttempt(..) => "nothing: whoever took over goes on".into(),
             Rejection::Changed { .. } => "look again, then repeat the command if it still applies".into(),
             Rejection::RefMoved { .. } => "fetch, merge or rebase, and push again".into(),
+            Rejection::Held { holder: Subject::Release(newer), .. } => {
+                format!("nothing, if the newer one is meant; else `swell deploy {} --release` with the other", newer.pipeline)
+            }
             Rejection::Held { holder, .. } => format!("wait for {} or stop it: `swell abort {}`", id_of(holder), id_of(holder)),
             Rejection::Quarantined { release, environment, .. } => {
                 format!("deploy another release, or clear it: `swell env clear {} {release}`", id_of(environment))

@@ -155,6 +155,8 @@ pub struct Settings {
     pub bake: Millis,
     /// How long a batch may take to converge.
     pub batch_deadline: Millis,
+    /// How long a batch may take to go back. By the releases that it goes between, of which the stable one may be the slower.
+    pub rollback_deadline: Millis,
     /// How many targets may be unavailable at once while rolling back.
     pub rollback_max_unavailable: u32,
     /// No automatic rollback across this release: a failing verdict pauses instead.
@@ -251,7 +253,10 @@ pub struct Sets {
     pub restored: RoaringBitmap,
     /// Could not go back.
     pub unrestored: RoaringBitmap,
-    /// Were left out because their agents were not connected; they converge when they return.
+    /// Of `changed`: were told in the present wave, and planned for one before it.
+    pub belated: RoaringBitmap,
+    /// Were left out because their agents were not connected; a later wave tells those that return, and the others converge after
+    /// the rollout.
     pub unreachable: RoaringBitmap,
 }
 
@@ -327,9 +332,22 @@ pub struct Rollout {
 }
 
 impl Rollout {
-    /// The targets of the present wave.
-    pub fn wave_targets(&self) -> RoaringBitmap {
-        self.plan.waves.get(self.wave as usize).map(|wave| wave.targets.clone()).unwrap_or_default()
+    /// The targets of the present wave among the environment's `members`: those planned for it, and those of the waves before that
+    /// could not be told in their time. Left for later, these would all change at once when the rollout ends, and unjudged.
+    pub fn wave_targets(&self, members: &RoaringBitmap) -> RoaringBitmap {
+        let (passed, left) = self.plan.waves.split_at(self.plan.waves.len().min(self.wave as usize));
+        let passed = passed.iter().fold(RoaringBitmap::new(), |all, wave| all | &wave.targets);
+        let mut targets = passed & &self.sets.unreachable;
+        targets |= &self.sets.belated;
+        if let Some(wave) = left.first() {
+            targets |= &wave.targets;
+        }
+        targets & members
+    }
+
+    /// How many of the targets attempted up to now may have failed, for the present wave to pass.
+    pub fn max_failures(&self) -> u64 {
+        self.plan.waves.get(self.wave as usize).map_or(0, |wave| u64::from(wave.max_failures))
     }
 
     /// The targets that going back concerns: those that it told to run its release, and those that what it preempted had told to

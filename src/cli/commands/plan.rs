@@ -75,8 +75,7 @@ fn text(plan: &Plan) -> String {
         }
     }
     let settings = &plan.settings;
-    let (unavailable, failures) = (settings.max_unavailable, settings.max_failures);
-    put(format_args!("at most {unavailable} unavailable at once, {failures} failures a wave"));
+    put(format_args!("at most {} unavailable at once", settings.max_unavailable));
     if settings.in_place {
         put(format_args!("services start in place: each change is an interruption on its target"));
     }
@@ -113,7 +112,7 @@ mod tests {
                 { "number": 0, "targets": { "count": 1, "names": ["web-3"] }, "gates": ["convergence: healthy within 1m40s", "bake: healthy for 5m"] },
                 { "number": 1, "targets": { "count": 5, "names": ["web-1", "web-2"] }, "gates": ["convergence: healthy within 5m"] },
             ],
-            "settings": { "strategy": "canary", "max_unavailable": 1, "max_failures": 0 },
+            "settings": { "strategy": "canary", "max_unavailable": 1 },
             "timing": { "least_ms": 400_000, "least_rollback_ms": 12_000 },
         });
         insta::assert_snapshot!(text(&views::read(&plan).unwrap()), @r"
@@ -125,7 +124,7 @@ mod tests {
             then bake: healthy for 5m
           wave 2: 5 targets: web-1, web-2 and 3 more
             then convergence: healthy within 5m
-        at most 1 unavailable at once, 0 failures a wave
+        at most 1 unavailable at once
         takes at least 6m40s; a rollback at least 12s
         exactly this: swell deploy shop --env production --release shop@12 --if-plan sha256:ab
         ");

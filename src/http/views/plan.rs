@@ -81,8 +81,6 @@ pub struct SettingsView {
     pub batch_deadline_ms: u64,
     /// How many targets may be unavailable at once.
     pub max_unavailable: u32,
-    /// How many attempted targets of a wave may fail.
-    pub max_failures: u32,
     /// How many targets may be unavailable at once while going back.
     pub rollback_max_unavailable: u32,
     /// Whether a failing verdict pauses instead of going back.
@@ -106,7 +104,10 @@ impl PlanView {
         let mut reachable = 0;
         for (place, wave) in plan.waves.iter().enumerate() {
             let deadline = wave_deadline(plan, place, &timing);
-            let mut gates = vec![format!("convergence: healthy within {deadline}")];
+            let mut gates = vec![match wave.max_failures {
+                0 => format!("convergence: healthy within {deadline}"),
+                most => format!("convergence: healthy within {deadline}, all but {most} of those changed by then"),
+            }];
             if place + 1 < plan.waves.len() && settings.bake.0 > 0 {
                 gates.push(format!("bake: healthy for {}", settings.bake));
             }
@@ -137,7 +138,6 @@ impl PlanView {
                 bake_ms: settings.bake.0,
                 batch_deadline_ms: settings.batch_deadline.0,
                 max_unavailable: plan.max_unavailable,
-                max_failures: plan.max_failures,
                 rollback_max_unavailable: settings.rollback_max_unavailable,
                 irreversible: settings.irreversible,
             },

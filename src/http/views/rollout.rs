@@ -65,8 +65,8 @@ pub struct RolloutView {
     pub failures: Vec<FailedTargetView>,
     /// How many targets may be unavailable at once because of it.
     pub max_unavailable: u32,
-    /// How many attempted targets of a wave may fail.
-    pub max_failures: u32,
+    /// How many of the targets attempted up to now may have failed, for the present wave to pass.
+    pub max_failures: u64,
     /// How long it takes at least; none in lists.
     pub timing: Option<TimingView>,
     /// Whether a failing verdict pauses instead of going back.
@@ -133,7 +133,7 @@ impl Counts {
             failed: failed.len(),
             reverting: reverted.len() - restored.len(),
             restored: restored.len(),
-            unreachable: (&sets.unreachable & within).len(),
+            unreachable: (&(&sets.unreachable - &sets.changed) & within).len(),
         }
     }
 }
@@ -254,7 +254,7 @@ impl RolloutView {
 
     /// Without them.
     pub fn brief<T: ReadTables>(tables: &T, rollout: &Rollout) -> Result<Self, TablesError> {
-        let all = rollout.plan.waves.iter().fold(RoaringBitmap::new(), |all, wave| all | &wave.targets);
+        let all = rollout.plan.targets();
         let at_gate = rollout.state.is_forward();
         let limit = match rollout.gate {
             crate::model::rollout::Gate::Convergence => rollout.settings.batch_deadline,
@@ -291,7 +291,7 @@ impl RolloutView {
             verdicts: rollout.verdicts.iter().map(verdict).collect(),
             failures: Vec::new(),
             max_unavailable: rollout.plan.max_unavailable,
-            max_failures: rollout.plan.max_failures,
+            max_failures: rollout.max_failures(),
             timing: None,
             irreversible: rollout.settings.irreversible,
             preempted_by: rollout.preempted_by.map(|id| id.to_string()),

@@ -288,8 +288,18 @@ fn release<T: Tables>(
     context.created.push(Subject::Release(id));
     // Other branches may have come to the commit while it was built.
     let here = pipeline.considered.iter().filter(|(_, commit)| **commit == build.commit).map(|(git_ref, _)| git_ref.as_str());
-    let refs = here.chain([build.git_ref.as_str()]);
+    // Whoever builds an old commit once more does not mean to put it in the place of what the branch has now.
+    let head = pipeline.considered.get(&build.git_ref).filter(|head| build.cause == Cause::Manual && **head != build.commit);
+    let refs = here.chain(head.is_none().then_some(build.git_ref.as_str()));
     let branches: BTreeSet<String> = refs.filter_map(|git_ref| git_ref.strip_prefix("refs/heads/")).map(str::to_owned).collect();
+    if let Some(head) = head {
+        let event = context.event(Subject::Release(release.id.clone()), "release.not_deployed");
+        event.data("code", "moved_on").note(format!(
+            "{} is at {} by now: deploy it by hand if it is meant",
+            build.git_ref,
+            head.short()
+        ));
+    }
     let subject = save(context, build.clone())?;
     rollout::start_automatically(context, &release, &Vec::from_iter(branches), &release.by)?;
     Ok(subject)

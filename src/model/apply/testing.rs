@@ -4,6 +4,8 @@
 
 use std::collections::BTreeMap;
 
+use roaring::RoaringBitmap;
+
 use crate::model::{
     apply::{Applied, apply},
     build::{AttemptEnd, Cause, Phase, PhaseRecord, Resources},
@@ -11,7 +13,7 @@ use crate::model::{
     desired::desired,
     digest::Digest,
     event::{EventSeq, Subject},
-    fleet::{Floors, PortRange, TargetFacts},
+    fleet::{Environment, Floors, PortRange, TargetFacts},
     ids::*,
     observation::{Progress, Report},
     pipeline::{Retention, Source},
@@ -115,6 +117,11 @@ impl World {
     /// Queues, runs and ends a build of `commit` with an artifact; returns its release.
     pub fn release(&mut self, commit: u8, file: &PipelineFile) -> ReleaseId {
         let build = self.request(commit);
+        self.built(build, commit, file)
+    }
+
+    /// Runs and ends the queued `build` of `commit` with an artifact; returns its release.
+    pub fn built(&mut self, build: BuildId, commit: u8, file: &PipelineFile) -> ReleaseId {
         self.ok(BuildAction::Assign { build, runner: name("r1") });
         self.ok(BuildAction::Acknowledge { build, attempt: 1, unisolated: None });
         for phase in Phase::ALL {
@@ -153,9 +160,16 @@ impl World {
         self.try_apply(action).unwrap_err().code()
     }
 
+    /// The targets of the present wave.
+    pub fn wave_targets(&self, id: RolloutId) -> RoaringBitmap {
+        let rollout = self.rollout(id);
+        let environment: Environment = self.get(key(rollout.environment.as_str()));
+        rollout.wave_targets(&environment.members)
+    }
+
     /// Tells every target of the present wave to change.
     pub fn tell_wave(&mut self, id: RolloutId) {
-        let targets = self.rollout(id).wave_targets();
+        let targets = self.wave_targets(id) - self.rollout(id).sets.changed;
         self.ok(RolloutAction::ChangeTargets { rollout: id, targets, unreachable: Default::default() });
     }
 
@@ -171,7 +185,7 @@ impl World {
             let rollout = self.rollout(id);
             if rollout.gate == Gate::Convergence {
                 self.tell_wave(id);
-                for target in rollout.wave_targets() {
+                for target in self.wave_targets(id) {
                     self.report(target, Some(&rollout.release), Progress::Healthy, true);
                 }
             }

@@ -72,13 +72,17 @@ struct Wave {
     pending: RoaringBitmap,
     /// Failed, or not healthy when the time was over; of any wave.
     failed: RoaringBitmap,
+    /// Those of `failed` that were just not healthy in time.
+    overdue: RoaringBitmap,
+    /// Those of `failed` that count: where something ran before, targets that were down already count against no one.
+    counted: RoaringBitmap,
 }
 
 fn forward<T: ReadTables>(tables: &T, rollout: &Rollout, seen: Seen<'_>) -> Result<Next, TablesError> {
     let sets = &rollout.sets;
     let environment: Option<Environment> = tables.get(&key(rollout.environment.as_str()))?;
     let members = environment.map(|environment| environment.members).unwrap_or_default();
-    let targets = rollout.wave_targets() & &members;
+    let targets = rollout.wave_targets(&members);
     let late = seen.elapsed > rollout.settings.batch_deadline && rollout.gate == Gate::Convergence;
     let mut pending = &(&(&targets & &sets.changed) - &sets.healthy) - &sets.failed;
     if rollout.purpose == Purpose::Rollback {
@@ -89,15 +93,14 @@ fn forward<T: ReadTables>(tables: &T, rollout: &Rollout, seen: Seen<'_>) -> Resu
     // Gates wait for a target that just went away; only when it is lost, its time counts.
     let overdue = if late { &pending & &(seen.connected | seen.lost) } else { RoaringBitmap::new() };
     failed |= &overdue;
-    // Where something ran before, targets that were down already count against no one.
     let counted = if rollout.stable.is_some() { &failed - &sets.down_before } else { failed.clone() };
     // A rollback tries every target before it gives up: there is nothing better to go back to.
     let settled = rollout.purpose == Purpose::Deploy || late || targets.is_subset(&(&(&sets.healthy | &failed) | seen.lost));
-    if settled && counted.len() > u64::from(rollout.plan.max_failures) {
-        let evidence = failing(tables, rollout, &counted, &overdue)?;
-        return Ok(Next::act(verdict(rollout, Verdict::Fail, evidence), "the verdict"));
+    let wave = Wave { members, targets, pending: pending - &failed, failed, overdue, counted };
+    if settled && wave.counted.len() > rollout.max_failures() {
+        let rule = format!("at most {} may", rollout.max_failures());
+        return Ok(Next::act(verdict(rollout, Verdict::Fail, failing(tables, rollout, &wave, &rule)?), "the verdict"));
     }
-    let wave = Wave { members, targets, pending: pending - &failed, failed };
     match rollout.gate {
         Gate::Convergence => converge(tables, rollout, seen, &wave, late),
         Gate::Bake if seen.elapsed < rollout.settings.bake => {
@@ -108,7 +111,7 @@ fn forward<T: ReadTables>(tables: &T, rollout: &Rollout, seen: Seen<'_>) -> Resu
                 return Ok(wait);
             }
             let changed = &sets.changed & &wave.members;
-            let (healthy, changed) = ((&sets.healthy & &changed).len(), changed.len());
+            let (healthy, changed) = ((&(&sets.healthy & &changed) & seen.connected).len(), changed.len());
             let evidence = format!("{healthy} of {changed} targets stayed healthy for {}", rollout.settings.bake);
             Ok(Next::act(verdict(rollout, Verdict::Pass, evidence), "the verdict"))
         }
@@ -127,7 +130,7 @@ fn converge<T: ReadTables>(tables: &T, rollout: &Rollout, seen: Seen<'_>, wave: 
         }
     }
     let left_out = left_out - &sets.unreachable;
-    let batch = batch(tables, rollout, &changeable)?;
+    let batch = batch(tables, rollout, &wave.members, &changeable)?;
     if !batch.is_empty() || !left_out.is_empty() {
         let action = RolloutAction::ChangeTargets { rollout: rollout.id, targets: batch, unreachable: left_out };
         return Ok(Next::act(action, "its targets"));
@@ -142,10 +145,11 @@ fn converge<T: ReadTables>(tables: &T, rollout: &Rollout, seen: Seen<'_>, wave: 
     }
     if !changeable.is_empty() {
         let names = named(tables, &changeable)?;
-        let failed = named(tables, &(&wave.failed - &sets.down_before))?;
         if late {
             // Nothing is under way and the budget is spent: waiting longer changes nothing.
-            let evidence = format!("{names} cannot be changed: {failed} use up what may be unavailable at once");
+            let down = &(&(&sets.changed & &wave.members) - &sets.healthy) - &sets.down_before;
+            let down = named(tables, &down)?;
+            let evidence = format!("{names} cannot be changed: {down} use up what may be unavailable at once");
             return Ok(Next::act(verdict(rollout, Verdict::Fail, evidence), "the verdict"));
         }
         return Ok(Next::wait(format!("{names} until others are available again")));
@@ -165,8 +169,8 @@ fn converge<T: ReadTables>(tables: &T, rollout: &Rollout, seen: Seen<'_>, wave: 
     Ok(Next::act(verdict(rollout, Verdict::Pass, evidence), "the verdict"))
 }
 
-/// Why the wave cannot pass although nothing of it failed: none of its targets can be heard, and no data is not good news. A
-/// rollback goes on: its release was judged before.
+/// What becomes of a wave that would pass, but by what it does not say: too many of its targets are silent, and no data is not good
+/// news; or none is healthy, however many may fail. A rollback goes on: its release was judged before.
 fn nobody_tells<T: ReadTables>(tables: &T, rollout: &Rollout, seen: Seen<'_>, wave: &Wave) -> Result<Option<Next>, TablesError> {
     if rollout.purpose == Purpose::Rollback {
         return Ok(None);
@@ -176,11 +180,21 @@ fn nobody_tells<T: ReadTables>(tables: &T, rollout: &Rollout, seen: Seen<'_>, wa
     if !away.is_empty() {
         return Ok(Some(Next::wait(format!("{} to connect again or to be lost", named(tables, &away)?))));
     }
-    if !healthy.is_disjoint(seen.connected) {
-        return Ok(None);
-    }
     let no_data = "no data is not good news: promote or abort";
+    if !healthy.is_disjoint(seen.connected) {
+        let silent = &healthy & seen.lost;
+        if silent.is_empty() || (&wave.counted | &silent).len() <= rollout.max_failures() {
+            return Ok(None);
+        }
+        let silent = named(tables, &silent)?;
+        return Ok(Some(Next::wait(format!("{silent} to connect again: healthy at first and now lost, and {no_data}"))));
+    }
     let told = &wave.targets & &rollout.sets.changed;
+    let judged = if rollout.stable.is_some() { &told - &rollout.sets.down_before } else { told.clone() };
+    if !judged.is_empty() && judged.is_subset(&wave.failed) {
+        let evidence = failing(tables, rollout, wave, "no target of this wave is healthy")?;
+        return Ok(Some(Next::act(verdict(rollout, Verdict::Fail, evidence), "the verdict")));
+    }
     Ok(match (wave.targets.is_empty(), told.is_empty()) {
         // The waves before it were judged, and there is nothing left of this one.
         (true, _) if rollout.wave > 0 => None,
@@ -200,8 +214,13 @@ fn nobody_tells<T: ReadTables>(tables: &T, rollout: &Rollout, seen: Seen<'_>, wa
     })
 }
 
-/// Which of `changeable` may be told now, within what may be unavailable at once.
-fn batch<T: ReadTables>(tables: &T, rollout: &Rollout, changeable: &RoaringBitmap) -> Result<RoaringBitmap, TablesError> {
+/// Which of `changeable` may be told now, within what may be unavailable at once. A target that left takes nothing of it.
+fn batch<T: ReadTables>(
+    tables: &T,
+    rollout: &Rollout,
+    members: &RoaringBitmap,
+    changeable: &RoaringBitmap,
+) -> Result<RoaringBitmap, TablesError> {
     if !rollout.settings.batched {
         // The old instance answers until the new one does: telling a whole wave takes nothing away.
         return Ok(changeable.clone());
@@ -215,7 +234,7 @@ fn batch<T: ReadTables>(tables: &T, rollout: &Rollout, changeable: &RoaringBitma
     }
     Ok(next_batch(&WaveState {
         members: changeable,
-        started: &rollout.sets.changed,
+        started: &(&rollout.sets.changed & members),
         settled: &rollout.sets.healthy,
         down_before: &down,
         broken_by_us: &RoaringBitmap::new(),
@@ -233,7 +252,7 @@ fn back<T: ReadTables>(tables: &T, rollout: &Rollout, seen: Seen<'_>) -> Result<
     let touched = rollout.touched() & members;
     let untold = &touched - &sets.reverted;
     let missing = &(&touched & &sets.reverted) - &sets.restored;
-    let late = seen.elapsed > rollout.settings.batch_deadline;
+    let late = seen.elapsed > rollout.settings.rollback_deadline;
     if !untold.is_empty() {
         let targets = if rollout.settings.in_place {
             // What serves nothing is repaired at once; what still serves goes in bounded steps. A step that did not succeed in its
@@ -260,19 +279,13 @@ fn verdict(rollout: &Rollout, verdict: Verdict, evidence: String) -> RolloutActi
     RolloutAction::RecordVerdict { rollout: rollout.id, wave: rollout.wave, gate: rollout.gate, verdict, evidence }
 }
 
-/// The sentence that says why a gate fails: how many, and what the first of them said.
-fn failing<T: ReadTables>(
-    tables: &T,
-    rollout: &Rollout,
-    counted: &RoaringBitmap,
-    overdue: &RoaringBitmap,
-) -> Result<String, TablesError> {
-    let most = rollout.plan.max_failures;
-    let mut sentence = format!("{} failed, and at most {most} may", named(tables, counted)?);
-    let kept = rollout.failures.iter().find(|kept| !kept.reverting && counted.contains(kept.target));
+/// The sentence that says why a gate fails: who failed, the `rule` that this breaks, and what the first of them said.
+fn failing<T: ReadTables>(tables: &T, rollout: &Rollout, wave: &Wave, rule: &str) -> Result<String, TablesError> {
+    let mut sentence = format!("{} failed, and {rule}", named(tables, &wave.counted)?);
+    let kept = rollout.failures.iter().find(|kept| !kept.reverting && wave.counted.contains(kept.target));
     match kept {
         Some(kept) => sentence += &format!(": {}", kept.failure.reason),
-        None if !overdue.is_empty() => sentence += &format!(": not healthy within {}", rollout.settings.batch_deadline),
+        None if !wave.overdue.is_empty() => sentence += &format!(": not healthy within {}", rollout.settings.batch_deadline),
         None => {}
     }
     Ok(sentence)

@@ -219,6 +219,7 @@ impl Checks {
         if let Action::Rollout(RolloutAction::RecordVerdict { wave, gate: Gate::Convergence, verdict: Verdict::Pass, .. }) =
             &command.action
         {
+            let max_failures = rollout.plan.waves[*wave as usize].max_failures;
             let wave = &self.waves[&id][*wave as usize] & &members;
             let unhealthy = |target: &u32| {
                 let said = self.said.get(target);
@@ -228,7 +229,7 @@ impl Checks {
             let bad: RoaringBitmap = (&wave & &rollout.sets.changed).into_iter().filter(unhealthy).collect();
             let away = RoaringBitmap::from_iter(history.agents.iter().filter(|agent| !agent.connected).map(|agent| agent.target));
             let bad = if rollout.purpose == Purpose::Rollback { bad - away } else { bad } - free;
-            if bad.len() > u64::from(rollout.plan.max_failures) && rollout.stable.is_some() {
+            if bad.len() > u64::from(max_failures) && rollout.stable.is_some() {
                 return Err(format!("5: a wave of {id} passed although {bad:?} are not healthy: {:?}", rollout.sets));
             }
         }
@@ -256,7 +257,8 @@ impl Checks {
             "deploying" if self.bad.contains(release) => {
                 return Err(format!("8: {id} deploys {release}, which was rolled back"));
             }
-            "rolling-back" if rollout.purpose == Purpose::Deploy => {
+            // Deploying the stable release once more and going back leads to that release: it is no worse than it was.
+            "rolling-back" if rollout.purpose == Purpose::Deploy && rollout.stable.as_ref() != Some(release) => {
                 self.bad.insert(release.clone());
             }
             _ => {}

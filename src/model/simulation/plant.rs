@@ -105,7 +105,7 @@ pub fn apply(history: &mut History, plant: Plant, mut command: Command) -> Resul
         }
         (Plant::Availability, Action::Rollout(RolloutAction::ChangeTargets { rollout, targets, .. })) => {
             let mut changed: Rollout = history.world.get(key(rollout.0));
-            *targets = (changed.wave_targets() & history.members()) - &changed.sets.changed - history.cordoned();
+            *targets = changed.wave_targets(&history.members()) - &changed.sets.changed - history.cordoned();
             let (most, spread) = (changed.plan.max_unavailable, changed.plan.spread_zone);
             changed.plan.max_unavailable = u32::MAX;
             changed.plan.spread_zone = false;

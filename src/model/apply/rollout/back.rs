@@ -33,8 +33,9 @@ pub(super) fn begin<T: Tables>(context: &mut Context<'_, T>, mut rollout: Rollou
     rollout.gate = Gate::Convergence;
     rollout.why = Some(why.to_owned());
     move_to(context, &mut rollout, RolloutState::RollingBack, Some(why))?;
-    // An aborted rollback went to a release that was good before: nothing is known against it.
-    if rollout.purpose == Purpose::Deploy {
+    // An aborted rollback went to a release that was good before, and so does one that deploys the stable release once more: nothing is
+    // known against it.
+    if rollout.purpose == Purpose::Deploy && rollout.stable.as_ref() != Some(&rollout.release) {
         let mut deployment = context.deployment(&rollout.environment, &rollout.pipeline)?;
         quarantine(context, &mut deployment, &rollout.release, rollout.id, why);
         context.tables.put(&deployment)?;

@@ -29,7 +29,7 @@ pub(super) fn change_targets<T: Tables>(
         return Err(illegal(&rollout, "change targets now"));
     }
     let members = context.environment(&rollout.environment)?.members;
-    let wave = rollout.wave_targets() & &members;
+    let wave = rollout.wave_targets(&members);
     if !(targets | unreachable).is_subset(&wave) || !targets.is_disjoint(&rollout.sets.changed) {
         return Err(illegal(&rollout, "change targets of another wave, or that left, or twice"));
     }
@@ -52,10 +52,12 @@ pub(super) fn change_targets<T: Tables>(
         }
     }
     let first_batch = rollout.sets.changed.is_empty();
+    let planned = rollout.plan.waves.get(rollout.wave as usize);
+    rollout.sets.belated |= planned.map_or_else(|| targets.clone(), |wave| targets - &wave.targets);
     rollout.sets.changed |= targets;
     rollout.sets.unreachable |= unreachable;
     rollout.sets.unreachable -= &rollout.sets.changed;
-    if let Some(why) = availability::violation(&rollout, targets) {
+    if let Some(why) = availability::violation(&rollout, &members, targets) {
         return Err(Rejection::Unavailable { subject: Subject::Rollout(id), why }.into());
     }
     if !targets.is_empty() {
@@ -138,13 +140,18 @@ fn judge<T: Tables>(
 
 /// A verdict may be late: what its gate guards must hold when it is applied, not only when it was reached.
 fn check_passable(rollout: &Rollout, members: &RoaringBitmap, verdict: Verdict) -> Result<(), RuleError> {
-    let (sets, wave) = (&rollout.sets, rollout.wave_targets() & members);
+    let (sets, wave) = (&rollout.sets, rollout.wave_targets(members));
     // Nobody passes a wave that was not changed: what is left of it would change at once when the rollout ends.
     if rollout.gate == Gate::Convergence && !wave.is_subset(&(&sets.changed | &sets.unreachable)) {
         return Err(illegal(rollout, "pass a wave that has targets left to change"));
     }
     if verdict == Verdict::Overridden {
         return Ok(());
+    }
+    let told = &wave & &sets.changed;
+    let judged = if rollout.stable.is_some() { &told - &sets.down_before } else { told };
+    if rollout.purpose == Purpose::Deploy && !judged.is_empty() && judged.is_disjoint(&sets.healthy) {
+        return Err(illegal(rollout, "pass a wave that has no healthy target"));
     }
     let mut failed = &sets.failed & &sets.changed & members;
     if rollout.gate == Gate::Convergence && rollout.purpose == Purpose::Deploy {
@@ -153,7 +160,7 @@ fn check_passable(rollout: &Rollout, members: &RoaringBitmap, verdict: Verdict) 
     if rollout.stable.is_some() {
         failed -= &sets.down_before;
     }
-    if failed.len() > u64::from(rollout.plan.max_failures) {
+    if failed.len() > rollout.max_failures() {
         return Err(illegal(rollout, "pass a gate while more targets fail than may"));
     }
     Ok(())
@@ -187,6 +194,7 @@ fn pass<T: Tables>(context: &mut Context<'_, T>, mut rollout: Rollout) -> Result
     }
     rollout.gate = Gate::Convergence;
     rollout.wave += 1;
+    rollout.sets.belated.clear();
     if rollout.state != RolloutState::RollingOut {
         move_to(context, &mut rollout, RolloutState::RollingOut, None)?;
     }

@@ -30,7 +30,7 @@ fn reach(world: &mut World, build: BuildId, attempt: u32, last: Phase) {
     }
 }
 
-fn failed(phase: Phase) -> AttemptEnd {
+pub(super) fn failed(phase: Phase) -> AttemptEnd {
     AttemptEnd::Failed(BuildFailure { phase, reason: "exit 1".into(), hint: String::new(), output: "ä".repeat(5000) })
 }
 

@@ -45,8 +45,7 @@ fn a_target_that_joins_gets_the_stable_release_and_the_new_one_at_the_end() {
     let stranger =
         RolloutAction::ChangeTargets { rollout: id, targets: RoaringBitmap::from_iter([3]), unreachable: RoaringBitmap::new() };
     assert_eq!(world.refused(stranger), "illegal_transition");
-    let rollout = world.rollout(id);
-    for target in rollout.wave_targets() {
+    for target in world.wave_targets(id) {
         world.report(target, Some(&second), Progress::Healthy, true);
     }
     world.judge(id, Verdict::Pass).unwrap();
@@ -65,7 +64,7 @@ fn a_target_that_leaves_counts_against_no_one() {
     let second = world.release(2, &file);
     let id = world.start(&second, Purpose::Deploy).unwrap();
     world.tell_wave(id);
-    let canary = world.rollout(id).wave_targets().min().unwrap();
+    let canary = world.wave_targets(id).min().unwrap();
     world.report(canary, Some(&second), Progress::Failed, false);
     world.ok(FleetAction::Join { facts: labelled(canary, "none") });
     assert_eq!(world.told(canary), None);
@@ -93,9 +92,9 @@ fn a_target_that_is_cordoned_during_a_rollout_is_not_changed() {
     world.deployed(1, &file);
     let second = world.release(2, &file);
     let id = world.start(&second, Purpose::Deploy).unwrap();
-    let canary = world.rollout(id).wave_targets().min().unwrap();
+    let canary = world.wave_targets(id).min().unwrap();
     world.ok(FleetAction::Cordon { name: name(&format!("web-{canary}")), why: "disk".into() });
-    let targets = world.rollout(id).wave_targets();
+    let targets = world.wave_targets(id);
     let tell = RolloutAction::ChangeTargets { rollout: id, targets, unreachable: RoaringBitmap::new() };
     assert_eq!(world.refused(tell), "illegal_transition");
 }

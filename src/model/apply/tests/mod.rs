@@ -5,6 +5,7 @@
 mod builds;
 mod commands;
 mod fleet;
+mod judging;
 mod kept;
 mod rollback;
 mod rollouts;

@@ -31,7 +31,7 @@ fn a_failing_verdict_takes_everything_back_and_quarantines() {
     let (good, bad) = (world.deployed(1, &file), world.release(2, &file));
     let id = world.start(&bad, Purpose::Deploy).unwrap();
     world.tell_wave(id);
-    let told = world.rollout(id).wave_targets().min().unwrap();
+    let told = world.wave_targets(id).min().unwrap();
     world.report(told, Some(&bad), Progress::Failed, true);
     assert_eq!(world.rollout(id).sets.failed.len(), 1);
     world.judge(id, Verdict::Fail).unwrap();
@@ -59,7 +59,7 @@ fn a_first_deploy_that_fails_stops_what_it_started() {
     let release = world.release(1, &file);
     let id = world.start(&release, Purpose::Deploy).unwrap();
     world.tell_wave(id);
-    let told = world.rollout(id).wave_targets().min().unwrap();
+    let told = world.wave_targets(id).min().unwrap();
     world.report(told, Some(&release), Progress::Starting, false);
     world.judge(id, Verdict::Fail).unwrap();
     revert_all(&mut world, id);
@@ -78,7 +78,7 @@ fn who_cannot_go_back_is_either_away_or_needs_a_person() {
         let bad = world.release(2, &file);
         let id = world.start(&bad, Purpose::Deploy).unwrap();
         world.tell_wave(id);
-        let told = world.rollout(id).wave_targets().min().unwrap();
+        let told = world.wave_targets(id).min().unwrap();
         world.report(told, Some(&bad), Progress::Failed, false);
         world.ok(abort(id));
         revert_all(&mut world, id);
@@ -100,9 +100,9 @@ fn abort_wins_from_every_state_that_is_not_an_end() {
         let id = world.start(&release, Purpose::Deploy).unwrap();
         for _ in 0..steps {
             let rollout = world.rollout(id);
-            if rollout.sets.changed.is_disjoint(&rollout.wave_targets()) {
+            if rollout.sets.changed.is_disjoint(&world.wave_targets(id)) {
                 world.tell_wave(id);
-                for target in rollout.wave_targets() {
+                for target in world.wave_targets(id) {
                     world.report(target, Some(&release), Progress::Healthy, true);
                 }
             } else {
@@ -151,7 +151,7 @@ fn a_rollback_takes_the_place_of_a_rollout_and_knows_who_runs_what() {
     let forward = world.start(&third, Purpose::Deploy).unwrap();
     let waits = world.start(&third, Purpose::Deploy).unwrap();
     world.tell_wave(forward);
-    let moved = world.rollout(forward).wave_targets();
+    let moved = world.wave_targets(forward);
     let canary = moved.min().unwrap();
     world.report(canary, Some(&third), Progress::Healthy, true);
     world.ok(EnvironmentAction::Freeze { name: name("production"), why: "holiday".into() });

@@ -45,7 +45,7 @@ fn targets_are_told_once_in_their_wave_and_only_at_its_start() {
     let (mut world, file) = World::with_fleet(6, FILE);
     let release = world.release(1, &file);
     let id = world.start(&release, Purpose::Deploy).unwrap();
-    let first = world.rollout(id).wave_targets();
+    let first = world.wave_targets(id);
     let tell = |targets: &RoaringBitmap| RolloutAction::ChangeTargets {
         rollout: id,
         targets: targets.clone(),
@@ -111,7 +111,7 @@ fn a_paused_rollout_stands_still_until_a_person_goes_on() {
     let id = world.start(&release, Purpose::Deploy).unwrap();
     assert_eq!(world.refused(RolloutAction::Resume { rollout: id }), "illegal_transition");
     world.ok(RolloutAction::Pause { rollout: id, why: "lunch".into() });
-    let targets = world.rollout(id).wave_targets();
+    let targets = world.wave_targets(id);
     let tell = RolloutAction::ChangeTargets { rollout: id, targets, unreachable: RoaringBitmap::new() };
     assert_eq!(world.refused(tell), "illegal_transition");
     world.ok(RolloutAction::Resume { rollout: id });

@@ -13,25 +13,25 @@ use crate::model::{
     units::Millis,
 };
 
-fn set(targets: impl IntoIterator<Item = u32>) -> RoaringBitmap {
+pub(super) fn set(targets: impl IntoIterator<Item = u32>) -> RoaringBitmap {
     targets.into_iter().collect()
 }
 
-fn decide(world: &World, id: RolloutId, connected: &RoaringBitmap, lost: &RoaringBitmap, elapsed_secs: u64) -> Next {
+pub(super) fn decide(world: &World, id: RolloutId, connected: &RoaringBitmap, lost: &RoaringBitmap, elapsed_secs: u64) -> Next {
     let blocked = Blocked::Rollout(RolloutId(77));
     let elapsed = Millis::from_secs(elapsed_secs);
     let seen = Seen { connected, lost, elapsed, blocked: Some(&blocked) };
     next(&world.tables, &world.rollout(id), seen).unwrap()
 }
 
-fn verdict(next: &Next) -> Option<(Verdict, &str)> {
+pub(super) fn verdict(next: &Next) -> Option<(Verdict, &str)> {
     match &next.action {
         Some(RolloutAction::RecordVerdict { verdict, evidence, .. }) => Some((*verdict, evidence)),
         _ => None,
     }
 }
 
-const LATE: u64 = 3600;
+pub(super) const LATE: u64 = 3600;
 
 /// Six targets that run a release, and a rollout to the next one whose canary was told.
 fn begun() -> (World, RolloutId, u32, crate::model::ids::ReleaseId) {
@@ -39,7 +39,7 @@ fn begun() -> (World, RolloutId, u32, crate::model::ids::ReleaseId) {
     world.deployed(1, &file);
     let release = world.release(2, &file);
     let id = world.start(&release, Purpose::Deploy).unwrap();
-    let canary = world.rollout(id).wave_targets().min().unwrap();
+    let canary = world.wave_targets(id).min().unwrap();
     (world, id, canary, release)
 }
 
@@ -174,10 +174,10 @@ fn going_back_in_place_is_bounded_and_never_hangs() {
     let bad = world.release(2, &file);
     let id = world.start(&bad, Purpose::Deploy).unwrap();
     world.tell_wave(id);
-    for target in world.rollout(id).wave_targets() {
+    for target in world.wave_targets(id) {
         world.report(target, Some(&bad), Progress::Healthy, true);
     }
-    let touched: Vec<u32> = world.rollout(id).wave_targets().iter().collect();
+    let touched: Vec<u32> = world.wave_targets(id).iter().collect();
     world.report(touched[0], Some(&bad), Progress::Unhealthy, false);
     world.ok(RolloutAction::Abort { rollout: id, why: "no".into() });
     let (all, none) = (set(0..5), set([]));
