@@ -17,7 +17,7 @@ use crate::{
         command::{ArtifactAction, BuildAction, PipelineAction},
         decide::push::{Concern, LOOKS_MAX, Moved, concern, moved},
         ids::{PipelineName, RepositoryName},
-        pipeline::{Pipeline, Source},
+        pipeline::{ConsideredRef, Pipeline, Source},
         pipeline_file::FILE_BYTES_MAX,
         repository::{CommitId, Ref},
         retention::{expired_artifacts, lately_deleted},
@@ -119,8 +119,9 @@ impl Drive for PipelineDrive {
         let mut looked_at_all = true;
         if let Source::Hosted(repository) = &pipeline.source {
             let refs: Vec<Ref> = view.scan(&Scan::prefix(key(repository.as_str())), SCAN_RECORDS_MAX)?;
+            let considered: Vec<ConsideredRef> = view.scan(&Scan::prefix(key(self.name.as_str())), SCAN_RECORDS_MAX)?;
             drop(view);
-            for moved in moved(&pipeline, &refs) {
+            for moved in moved(&considered, &refs) {
                 looked_at_all &= self.look_at_push(leading, &pipeline, repository, moved).await?;
             }
         }

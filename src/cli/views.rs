@@ -104,7 +104,7 @@ views! {
     /// A pipeline.
     Pipeline {
         name: String, source: Value, file: String, concurrency: u32, supersede: bool, retention_releases: u32,
-        retention_age_ms: u64, considered: BTreeMap<String, String>, newest_release: Option<String>, created_at: u64,
+        retention_age_ms: u64, newest_release: Option<String>, created_at: u64,
     }
     /// A hosted repository.
     Repository { name: String, path: String, default_branch: String, created_at: u64, refs: Vec<Ref>, }

@@ -1,7 +1,5 @@
 //! A pipeline: a registered repository, what concerns it, and how its builds are treated.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -23,9 +21,6 @@ pub enum Source {
 
 /// How many builds of one pipeline may run at once, at the most.
 pub const CONCURRENCY_MAX: u32 = 64;
-
-/// How many refs of a pipeline are remembered as seen.
-pub const REFS_SEEN_MAX: usize = 2000;
 
 /// What a pipeline keeps. An artifact that any environment runs or could roll back to is kept whatever this says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,8 +52,6 @@ pub struct Pipeline {
     pub supersede: bool,
     /// What it keeps.
     pub retention: Retention,
-    /// For each ref, the newest commit that was considered, so that a new leader knows which pushes are still to be looked at.
-    pub considered: BTreeMap<String, CommitId>,
     /// The number of the next release.
     pub next_release: u64,
     /// When it was created.
@@ -73,4 +66,29 @@ impl Record for Pipeline {
     fn key(&self) -> Key {
         key(self.name.as_str())
     }
+}
+
+/// The newest commit of one ref that was considered for a pipeline, so that a new leader knows which pushes are still to be looked at.
+/// As many as its repository has refs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConsideredRef {
+    /// Whose.
+    pub pipeline: PipelineName,
+    /// The ref's full name.
+    pub git_ref: String,
+    /// Where it stood.
+    pub commit: CommitId,
+}
+
+impl Record for ConsideredRef {
+    const TABLE: Table = Table::ConsideredRefs;
+
+    fn key(&self) -> Key {
+        considered_key(&self.pipeline, &self.git_ref)
+    }
+}
+
+/// The key of what was considered of a ref.
+pub fn considered_key(pipeline: &PipelineName, git_ref: &str) -> Key {
+    key(pipeline.as_str()).then(git_ref)
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{
-    fleet::{PortLease, Target},
+    fleet::{PortLease, PortRange, Target},
     pipeline_file::Port,
     rejection::{Rejection, RuleError},
     release::Release,
@@ -18,8 +18,25 @@ pub fn lease<T: Tables>(tables: &mut T, target: &Target, release: &Release) -> R
     Ok(())
 }
 
-/// The pairs that `target` still needs for `release`. Changes nothing.
+/// The pairs that `target` still needs for `release`. Changes nothing. Refuses a release with a port of its own choice in the range that
+/// the target gives `auto` ports from: one day another service would have it.
 pub fn missing<T: ReadTables>(tables: &T, target: &Target, release: &Release) -> Result<Vec<PortLease>, RuleError> {
+    let range = target.facts.ports;
+    for (service, settings) in &release.file.service {
+        for (port, kind) in &settings.ports {
+            if let Port::Fixed(number) = kind
+                && (range.first..=range.last).contains(number)
+            {
+                let what = format!("port `{port}` of service {service}");
+                let PortRange { first, last } = range;
+                let target = &target.facts.name;
+                let why = format!(
+                    "{number} is of the range {first}-{last} that target {target} keeps for `auto`: choose another, or `auto`"
+                );
+                return Err(Rejection::Invalid { what, why }.into());
+            }
+        }
+    }
     let held: Vec<PortLease> = tables.scan(&Scan::prefix(key(target.index)), SCAN_RECORDS_MAX)?;
     let mut taken: BTreeSet<u16> = held.iter().flat_map(|lease| lease.pair).collect();
     let mut missing = Vec::new();
@@ -30,7 +47,6 @@ pub fn missing<T: ReadTables>(tables: &T, target: &Target, release: &Release) ->
             if *kind != Port::Auto || held.iter().any(|lease| is_this(&lease)) {
                 continue;
             }
-            let range = target.facts.ports;
             let free = (0..range.pairs()).map(|pair| range.first + 2 * pair).find(|first| {
                 // A pair of an earlier range of the target may overlap at either place.
                 !taken.contains(first) && !taken.contains(&(first + 1))

@@ -19,6 +19,8 @@ pub enum Table {
     Bundles,
     /// Pipelines.
     Pipelines,
+    /// Which commit of a ref a pipeline considered last.
+    ConsideredRefs,
     /// Builds with their attempts.
     Builds,
     /// Which build a commit of a pipeline has.
@@ -61,12 +63,13 @@ pub enum Table {
 
 impl Table {
     /// All of them.
-    pub const ALL: [Table; 24] = [
+    pub const ALL: [Table; 25] = [
         Table::Cluster,
         Table::Repositories,
         Table::Refs,
         Table::Bundles,
         Table::Pipelines,
+        Table::ConsideredRefs,
         Table::Builds,
         Table::BuildsByCommit,
         Table::OpenBuilds,
@@ -96,6 +99,7 @@ impl Table {
             Table::Refs => "refs",
             Table::Bundles => "bundles",
             Table::Pipelines => "pipelines",
+            Table::ConsideredRefs => "considered_refs",
             Table::Builds => "builds",
             Table::BuildsByCommit => "builds_by_commit",
             Table::OpenBuilds => "open_builds",

@@ -7,7 +7,6 @@ use crate::{
     cli::{
         context::Context,
         failure::{Exit, Result},
-        follow::short_ref,
         human,
         output::{facts, table},
         views::{self, Pipeline},
@@ -146,7 +145,7 @@ fn source(source: &Value) -> String {
 }
 
 fn text(context: &Context, pipeline: &Pipeline) -> String {
-    let mut out = facts([
+    facts([
         ("pipeline", pipeline.name.clone()),
         ("source", source(&pipeline.source)),
         ("file", pipeline.file.clone()),
@@ -165,9 +164,5 @@ fn text(context: &Context, pipeline: &Pipeline) -> String {
             ),
         ),
         ("created", human::ago(pipeline.created_at, context.now_ms())),
-    ]);
-    for (name, commit) in pipeline.considered.iter().take(20) {
-        out += &format!("  {} at {}\n", short_ref(name), human::short(commit));
-    }
-    out
+    ])
 }

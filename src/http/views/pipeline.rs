@@ -1,7 +1,5 @@
 //! How pipelines and hosted repositories look from outside.
 
-use std::collections::BTreeMap;
-
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -37,8 +35,6 @@ pub struct PipelineView {
     pub retention_releases: u32,
     /// Artifacts younger than this are kept.
     pub retention_age_ms: u64,
-    /// For each ref, the newest commit that was considered.
-    pub considered: BTreeMap<String, String>,
     /// Its newest release.
     pub newest_release: Option<String>,
     /// When it was created.
@@ -62,7 +58,6 @@ impl From<Pipeline> for PipelineView {
             supersede: pipeline.supersede,
             retention_releases: pipeline.retention.releases,
             retention_age_ms: pipeline.retention.age.0,
-            considered: pipeline.considered.into_iter().map(|(name, commit)| (name, commit.to_string())).collect(),
             created_at: pipeline.created_at.0,
             revision: pipeline.revision,
         }

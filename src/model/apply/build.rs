@@ -15,6 +15,7 @@ use crate::model::{
     digest::Digest,
     event::Subject,
     ids::{BuildId, PipelineName, ReleaseId, RunnerName},
+    pipeline::{ConsideredRef, considered_key},
     pipeline_file::PipelineFile,
     rejection::{Rejection, RuleError},
     release::{Artifact, Release},
@@ -93,15 +94,15 @@ struct Request<'a> {
 
 /// Queues a build, unless this commit has one: the same commit is built once, however many deliveries say so.
 fn request_build<T: Tables>(context: &mut Context<'_, T>, request: Request<'_>) -> Result<Subject, RuleError> {
-    let mut pipeline = context.pipeline(request.pipeline)?;
+    let pipeline = context.pipeline(request.pipeline)?;
     if request.git_ref.is_empty() || request.git_ref.len() > 250 {
         return Err(invalid("ref", "it must have between 1 and 250 bytes"));
     }
     let mut moved_here = false;
     if *request.cause == Cause::Push {
-        moved_here = pipeline.considered.get(request.git_ref) != Some(request.commit);
-        consider(&mut pipeline, request.git_ref, Some(request.commit));
-        context.tables.put(&pipeline)?;
+        let seen: Option<ConsideredRef> = context.tables.get(&considered_key(request.pipeline, request.git_ref))?;
+        moved_here = seen.is_none_or(|seen| seen.commit != *request.commit);
+        consider(context, request.pipeline, request.git_ref, Some(request.commit))?;
     }
     let commit_key = key(request.pipeline.as_str()).then(request.commit.as_str());
     let known: Option<BuildByCommit> = context.tables.get(&commit_key)?;
@@ -287,9 +288,11 @@ fn release<T: Tables>(
     event.data("build", build.id).data("artifact", stored.digest).data("commit", &build.commit);
     context.created.push(Subject::Release(id));
     // Other branches may have come to the commit while it was built.
-    let here = pipeline.considered.iter().filter(|(_, commit)| **commit == build.commit).map(|(git_ref, _)| git_ref.as_str());
+    let seen: Vec<ConsideredRef> = context.tables.scan(&Scan::prefix(key(build.pipeline.as_str())), SCAN_RECORDS_MAX)?;
+    let here = seen.iter().filter(|seen| seen.commit == build.commit).map(|seen| seen.git_ref.as_str());
     // Whoever builds an old commit once more does not mean to put it in the place of what the branch has now.
-    let head = pipeline.considered.get(&build.git_ref).filter(|head| build.cause == Cause::Manual && **head != build.commit);
+    let moved_on = |seen: &&ConsideredRef| seen.git_ref == build.git_ref && seen.commit != build.commit;
+    let head = seen.iter().find(moved_on).filter(|_| build.cause == Cause::Manual).map(|seen| &seen.commit);
     let refs = here.chain(head.is_none().then_some(build.git_ref.as_str()));
     let branches: BTreeSet<String> = refs.filter_map(|git_ref| git_ref.strip_prefix("refs/heads/")).map(str::to_owned).collect();
     if let Some(head) = head {

@@ -7,7 +7,7 @@ use crate::model::{
     event::Subject,
     fleet::Environment,
     ids::PipelineName,
-    pipeline::{CONCURRENCY_MAX, Pipeline, REFS_SEEN_MAX, Source},
+    pipeline::{CONCURRENCY_MAX, ConsideredRef, Pipeline, Source, considered_key},
     rejection::{Rejection, RuleError},
     release::Release,
     repository::{CommitId, Repository},
@@ -26,7 +26,6 @@ pub(super) fn apply<T: Tables>(context: &mut Context<'_, T>, action: &PipelineAc
                 concurrency: *concurrency,
                 supersede: *supersede,
                 retention: *retention,
-                considered: Default::default(),
                 next_release: 1,
                 created_at: Timestamp(0),
                 revision: 0,
@@ -35,9 +34,8 @@ pub(super) fn apply<T: Tables>(context: &mut Context<'_, T>, action: &PipelineAc
         }
         PipelineAction::Remove { name } => remove(context, name),
         PipelineAction::Considered { name, git_ref, commit, why } => {
-            let mut pipeline = context.pipeline(name)?;
-            consider(&mut pipeline, git_ref, commit.as_ref());
-            context.tables.put(&pipeline)?;
+            context.pipeline(name)?;
+            consider(context, name, git_ref, commit.as_ref())?;
             let subject = Subject::Pipeline(name.clone());
             let event = context.event(subject.clone(), "pipeline.push_skipped").data("ref", git_ref).note(why);
             if let Some(commit) = commit {
@@ -104,22 +102,27 @@ fn remove<T: Tables>(context: &mut Context<'_, T>, name: &PipelineName) -> Resul
             return Err(Rejection::Needed { subject, by: format!("it is deployed in {}", environment.name) }.into());
         }
     }
+    for seen in context.tables.scan::<ConsideredRef>(&Scan::prefix(key(name.as_str())), SCAN_RECORDS_MAX)? {
+        context.tables.delete::<ConsideredRef>(&considered_key(name, &seen.git_ref))?;
+    }
     context.tables.delete::<Pipeline>(&key(name.as_str()))?;
     context.event(subject.clone(), "pipeline.removed");
     Ok(subject)
 }
 
-/// Remembers that `git_ref` was looked at where it stands now.
-pub(super) fn consider(pipeline: &mut Pipeline, git_ref: &str, commit: Option<&CommitId>) {
+/// Remembers that `git_ref` was looked at where it stands now, or that it is gone.
+pub(super) fn consider<T: Tables>(
+    context: &mut Context<'_, T>,
+    pipeline: &PipelineName,
+    git_ref: &str,
+    commit: Option<&CommitId>,
+) -> Result<(), RuleError> {
     match commit {
-        None => {
-            pipeline.considered.remove(git_ref);
-        }
+        None => context.tables.delete::<ConsideredRef>(&considered_key(pipeline, git_ref))?,
         Some(commit) => {
-            if pipeline.considered.len() >= REFS_SEEN_MAX && !pipeline.considered.contains_key(git_ref) {
-                pipeline.considered.pop_first();
-            }
-            pipeline.considered.insert(git_ref.to_owned(), commit.clone());
+            let (pipeline, git_ref, commit) = (pipeline.clone(), git_ref.to_owned(), commit.clone());
+            context.tables.put(&ConsideredRef { pipeline, git_ref, commit })?;
         }
     }
+    Ok(())
 }

@@ -13,6 +13,9 @@ use crate::model::{
 /// The most refs that one push moves.
 const REF_UPDATES_MAX: usize = 1000;
 
+/// The most refs that a repository has.
+const REFS_MAX: usize = 20_000;
+
 /// The longest name of a ref, in bytes.
 const REF_NAME_BYTES_MAX: usize = 250;
 
@@ -26,6 +29,7 @@ pub(super) fn apply<T: Tables>(context: &mut Context<'_, T>, action: &Repository
             if updates.is_empty() || updates.len() > REF_UPDATES_MAX {
                 return Err(invalid("push", format!("it must move between 1 and {REF_UPDATES_MAX} refs")));
             }
+            check_room(context, repository, updates)?;
             if let Some((digest, size)) = bundle {
                 let bundle = Bundle { repository: repository.clone(), number: kept.next_bundle, digest: *digest, size: *size };
                 context.tables.put(&bundle)?;
@@ -82,6 +86,20 @@ fn move_ref<T: Tables>(context: &mut Context<'_, T>, repository: &RepositoryName
     let text = |commit: &Option<crate::model::repository::CommitId>| commit.as_ref().map_or(String::new(), ToString::to_string);
     context.event(subject, "repository.ref").moved(text(&update.old), text(&update.new)).data("ref", &update.name);
     Ok(())
+}
+
+/// A pipeline looks at every branch whenever one moved, so there are not endlessly many.
+fn check_room<T: Tables>(context: &Context<'_, T>, repository: &RepositoryName, updates: &[RefUpdate]) -> Result<(), RuleError> {
+    let new = updates.iter().filter(|update| update.old.is_none() && update.new.is_some()).count();
+    if new == 0 {
+        return Ok(());
+    }
+    let there = context.tables.scan::<Ref>(&Scan::prefix(key(repository.as_str())), REFS_MAX)?.len();
+    if there + new <= REFS_MAX {
+        return Ok(());
+    }
+    let why = format!("{repository} has {there} refs and may have {REFS_MAX}: delete branches that were merged, then push again");
+    Err(invalid("ref", why))
 }
 
 /// A ref cannot have the name of a folder of refs, nor be in a folder that has the name of a ref: git keeps them as files.

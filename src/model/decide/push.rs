@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::model::{
     build::Resources,
-    pipeline::Pipeline,
+    pipeline::{ConsideredRef, Pipeline},
     pipeline_file::PipelineFile,
     principal::Principal,
     repository::{CommitId, Ref},
@@ -35,16 +35,17 @@ pub enum Concern {
 }
 
 /// The branches among `refs` that stand elsewhere than when they were last looked at, and those that are gone.
-pub fn moved(pipeline: &Pipeline, refs: &[Ref]) -> Vec<Moved> {
+pub fn moved(considered: &[ConsideredRef], refs: &[Ref]) -> Vec<Moved> {
+    let considered: BTreeMap<&String, &CommitId> = considered.iter().map(|seen| (&seen.git_ref, &seen.commit)).collect();
     let is_branch = |kept: &&Ref| kept.name.starts_with("refs/heads/");
     let branches: BTreeMap<&String, &Ref> = refs.iter().filter(is_branch).map(|kept| (&kept.name, kept)).collect();
-    let changed = branches.values().filter(|kept| pipeline.considered.get(&kept.name) != Some(&kept.commit));
+    let changed = branches.values().filter(|kept| considered.get(&kept.name) != Some(&&kept.commit));
     let changed = changed.map(|kept| {
-        let old = pipeline.considered.get(&kept.name).cloned();
+        let old = considered.get(&kept.name).map(|commit| (*commit).clone());
         Moved { git_ref: kept.name.clone(), old, new: Some((kept.commit.clone(), kept.moved_by.clone())) }
     });
-    let gone = pipeline.considered.iter().filter(|(name, _)| !branches.contains_key(name));
-    let gone = gone.map(|(name, old)| Moved { git_ref: name.clone(), old: Some(old.clone()), new: None });
+    let gone = considered.iter().filter(|(name, _)| !branches.contains_key(*name));
+    let gone = gone.map(|(name, old)| Moved { git_ref: (*name).clone(), old: Some((*old).clone()), new: None });
     changed.chain(gone).collect()
 }
 
@@ -72,16 +73,14 @@ mod tests {
     use super::*;
     use crate::model::{
         apply::testing::{FILE, World, commit, name},
+        command::PipelineAction,
         principal::Role,
-        tables::key,
+        tables::{ReadTables, SCAN_RECORDS_MAX, Scan, key},
         units::{ByteSize, Timestamp},
     };
 
-    fn pipeline(considered: &[(&str, u8)]) -> Pipeline {
-        let (world, _) = World::with_fleet(0, FILE);
-        let pipeline: Pipeline = world.get(key("shop"));
-        let considered = considered.iter().map(|(name, number)| ((*name).to_owned(), commit(*number)));
-        Pipeline { considered: considered.collect(), ..pipeline }
+    fn seen(git_ref: &str, number: u8) -> ConsideredRef {
+        ConsideredRef { pipeline: name("shop"), git_ref: git_ref.into(), commit: commit(number) }
     }
 
     fn ada() -> Principal {
@@ -95,7 +94,7 @@ mod tests {
 
     #[test]
     fn only_branches_that_moved_or_are_gone_are_looked_at() {
-        let seen = pipeline(&[("refs/heads/same", 1), ("refs/heads/moved", 2), ("refs/heads/gone", 3)]);
+        let seen = [seen("refs/heads/same", 1), seen("refs/heads/moved", 2), seen("refs/heads/gone", 3)];
         let refs =
             [branch("refs/heads/moved", 4), branch("refs/heads/new", 5), branch("refs/heads/same", 1), branch("refs/tags/v1", 6)];
         let names: Vec<_> = moved(&seen, &refs).into_iter().map(|moved| (moved.git_ref, moved.old, moved.new)).collect();
@@ -110,8 +109,23 @@ mod tests {
     }
 
     #[test]
+    fn however_many_branches_there_are_each_is_looked_at_once() {
+        let (mut world, _) = World::with_fleet(0, FILE);
+        let refs: Vec<Ref> = (0..3000).map(|number| branch(&format!("refs/heads/b{number}"), 1)).collect();
+        for git_ref in &refs {
+            let (name, git_ref, commit) = (name("shop"), git_ref.name.clone(), Some(git_ref.commit.clone()));
+            world.ok(PipelineAction::Considered { name, git_ref, commit, why: "no file".into() });
+        }
+        let of_shop = Scan::prefix(key("shop"));
+        assert_eq!(moved(&world.tables.scan(&of_shop, SCAN_RECORDS_MAX).unwrap(), &refs), []);
+        world.ok(PipelineAction::Remove { name: name("shop") });
+        assert!(world.tables.scan::<ConsideredRef>(&of_shop, 1).unwrap().is_empty(), "nothing stays of a pipeline that is gone");
+    }
+
+    #[test]
     fn what_cannot_be_told_is_built_and_what_does_not_concern_it_is_not() {
-        let pipeline = pipeline(&[]);
+        let (world, _) = World::with_fleet(0, FILE);
+        let pipeline: Pipeline = world.get(key("shop"));
         let file = "paths = [\"services/shop/**\"]\n[build]\nrun = \"make\"\ncpu = 1.5\nmemory = \"2GiB\"\n";
         let asked = Concern::Builds(Resources { cpu_millis: 1500, memory: ByteSize(2 << 30) });
         let concern = |file, changed: Option<&[&str]>| {

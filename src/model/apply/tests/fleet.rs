@@ -118,6 +118,16 @@ fn two_services_have_two_pairs_and_a_full_range_refuses() {
 }
 
 #[test]
+fn a_port_of_ones_own_choice_is_never_one_that_a_target_gives_away() {
+    let (mut world, _) = World::with_fleet(2, FILE);
+    let of = |port: u32| PipelineFile::parse(&FILE.replace("\"auto\"", &port.to_string())).unwrap();
+    let (within, outside) = (world.release(1, &of(20_000)), world.release(2, &of(8080)));
+    let refused = world.start(&within, Purpose::Deploy).unwrap_err().to_string();
+    assert!(refused.contains("20000 is of the range 20000-20099 that target web-"), "{refused}");
+    world.start(&outside, Purpose::Deploy).unwrap();
+}
+
+#[test]
 fn a_target_has_a_pipeline_from_one_environment_only() {
     let (mut world, file) = selected(2);
     let release = world.deployed(1, &file);
