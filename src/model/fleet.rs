@@ -190,6 +190,11 @@ impl Record for PortLease {
     const TABLE: Table = Table::PortLeases;
 
     fn key(&self) -> Key {
-        key(self.target).then(self.pipeline.as_str()).then(self.service.as_str()).then(self.port.as_str())
+        lease_key(self.target, &self.pipeline, &self.service, &self.port)
     }
+}
+
+/// The key of the ports that a target keeps for a service.
+pub fn lease_key(target: u32, pipeline: &PipelineName, service: &ServiceName, port: &PortName) -> Key {
+    key(target).then(pipeline.as_str()).then(service.as_str()).then(port.as_str())
 }

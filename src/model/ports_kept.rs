@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::{
     fleet::{PortLease, PortRange, Target},
+    ids::{PortName, ServiceName},
     pipeline_file::Port,
     rejection::{Rejection, RuleError},
     release::Release,
@@ -16,6 +17,13 @@ pub fn lease<T: Tables>(tables: &mut T, target: &Target, release: &Release) -> R
         tables.put(&lease)?;
     }
     Ok(())
+}
+
+/// The ports of `release` that its targets choose.
+pub fn auto_ports(release: &Release) -> BTreeSet<(ServiceName, PortName)> {
+    let ports =
+        release.file.service.iter().flat_map(|(service, settings)| settings.ports.iter().map(move |port| (service, port)));
+    ports.filter(|(_, (_, kind))| **kind == Port::Auto).map(|(service, (port, _))| (service.clone(), port.clone())).collect()
 }
 
 /// The pairs that `target` still needs for `release`. Changes nothing. Refuses a release with a port of its own choice in the range that

@@ -37,7 +37,7 @@ pub(super) fn begin<T: Tables>(context: &mut Context<'_, T>, mut rollout: Rollou
     // known against it.
     if rollout.purpose == Purpose::Deploy && rollout.stable.as_ref() != Some(&rollout.release) {
         let mut deployment = context.deployment(&rollout.environment, &rollout.pipeline)?;
-        quarantine(context, &mut deployment, &rollout.release, rollout.id, why);
+        quarantine(context, &mut deployment, &rollout.release, rollout.id, why)?;
         context.tables.put(&deployment)?;
     }
     if rollout.touched().is_empty() {

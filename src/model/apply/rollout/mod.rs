@@ -10,12 +10,15 @@ mod start;
 pub(super) use progress::Progress;
 pub(super) use start::start_automatically;
 
+use std::collections::BTreeSet;
+
 use super::context::Context;
 use crate::model::{
     command::RolloutAction,
     desired::told,
     event::Subject,
-    fleet::Target,
+    fleet::{PortLease, Target, lease_key},
+    ports_kept,
     rejection::{Rejection, RuleError},
     rollout::{Deployment, OpenRollout, Past, Pause, Purpose, Rollout, RolloutState},
     tables::{Tables, key},
@@ -116,6 +119,7 @@ fn end<T: Tables>(
     let gave_up = end == RolloutState::Failed && was_forward && rollout.purpose == Purpose::Rollback;
     if end == RolloutState::Deployed || gave_up {
         hold_cordoned(context, &mut deployment, &rollout)?;
+        let_ports_go(context, &deployment, &rollout)?;
         deployment.stable = Some(rollout.release.clone());
     }
     deployment.rollout = deployment.rollout.filter(|id| *id != rollout.id);
@@ -125,6 +129,26 @@ fn end<T: Tables>(
     context.tables.put(&deployment)?;
     context.tables.delete::<OpenRollout>(&key(rollout.id.0))?;
     save(context, rollout)
+}
+
+/// Lets go of the `auto` ports that neither the new stable release nor the one before it has, where the new one is known to run. Those
+/// of the one before stay for now: its instances may still be draining. Going back further leases again.
+fn let_ports_go<T: Tables>(context: &mut Context<'_, T>, deployment: &Deployment, rollout: &Rollout) -> Result<(), RuleError> {
+    let mut gone = BTreeSet::new();
+    for former in deployment.goable() {
+        gone.extend(ports_kept::auto_ports(&context.release(former)?));
+    }
+    for kept in deployment.stable.iter().chain([&rollout.release]) {
+        for port in ports_kept::auto_ports(&context.release(kept)?) {
+            gone.remove(&port);
+        }
+    }
+    for (service, port) in &gone {
+        for target in &rollout.sets.healthy {
+            context.tables.delete::<PortLease>(&lease_key(target, &rollout.pipeline, service, port))?;
+        }
+    }
+    Ok(())
 }
 
 /// No rollout changes a cordoned target: those that this one left out stay on what they were told to run.

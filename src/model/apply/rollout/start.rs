@@ -8,18 +8,24 @@ use super::{end, illegal, move_to, open, save};
 use crate::model::{
     apply::context::Context,
     digest::Digest,
-    event::Subject,
+    event::{Subject, cut},
     fleet::{PortLease, Target},
     ids::{EnvironmentName, ReleaseId, RolloutId},
     planning::{Planned, blocked, planned},
     ports_kept::missing,
     principal::Principal,
     rejection::{Rejection, RuleError},
-    release::Release,
+    release::{Artifact, Release},
     rollout::{Before, Deployment, Gate, OpenRollout, Purpose, Quarantined, Rollout, RolloutState, Sets},
     tables::{Tables, key},
     units::Millis,
 };
+
+/// From so many on, those quarantined releases are forgotten whose artifacts are gone: nobody can deploy them any more.
+const QUARANTINED_LOOKED_THROUGH: usize = 50;
+
+/// The longest reason that a quarantine keeps, in bytes.
+const QUARANTINE_WHY_BYTES_MAX: usize = 2000;
 
 pub(super) struct Request<'a> {
     pub environment: &'a EnvironmentName,
@@ -209,7 +215,7 @@ fn preempt<T: Tables>(
     *deployment = context.deployment(&deployment.environment, &deployment.pipeline)?;
     gone_back_from.extend(deployment.stable.clone().filter(|stable| stable != to).map(|stable| (stable, by)));
     for (release, rollout) in gone_back_from {
-        quarantine(context, deployment, &release, rollout, why);
+        quarantine(context, deployment, &release, rollout, why)?;
     }
     Ok(())
 }
@@ -221,14 +227,27 @@ pub(super) fn quarantine<T: Tables>(
     release: &ReleaseId,
     rollout: RolloutId,
     why: &str,
-) {
+) -> Result<(), RuleError> {
     if deployment.quarantined.iter().any(|kept| kept.release == *release) {
-        return;
+        return Ok(());
     }
-    let quarantined = Quarantined { release: release.clone(), rollout, why: why.to_owned(), at: context.at };
+    if deployment.quarantined.len() >= QUARANTINED_LOOKED_THROUGH {
+        let mut kept = Vec::new();
+        for quarantined in std::mem::take(&mut deployment.quarantined) {
+            let artifact = context.release(&quarantined.release)?.artifact;
+            let artifact: Option<Artifact> = context.tables.get(&key(artifact.hex().as_str()))?;
+            if artifact.is_some_and(|artifact| artifact.deleted_at.is_none()) {
+                kept.push(quarantined);
+            }
+        }
+        deployment.quarantined = kept;
+    }
+    let why = cut(why, QUARANTINE_WHY_BYTES_MAX);
+    let quarantined = Quarantined { release: release.clone(), rollout, why: why.clone(), at: context.at };
     deployment.quarantined.push(quarantined);
     let event = context.event(Subject::Environment(deployment.environment.clone()), "environment.quarantined");
     event.data("release", release).data("rollout", rollout).note(why);
+    Ok(())
 }
 
 /// Starts the rollouts of the environments that deploy one of `branches` by themselves. One that cannot start is told, and stops no other.

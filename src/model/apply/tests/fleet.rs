@@ -128,6 +128,23 @@ fn a_port_of_ones_own_choice_is_never_one_that_a_target_gives_away() {
 }
 
 #[test]
+fn ports_that_no_release_needs_any_more_are_let_go() {
+    let with = |ports: &str| PipelineFile::parse(&FILE.replace("{ http = \"auto\" }", ports)).unwrap();
+    let (one, two) = (with("{ http = \"auto\" }"), with("{ http = \"auto\", admin = \"auto\" }"));
+    let (mut world, _) = World::with_fleet(3, FILE);
+    let leases = |world: &World| world.tables.scan::<PortLease>(&Scan::all(), 99).unwrap().len();
+    let wide = world.deployed(1, &two);
+    assert_eq!(leases(&world), 6);
+    world.deployed(2, &one);
+    assert_eq!(leases(&world), 6, "the former one may still be draining");
+    world.deployed(3, &one);
+    assert_eq!(leases(&world), 3);
+    let back = world.start(&wide, Purpose::Rollback).unwrap();
+    assert_eq!(leases(&world), 6, "whoever goes back gets them again");
+    world.complete(back);
+}
+
+#[test]
 fn a_target_has_a_pipeline_from_one_environment_only() {
     let (mut world, file) = selected(2);
     let release = world.deployed(1, &file);

@@ -7,8 +7,9 @@ use crate::model::{
     command::*,
     ids::RolloutId,
     observation::Progress,
-    rollout::{Past, Purpose, RolloutState, Verdict},
-    tables::Tables,
+    release::{Artifact, Release, release_key},
+    rollout::{Past, Purpose, Quarantined, RolloutState, Verdict},
+    tables::{Tables, key},
     units::Timestamp,
 };
 
@@ -239,4 +240,27 @@ fn many_failed_rollouts_never_make_a_good_release_forgotten() {
     assert_eq!(deployment.former(Some(&second)), Some(&first));
     world.tables.put(&deployment).unwrap();
     world.start(&first, Purpose::Rollback).unwrap();
+}
+
+#[test]
+fn releases_that_nobody_can_deploy_any_more_leave_the_quarantine() {
+    let (mut world, file) = World::with_fleet(2, FILE);
+    world.deployed(1, &file);
+    let mut deployment = world.deployment();
+    for number in 2..60 {
+        let release = world.release(number, &file);
+        let kept: Release = world.get(release_key(&release));
+        let mut artifact: Artifact = world.get(key(kept.artifact.hex().as_str()));
+        artifact.deleted_at = (number < 55).then_some(Timestamp(1));
+        world.tables.put(&artifact).unwrap();
+        deployment.quarantined.push(Quarantined { release, rollout: RolloutId(1), why: "bad".into(), at: Timestamp(0) });
+    }
+    world.tables.put(&deployment).unwrap();
+    let bad = world.release(70, &file);
+    let id = world.start(&bad, Purpose::Deploy).unwrap();
+    world.tell_wave(id);
+    world.ok(RolloutAction::Abort { rollout: id, why: "no".repeat(5000) });
+    let quarantined = world.deployment().quarantined;
+    assert_eq!(quarantined.len(), 6, "those that are still there, and the newest");
+    assert!(quarantined.iter().all(|kept| kept.why.len() <= 2000));
 }
