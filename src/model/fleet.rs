@@ -99,7 +99,7 @@ impl Record for TargetByName {
     }
 }
 
-/// Which agents a server is connected to, and which were lost.
+/// Which agents a server is connected to.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Presence {
     /// The server's number.

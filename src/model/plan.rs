@@ -13,15 +13,13 @@ pub use timing::{Timing, batches, least_duration, least_rollback_duration, wave_
 
 use super::{
     digest::Digest,
-    pipeline_file::Strategy,
+    pipeline_file::{Strategy, WAVES_MAX},
     units::{Amount, BasisPoints},
 };
 use order::Candidate;
 
 /// The most targets of one plan.
 pub const TARGETS_MAX: usize = 1 << 20;
-/// The most waves asked for; with `by_region`, in each region.
-pub const WAVES_MAX: usize = 32;
 
 /// A target that a rollout may change.
 #[derive(Debug, Clone, PartialEq, Eq)]

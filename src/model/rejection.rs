@@ -172,9 +172,9 @@ impl Rejection {
             Rejection::Quarantined { release, environment, .. } => {
                 format!("deploy another release, or clear it: `swell env clear {} {release}`", id_of(environment))
             }
-            Rejection::NoFormerRelease(_) => "name a release with --to; `swell history` lists them".into(),
+            Rejection::NoFormerRelease(_) => "name a release with --to (`swell history` lists them); a first deploy that is at work is stopped by `swell abort`".into(),
             Rejection::NoTargets(_) => {
-                "start an agent whose labels match: `swell env show` prints the selector, `swell fleet ls` the targets".into()
+                "start an agent whose labels match, or uncordon a target: `swell env show` prints the selector, `swell fleet ls` the targets".into()
             }
             Rejection::PlanChanged { .. } => "look at the new plan with `swell plan` and deploy with its hash".into(),
             Rejection::Unavailable { .. } => "nothing: the rollout goes on when targets are back".into(),

@@ -237,8 +237,6 @@ fn batch<T: ReadTables>(
         started: &(&rollout.sets.changed & members),
         settled: &rollout.sets.healthy,
         down_before: &down,
-        broken_by_us: &RoaringBitmap::new(),
-        unreachable: &RoaringBitmap::new(),
         zones: &rollout.plan.zones,
         max_unavailable: rollout.plan.max_unavailable,
         spread_zone: rollout.plan.spread_zone,

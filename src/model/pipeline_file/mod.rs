@@ -21,7 +21,7 @@ mod task;
 mod unsupported;
 
 pub use build::{Build, Cache, Image, Network, Package, Test};
-pub use deploy::{Deploy, Order, Rollback, Spread, Strategy};
+pub use deploy::{Deploy, Order, Rollback, Spread, Strategy, WAVES_MAX};
 pub use diagnostic::{Diagnostic, render_all};
 pub use file::{FILE_BYTES_MAX, PipelineFile};
 pub use gates::{Analysis, AnalysisMode, Gate, Judge, Sticky};

@@ -6,7 +6,7 @@ use roaring::RoaringBitmap;
 /// Where a wave stands. All are sets of target numbers of the environment.
 #[derive(Debug, Clone, Copy)]
 pub struct WaveState<'s> {
-    /// The targets of the wave (rolling back: those to be taken back).
+    /// The targets of the wave that can be reached: the others might come back, and stop, when the budget is spent.
     pub members: &'s RoaringBitmap,
     /// Those of any wave that this rollout told to change.
     pub started: &'s RoaringBitmap,
@@ -15,10 +15,6 @@ pub struct WaveState<'s> {
     /// Those that serve nothing healthy now, or served nothing when they were told to change, by no doing of ours.
     /// A target leaves this set when it has once been healthy: after that its failures are ours.
     pub down_before: &'s RoaringBitmap,
-    /// Those that serve nothing healthy now because of us, but not of this rollout: an earlier one left them so.
-    pub broken_by_us: &'s RoaringBitmap,
-    /// Those whose agents are not connected.
-    pub unreachable: &'s RoaringBitmap,
     /// The targets of each zone: [`super::Plan::zones`]. Only looked at with `spread_zone`.
     pub zones: &'s [RoaringBitmap],
     /// How many targets may be unavailable at once because of us.
@@ -28,11 +24,10 @@ pub struct WaveState<'s> {
 }
 
 /// The targets that count against the budget: those that this rollout told to change and that are not healthy on the new
-/// release (whether they still serve the old one or not: each may stop at any moment, so each is counted from the start),
-/// and those that an earlier one left broken. Targets that served nothing before cost nothing.
+/// release, whether they still serve the old one or not: each may stop at any moment, so each is counted from the start. Targets
+/// that served nothing before cost nothing.
 pub fn at_risk(state: &WaveState<'_>) -> RoaringBitmap {
-    let started = state.started - state.settled - state.down_before;
-    started | (state.broken_by_us - state.settled)
+    state.started - state.settled - state.down_before
 }
 
 /// The targets of the wave to change now, besides those that already were told.
@@ -42,16 +37,14 @@ pub fn at_risk(state: &WaveState<'_>) -> RoaringBitmap {
 /// - With `spread_zone`, these are of the one zone that has targets at risk; where none has, of the first zone that has
 ///   targets left; where two have, none at all until one of them has recovered. Targets at risk that are of no zone
 ///   count as a zone of their own.
-/// - Those that cannot be reached are left alone: they might come back, and stop, when the budget is spent.
 ///
 /// So when failed targets have used up the budget, nothing more is changed, and the wave's deadline decides.
 pub fn next_batch(state: &WaveState<'_>) -> RoaringBitmap {
-    let left = state.members - state.started - state.unreachable;
-    let serves_nothing = state.down_before | state.broken_by_us;
-    let free = &left & &serves_nothing;
+    let left = state.members - state.started;
+    let free = &left & state.down_before;
     let at_risk = at_risk(state);
     let budget = u64::from(state.max_unavailable).saturating_sub(at_risk.len());
-    let serving = left - serves_nothing;
+    let serving = left - state.down_before;
     let may_stop = if state.spread_zone { within_one_zone(&serving, &at_risk, state.zones) } else { serving };
     may_stop.into_iter().take(budget as usize).collect::<RoaringBitmap>() | free
 }

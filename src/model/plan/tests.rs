@@ -127,22 +127,13 @@ fn bitmap(members: impl IntoIterator<Item = u32>) -> RoaringBitmap {
 }
 
 /// A state of ten targets, zones 0..5 and 5..10, with a budget of three.
-fn pick(
-    started: &[u32],
-    settled: &[u32],
-    down_before: &[u32],
-    broken: &[u32],
-    unreachable: &[u32],
-    spread_zone: bool,
-) -> Vec<u32> {
+fn pick(started: &[u32], settled: &[u32], down_before: &[u32], spread_zone: bool) -> Vec<u32> {
     let set = |list: &[u32]| bitmap(list.iter().copied());
     let state = WaveState {
         members: &bitmap(0..10),
         started: &set(started),
         settled: &set(settled),
         down_before: &set(down_before),
-        broken_by_us: &set(broken),
-        unreachable: &set(unreachable),
         zones: &[bitmap(0..5), bitmap(5..10)],
         max_unavailable: 3,
         spread_zone,
@@ -152,24 +143,21 @@ fn pick(
 
 #[test]
 fn the_budget_is_kept_and_repairing_is_free() {
-    assert_eq!(pick(&[], &[], &[], &[], &[], false), [0, 1, 2]);
-    assert_eq!(pick(&[0, 1, 2], &[1], &[], &[], &[], false), [3]);
-    assert_eq!(pick(&[0, 1, 2], &[], &[], &[], &[], false), [0; 0]);
-    assert_eq!(pick(&[], &[], &[7, 8, 9], &[], &[], false), [0, 1, 2, 7, 8, 9], "already down");
-    assert_eq!(pick(&[7], &[], &[7], &[], &[], false), [0, 1, 2], "being repaired costs nothing either");
-    assert_eq!(pick(&[], &[], &[], &[8, 9], &[], false), [0, 8, 9], "broken by an earlier rollout: free to repair, but counted");
-    assert_eq!(pick(&[], &[], &[], &[], &[0, 1, 2, 3, 4, 5, 6, 7, 8], false), [9], "left alone until it returns");
-    assert_eq!(pick(&[0], &[], &[], &[], &[0], false), [1, 2], "lost while it was changed: still counted");
+    assert_eq!(pick(&[], &[], &[], false), [0, 1, 2]);
+    assert_eq!(pick(&[0, 1, 2], &[1], &[], false), [3]);
+    assert_eq!(pick(&[0, 1, 2], &[], &[], false), [0; 0]);
+    assert_eq!(pick(&[], &[], &[7, 8, 9], false), [0, 1, 2, 7, 8, 9], "already down");
+    assert_eq!(pick(&[7], &[], &[7], false), [0, 1, 2], "being repaired costs nothing either");
 }
 
 #[test]
 fn never_two_zones_at_once() {
-    assert_eq!(pick(&[4, 3, 2, 1], &[1, 2, 3, 4], &[], &[], &[], true), [0], "what is left of the first zone, and no more");
-    assert_eq!(pick(&[0, 1, 2, 3, 4], &[0, 1, 2, 3], &[], &[], &[], true), [0; 0], "the first zone is not done");
-    assert_eq!(pick(&[0, 1, 2, 3, 4], &[0, 1, 2, 3, 4], &[], &[], &[], true), [5, 6, 7]);
-    assert_eq!(pick(&[0, 5], &[], &[], &[], &[], true), [0; 0], "two zones are disturbed: wait");
-    assert_eq!(pick(&[], &[], &[], &[99], &[], true), [0; 0], "so is a zone that is not known");
-    assert_eq!(pick(&[], &[], &[9], &[], &[], true), [0, 1, 2, 9], "repairing is free in any zone");
+    assert_eq!(pick(&[4, 3, 2, 1], &[1, 2, 3, 4], &[], true), [0], "what is left of the first zone, and no more");
+    assert_eq!(pick(&[0, 1, 2, 3, 4], &[0, 1, 2, 3], &[], true), [0; 0], "the first zone is not done");
+    assert_eq!(pick(&[0, 1, 2, 3, 4], &[0, 1, 2, 3, 4], &[], true), [5, 6, 7]);
+    assert_eq!(pick(&[0, 5], &[], &[], true), [0; 0], "two zones are disturbed: wait");
+    assert_eq!(pick(&[99], &[], &[], true), [0; 0], "so is a zone that is not known");
+    assert_eq!(pick(&[], &[], &[9], true), [0, 1, 2, 9], "repairing is free in any zone");
 }
 
 fn targets() -> impl Generator<Value = Vec<PlanTarget>> {
@@ -271,19 +259,16 @@ proptest! {
         // What is really so: those that serve nothing because they were changed.
         let (mut started, mut settled, mut stopped) = (RoaringBitmap::new(), RoaringBitmap::new(), RoaringBitmap::new());
         let mut wave = 0;
-        let broken = RoaringBitmap::new();
         for (kind, choice) in steps {
             let pick = |set: &RoaringBitmap| set.select(choice.checked_rem(set.len() as u32).unwrap_or(0));
             let converging = &started - &settled;
             match kind {
                 0 => {
                     let state = WaveState {
-                        members: &planned.waves[wave].targets,
+                        members: &(&planned.waves[wave].targets - &unreachable),
                         started: &started,
                         settled: &settled,
                         down_before: &down_before,
-                        broken_by_us: &broken,
-                        unreachable: &unreachable,
                         zones: &planned.zones,
                         max_unavailable: planned.max_unavailable,
                         spread_zone: planned.spread_zone,
@@ -326,8 +311,6 @@ proptest! {
                     started: &settled,
                     settled: &settled,
                     down_before: &none,
-                    broken_by_us: &none,
-                    unreachable: &none,
                     zones: &planned.zones,
                     max_unavailable: planned.max_unavailable,
                     spread_zone: planned.spread_zone,
