@@ -7,14 +7,14 @@ use roaring::RoaringBitmap;
 
 use super::history::History;
 use crate::model::{
-    apply::{Applied, testing::name},
+    apply::Applied,
     build::{Build, BuildState},
     command::{Action, Command, EnvironmentAction, FleetAction, RolloutAction},
-    desired::{desired, told},
+    desired::{Concerned, DesiredReader, DesiredRelease, concerned, told},
     digest::Digest,
     event::Subject,
     fleet::Target,
-    ids::{ReleaseId, RolloutId},
+    ids::{PipelineName, ReleaseId, RolloutId},
     observation::{Progress, Report},
     pipeline::Pipeline,
     principal::Role,
@@ -46,6 +46,8 @@ pub struct Checks {
     /// Rolled back and not cleared.
     bad: BTreeSet<ReleaseId>,
     releases: BTreeMap<ReleaseId, Release>,
+    /// What each target should run.
+    desired: BTreeMap<u32, BTreeMap<PipelineName, DesiredRelease>>,
     /// The rollouts that this command moved, and to where.
     moved: Vec<(Subject, String)>,
 }
@@ -80,7 +82,7 @@ impl Checks {
         self.builds(history)?;
         self.rollouts(history, command)?;
         self.releases(history)?;
-        self.desired(history)
+        self.desired(history, applied)
     }
 
     /// 10: each transition has exactly one event, in one unbroken chain, and time never runs backwards.
@@ -327,7 +329,7 @@ impl Checks {
     }
 
     /// What targets are told is something that they can run.
-    fn desired(&mut self, history: &History) -> Check {
+    fn desired(&mut self, history: &History, applied: &Applied) -> Check {
         let Some(deployment) = history.deployment() else { return Ok(()) };
         let rollout = deployment.rollout.map(|id| history.world.rollout(id));
         for index in history.members() {
@@ -343,13 +345,25 @@ impl Checks {
                 }
             }
         }
-        let index = (history.world.index % history.agents.len() as u64) as u32;
-        let target: Target = history.world.get(key(index));
-        let desired = desired(&history.world.tables, &target, history.world.index).unwrap();
-        if let Some(release) = desired.deployments.get(&name::<crate::model::ids::PipelineName>("shop")) {
-            let mut ports = release.services.values().flat_map(|service| service.ports.values());
+        let mut reader = DesiredReader::new(&history.world.tables, history.world.index).unwrap();
+        for agent in &history.agents {
+            let target: Target = history.world.get(key(agent.target));
+            let desired = reader.of(&target).unwrap().deployments;
+            let mut ports =
+                desired.values().flat_map(|release| release.services.values()).flat_map(|service| service.ports.values());
             if target.cordoned.is_none() && ports.any(Vec::is_empty) {
-                return Err(format!("target {index} is told {} without ports", release.release));
+                return Err(format!("target {} is told {desired:?}, without ports", agent.target));
+            }
+            // Who is not told of a change would run what it ran before.
+            let concerns = |event| match concerned(event) {
+                Concerned::Nobody => false,
+                Concerned::Target(name) => name == target.facts.name,
+                Concerned::Everyone => true,
+            };
+            let is_told = applied.events.iter().any(concerns);
+            let before = self.desired.insert(agent.target, desired.clone());
+            if before.is_some_and(|before| before != desired) && !is_told {
+                return Err(format!("target {} is told {desired:?} by no event of {:?}", agent.target, applied.events));
             }
         }
         Ok(())
