@@ -170,7 +170,13 @@ fn allow(app: &App, rule: &Rule, method: Method, request: &Request) -> Result<Op
         Needs::Nothing => return Ok(None),
         Needs::OneOf(roles) => roles,
         Needs::Git => {
-            let sub_path = request.uri().path().splitn(4, '/').nth(3).unwrap_or_default();
+            let path = request.uri().path();
+            // Judged as it is written and answered as it is decoded: only what reads the same both ways is let through.
+            if path.contains('%') {
+                let detail = "a path below `/git/` is written without `%`";
+                return Err(Problem::invalid(detail, "names of repositories need no escapes: write them as they are"));
+            }
+            let sub_path = path.splitn(4, '/').nth(3).unwrap_or_default();
             if HostedRepositories::is_push(sub_path, request.uri().query()) { &[Role::Developer] } else { &[Role::Viewer] }
         }
     };
