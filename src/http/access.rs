@@ -15,7 +15,7 @@ use hyper::{
     http::request::Parts,
 };
 
-use super::{App, problem::Problem};
+use super::{App, input, problem::Problem};
 use crate::{
     artifacts::git::HostedRepositories,
     model::principal::{Principal, Role},
@@ -154,7 +154,13 @@ pub async fn guard(State(app): State<App>, matched: MatchedPath, mut request: Re
     if rule.streams {
         return next.run(request).await;
     }
-    within(app.options.request_timeout, next.run(request)).await
+    let answer = async {
+        match input::received(request).await {
+            Ok(request) => next.run(request).await,
+            Err(problem) => problem.into_response(),
+        }
+    };
+    within(app.options.request_timeout, answer).await
 }
 
 async fn within(limit: Duration, answer: impl Future<Output = Response>) -> Response {

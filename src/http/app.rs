@@ -20,11 +20,12 @@ use crate::{
         store::ContentStore,
     },
     model::{
+        cluster::Answer as Remembered,
         command::{Action, Outcome},
         event::Subject,
         ports::{LogSource, Proposal, Proposer, SessionSink},
         rejection::Rejection,
-        tables::{Key, ReadTables, Record},
+        tables::{Key, ReadTables, Record, key},
     },
     raft::{Node, View},
     security::tokens::Tokens,
@@ -127,6 +128,7 @@ impl App {
             action: action.into(),
             principal: caller.0,
             idempotency_key: guards.idempotency_key,
+            fingerprint: guards.fingerprint,
             epoch: None,
             if_revision: guards.if_revision,
         };
@@ -136,6 +138,18 @@ impl App {
         let outcome = proposed?;
         self.shows(&outcome).await;
         Ok(outcome)
+    }
+
+    /// The answer to an earlier request with the same `Idempotency-Key`: for requests whose action follows from state, which may
+    /// have changed since.
+    pub async fn remembered(&self, guards: &Guards) -> Result<Option<Outcome>, Problem> {
+        let Some(idempotency_key) = guards.idempotency_key.clone() else { return Ok(None) };
+        let fingerprint = guards.fingerprint;
+        self.read_latest(move |view| {
+            let kept: Option<Remembered> = view.get(&key(idempotency_key.as_str()))?;
+            Ok(kept.map(|kept| kept.replay(fingerprint)).transpose()?)
+        })
+        .await
     }
 
     /// Waits until this server has applied `outcome`, so that whoever made a change sees it. Bounded: a follower that lags far

@@ -140,6 +140,9 @@ pub async fn create(
     guards: Guards,
     Body(wanted): Body<CreateBuild>,
 ) -> Result<Answer<BuildView>, Problem> {
+    if let Some(outcome) = app.remembered(&guards).await? {
+        return created(&app, &outcome).await;
+    }
     let CreateBuild { pipeline, commit, git_ref, again } = wanted;
     let name = pipeline.clone();
     let (source, resources) = app
@@ -155,8 +158,12 @@ pub async fn create(
     let Found { commit, git_ref } = found;
     let action = BuildAction::Request { pipeline, commit, git_ref, cause: Cause::Manual, again, resources };
     let outcome = app.propose(caller, guards, action).await?;
-    let id = build_id(&outcome)?;
-    Ok(shown(&app, id).await?.after(&outcome).created(format!("/v1/builds/{id}")))
+    created(&app, &outcome).await
+}
+
+async fn created(app: &App, outcome: &Outcome) -> Result<Answer<BuildView>, Problem> {
+    let id = build_id(outcome)?;
+    Ok(shown(app, id).await?.after(outcome).created(format!("/v1/builds/{id}")))
 }
 
 /// The room that the pipeline's newest release asked for; what a build asks for is known only after its checkout.

@@ -55,6 +55,9 @@ pub async fn create(
     guards: Guards,
     Body(wanted): Body<CreateRollback>,
 ) -> Result<Answer<RolloutView>, Problem> {
+    if let Some(outcome) = app.remembered(&guards).await? {
+        return rollouts::started(&app, &outcome).await;
+    }
     let CreateRollback { pipeline, environment, to, why } = wanted;
     let (environment, release) = app.read_latest(move |view| goal(view, &pipeline, environment, to)).await?;
     let action = RolloutAction::Start { environment, release, purpose: Purpose::Rollback, why, if_plan: None };

@@ -138,6 +138,9 @@ pub async fn create(
     guards: Guards,
     Body(wanted): Body<CreateRollout>,
 ) -> Result<Answer<RolloutView>, Problem> {
+    if let Some(outcome) = app.remembered(&guards).await? {
+        return started(&app, &outcome).await;
+    }
     let CreateRollout { pipeline, environment, release, if_plan, why } = wanted;
     let release = app.read_latest(move |view| releases::chosen(view, &pipeline, release)).await?;
     let action = RolloutAction::Start { environment, release, purpose: Purpose::Deploy, why, if_plan };
@@ -147,8 +150,13 @@ pub async fn create(
 /// Starts a rollout and shows it.
 pub async fn start(app: &App, caller: Caller, guards: Guards, action: RolloutAction) -> Result<Answer<RolloutView>, Problem> {
     let outcome = app.propose(caller, guards, action).await?;
-    let id = rollout_id(&outcome)?;
-    Ok(shown(app, id).await?.after(&outcome).created(format!("/v1/rollouts/{id}")))
+    started(app, &outcome).await
+}
+
+/// Shows the rollout that was started.
+pub async fn started(app: &App, outcome: &Outcome) -> Result<Answer<RolloutView>, Problem> {
+    let id = rollout_id(outcome)?;
+    Ok(shown(app, id).await?.after(outcome).created(format!("/v1/rollouts/{id}")))
 }
 
 fn rollout_id(outcome: &Outcome) -> Result<RolloutId, Problem> {

@@ -22,6 +22,9 @@ fn a_retry_gets_the_first_answer_and_is_forgotten_after_a_day() {
     let first = world.propose(command.clone()).unwrap();
     let again = world.propose(command.clone()).unwrap();
     assert_eq!((again.outcome.replayed, again.outcome.subject, again.events.len()), (true, first.outcome.subject, 0));
+    let mut another = Command { idempotency_key: Some("k".into()), ..world.command(request(2)) };
+    another.fingerprint = Some(Digest::of(b"another request"));
+    assert_eq!(world.propose(another).unwrap_err().code(), "key_reused");
     world.now.0 += ANSWER_AGE_MAX.0 + 1;
     let mut other = world.command(request(2));
     other.idempotency_key = Some("l".into());
