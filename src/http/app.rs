@@ -63,6 +63,8 @@ pub struct Api {
 /// Limits of the API.
 #[derive(Debug, Clone)]
 pub struct Options {
+    /// How long a client may take to begin, and to send a request's head. 15 s.
+    pub head_timeout: Duration,
     /// How long an answer may take to begin, where nothing is streamed. 30 s: longer than a proposal may take.
     pub request_timeout: Duration,
     /// How long a stream may be silent before it is given up. 60 s.
@@ -76,6 +78,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
+            head_timeout: Duration::from_secs(15),
             request_timeout: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(60),
             heartbeat: Duration::from_secs(10),

@@ -222,3 +222,15 @@ async fn a_server_that_stops_ends_its_streams() {
     tokio::time::timeout(SOON, rest).await.expect("the stream is cut");
     assert!(server.client.get(format!("{}/livez", server.base)).send().await.is_err(), "nobody answers any more");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_says_nothing_is_closed() {
+    let server = Server::with(Options { head_timeout: Duration::from_millis(100), ..Options::default() }).await;
+    for said in [b"".as_slice(), b"PRI * HTTP/2.0\r\n", b"GET /livez HTT"] {
+        let mut client = tokio::net::TcpStream::connect(server.base.trim_start_matches("http://")).await.unwrap();
+        tokio::io::AsyncWriteExt::write_all(&mut client, said).await.unwrap();
+        let mut answer = Vec::new();
+        let closed = tokio::time::timeout(SOON, tokio::io::AsyncReadExt::read_to_end(&mut client, &mut answer)).await;
+        assert!(closed.is_ok(), "it was kept although it said no more than {said:?}");
+    }
+}
