@@ -9,6 +9,7 @@ pub mod wanted;
 use std::{io::IsTerminal as _, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -57,6 +58,15 @@ where
     result
 }
 
+/// Lets this process have as many files open as the system allows it: each connection is one. For roles that hold connections, since
+/// children inherit it.
+pub fn open_files_max() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files stays as it is: it bounds how many connections are taken");
+    }
+}
+
 /// Creates a folder that only its owner may enter.
 pub fn private_folder(path: &Path) -> Result<()> {
     use std::os::unix::fs::DirBuilderExt as _;
@@ -86,4 +96,18 @@ pub async fn bind(address: std::net::SocketAddr, flag: &str) -> Result<tokio::ne
         }
         _ => anyhow::anyhow!("cannot listen on {address}: {error}; choose another address with {flag}"),
     })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_role_with_connections_opens_as_many_files_as_it_may() {
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, soft.min(hard - 1), hard).unwrap();
+        open_files_max();
+        assert_eq!(getrlimit(Resource::RLIMIT_NOFILE).unwrap(), (hard, hard));
+    }
 }
