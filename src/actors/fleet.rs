@@ -64,6 +64,22 @@ pub(super) struct FleetArguments {
     pub server: u64,
 }
 
+/// Who is recorded as connected; none where that is not known.
+#[derive(Default)]
+struct Recorded(Option<RoaringBitmap>);
+
+impl Recorded {
+    /// Whether `connected` is to be proposed. From then on it is not known what is recorded, until the proposal has succeeded: one that
+    /// seems to fail may yet be applied.
+    fn must_propose(&mut self, connected: &RoaringBitmap) -> bool {
+        let differs = self.0.as_ref() != Some(connected);
+        if differs {
+            self.0 = None;
+        }
+        differs
+    }
+}
+
 struct Session {
     number: u64,
     desired: watch::Sender<Option<DesiredTarget>>,
@@ -76,7 +92,7 @@ pub(super) struct FleetState {
     next_session: u64,
     reports: BTreeMap<(u32, PipelineName), Report>,
     waiting: Vec<oneshot::Sender<()>>,
-    proposed_presence: Option<RoaringBitmap>,
+    recorded: Recorded,
     ticks: u32,
     routes: watch::Sender<Arc<RouteTable>>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
@@ -111,7 +127,7 @@ impl Actor for Fleet {
             next_session: 1,
             reports: BTreeMap::new(),
             waiting: Vec::new(),
-            proposed_presence: None,
+            recorded: Recorded::default(),
             ticks: 0,
             routes,
             tasks,
@@ -252,12 +268,12 @@ impl FleetState {
             return;
         }
         let connected: RoaringBitmap = self.sessions.keys().copied().collect();
-        if self.proposed_presence.as_ref() == Some(&connected) {
+        if !self.recorded.must_propose(&connected) {
             return;
         }
         let action = FleetAction::Presence { server: self.server, connected: connected.clone() };
         match propose(&self.node, action).await {
-            Ok(()) => self.proposed_presence = Some(connected),
+            Ok(()) => self.recorded = Recorded(Some(connected)),
             Err(error) => tracing::warn!(%error, "who is connected cannot be recorded yet"),
         }
     }
@@ -340,5 +356,20 @@ impl SessionSink for FleetHandle {
 
     fn gateway(&self, hello: GatewayHello, link: Link<GatewayToServer, ServerToGateway>) -> futures::future::BoxFuture<'_, ()> {
         Box::pin(sessions::gateway(&self.inbox, hello, link))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_that_came_back_is_recorded_although_its_leaving_seemed_not_to_be() {
+        let (both, one) = (RoaringBitmap::from([1, 2]), RoaringBitmap::from([1]));
+        let mut recorded = Recorded(Some(both.clone()));
+        assert!(!recorded.must_propose(&both), "nothing has changed");
+        assert!(recorded.must_propose(&one));
+        // That proposal timed out: it may be applied or not.
+        assert!(recorded.must_propose(&both), "else the agent that came back may stay away in state");
     }
 }
