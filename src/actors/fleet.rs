@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    net::IpAddr,
     sync::{Arc, RwLock},
     time::Duration,
 };
@@ -26,7 +27,7 @@ use crate::{
         routes::{GatewayHello, GatewayToServer, RouteTable, ServerToGateway},
         routing::route_table,
         tables::{ReadTables, TablesError, key},
-        wire::{AgentToServer, ServerToAgent},
+        wire::{AgentId, AgentToServer, ServerToAgent},
     },
     raft::Node,
 };
@@ -45,8 +46,10 @@ const PROPOSE_WITHIN: Duration = Duration::from_secs(10);
 
 /// What the sessions tell the fleet. Each waits for its answer, so at most one message a session is in the mailbox.
 pub(super) enum FleetMessage {
-    /// An agent joined and is this target.
-    Opened { index: u32, desired: watch::Sender<Option<DesiredTarget>>, answer: oneshot::Sender<u64> },
+    /// An agent wants to be this target; answered with the address of another agent that is.
+    Claimed { index: u32, agent: AgentId, answer: oneshot::Sender<Option<IpAddr>> },
+    /// An agent joined and is this target; answered with the session's number, or refused as [`FleetMessage::Claimed`] is.
+    Opened { index: u32, opening: Opening, answer: oneshot::Sender<Result<u64, IpAddr>> },
     /// An agent's session is over; its number tells whether a newer one took its place.
     Closed { index: u32, session: u64 },
     /// What an agent said; answered when it is in the next batch.
@@ -80,9 +83,19 @@ impl Recorded {
     }
 }
 
+/// An agent's side of a session.
+pub(super) struct Opening {
+    /// Which agent.
+    pub agent: AgentId,
+    /// Where it says it is.
+    pub address: IpAddr,
+    /// How it is told what to run.
+    pub desired: watch::Sender<Option<DesiredTarget>>,
+}
+
 struct Session {
     number: u64,
-    desired: watch::Sender<Option<DesiredTarget>>,
+    opening: Opening,
 }
 
 pub(super) struct FleetState {
@@ -141,13 +154,23 @@ impl Actor for Fleet {
         state: &mut FleetState,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            FleetMessage::Opened { index, desired, answer } => {
+            FleetMessage::Claimed { index, agent, answer } => {
+                if answer.send(state.other_agent(index, &agent)).is_err() {
+                    tracing::debug!(index, "an agent left before it was told whether its name is free");
+                }
+            }
+            FleetMessage::Opened { index, opening, answer } => {
+                if let Some(other) = state.other_agent(index, &opening.agent) {
+                    // Whoever asked hears it; one that has left need not.
+                    answer.send(Err(other)).ok();
+                    return Ok(());
+                }
                 let number = state.next_session;
                 state.next_session += 1;
-                state.sessions.insert(index, Session { number, desired });
+                state.sessions.insert(index, Session { number, opening });
                 state.tell(&[index])?;
                 // The session may have ended while it waited: then it is closed next.
-                if answer.send(number).is_err() {
+                if answer.send(Ok(number)).is_err() {
                     state.sessions.remove(&index);
                 }
             }
@@ -230,6 +253,12 @@ async fn tick(fleet: ActorRef<FleetMessage>) {
 }
 
 impl FleetState {
+    /// Where another agent is that has a live session as this target. The same agent takes its own session's place.
+    fn other_agent(&self, index: u32, agent: &AgentId) -> Option<IpAddr> {
+        let open = &self.sessions.get(&index)?.opening;
+        (open.agent != *agent && !open.desired.is_closed()).then_some(open.address)
+    }
+
     /// Tells these targets what they should run, where it differs from what they were told last.
     fn tell(&self, targets: &[u32]) -> Result<(), TablesError> {
         let view = self.node.view();
@@ -238,7 +267,7 @@ impl FleetState {
             let Some(session) = self.sessions.get(index) else { continue };
             let Some(target) = view.get::<Target>(&key(*index))? else { continue };
             let now = desired(&view, &target, applied)?;
-            session.desired.send_if_modified(|last| {
+            session.opening.desired.send_if_modified(|last| {
                 let same = last.as_ref().is_some_and(|last| last.deployments == now.deployments);
                 if !same {
                     *last = Some(now);

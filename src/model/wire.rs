@@ -18,6 +18,11 @@ pub const HEARTBEAT_EVERY: Millis = Millis::from_secs(10);
 /// How long either side waits for the other's next frame before it closes the session.
 pub const SILENCE_MAX: Millis = Millis::from_secs(30);
 
+/// What tells an agent from all others: 32 random hexadecimal digits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct AgentId(pub String);
+
 /// What an agent says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AgentToServer {
@@ -27,6 +32,8 @@ pub enum AgentToServer {
         facts: TargetFacts,
         /// What it follows now.
         following: Generation,
+        /// Which agent it is: random, made once and kept in its data folder. Of two agents with one name the second is refused.
+        agent: AgentId,
     },
     /// What changed on its server.
     Report(Vec<Report>),

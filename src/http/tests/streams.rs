@@ -5,7 +5,11 @@ use serde_json::json;
 use tokio_tungstenite::tungstenite::{Message, client::IntoClientRequest};
 
 use super::*;
-use crate::model::{apply::testing::facts, desired::Generation, wire::FRAME_BYTES_MAX};
+use crate::model::{
+    apply::testing::facts,
+    desired::Generation,
+    wire::{AgentId, FRAME_BYTES_MAX},
+};
 
 /// Server-sent events as `(id, kind, data)`, as far as they were read.
 struct Sse {
@@ -178,7 +182,8 @@ fn binary(message: &impl serde::Serialize) -> Message {
 async fn an_agents_frames_go_both_ways_until_either_ends() {
     let server = Server::start().await;
     let mut agent = socket(&server, "/v1/agents/session", Role::Agent).await;
-    agent.send(binary(&AgentToServer::Hello { facts: facts(1), following: Generation::default() })).await.unwrap();
+    let hello = AgentToServer::Hello { facts: facts(1), following: Generation::default(), agent: AgentId("1".into()) };
+    agent.send(binary(&hello)).await.unwrap();
     let heard: ServerToAgent = rmp_serde::from_slice(&next(&mut agent).await.into_data()).unwrap();
     assert_eq!(heard, ServerToAgent::Heartbeat);
     assert!(server.sessions.heard.lock().unwrap()[0].contains("web-1"));
