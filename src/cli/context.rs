@@ -3,12 +3,10 @@
 use std::{
     io,
     path::Path,
-    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use jiff::tz::TimeZone;
-use tokio::sync::Notify;
 
 use super::{
     args::Globals,
@@ -17,6 +15,7 @@ use super::{
     config::Settings,
     credentials,
     failure::Result,
+    interrupt::Interrupt,
     output::{ColorChoice, Output},
 };
 
@@ -44,8 +43,8 @@ pub struct Context {
     pub zone: TimeZone,
     /// How things are followed.
     pub pace: Pace,
-    /// Stands for Ctrl-C in tests.
-    pub interrupt: Arc<Notify>,
+    /// Whether the user wants to leave.
+    pub interrupt: Interrupt,
     /// The environment.
     pub var: Variables,
 }
@@ -81,7 +80,7 @@ impl Context {
             hooks,
             zone: TimeZone::system(),
             pace: Pace::default(),
-            interrupt: Arc::default(),
+            interrupt: Interrupt::default(),
             var: Box::new(|name| std::env::var(name).ok()),
         })
     }
@@ -103,17 +102,6 @@ impl Context {
     /// The present, in milliseconds since 1970.
     pub fn now_ms(&self) -> u64 {
         SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
-    }
-
-    /// Waits until the user wants to leave.
-    pub async fn interrupted(&self) {
-        tokio::select! {
-            () = self.interrupt.notified() => {}
-            pressed = tokio::signal::ctrl_c() => if pressed.is_err() {
-                // Without a handler the system ends the process on Ctrl-C by itself.
-                std::future::pending().await
-            },
-        }
     }
 }
 
