@@ -26,7 +26,7 @@ use groundswell::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{bind, open_files_max, private_folder};
+use super::{bind, misconfigured, open_files_max, private_folder};
 
 /// How often what uploads and deletions leave behind is swept up.
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
@@ -136,7 +136,9 @@ async fn local_runner(
         if !runner.allow_unisolated {
             let fixes: Vec<&str> =
                 report.checks.iter().filter(|check| check.required).filter_map(|check| check.fix.as_deref()).collect();
-            bail!("builds cannot be isolated on this machine ({why}): {}; `swell doctor` shows every check", fixes.join("; "));
+            let fixes = fixes.join("; ");
+            let told = anyhow!("builds cannot be isolated on this machine ({why}): {fixes}; `swell doctor` shows every check");
+            return Err(misconfigured(told));
         }
         tracing::warn!(
             why,
