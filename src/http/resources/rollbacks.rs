@@ -100,7 +100,7 @@ fn only_deployment(view: &View, pipeline: &PipelineName) -> Result<Deployment, P
         (Some(only), 1) => Ok(only),
         (Some(_), _) => {
             let detail = format!("{pipeline} runs in {} environments: {}", names.len(), names.join(", "));
-            let hint = format!("say which: `swell rollback {pipeline} --env {}`", names[0]);
+            let hint = format!("say which: --env {}", names[0]);
             Err(Problem::new(StatusCode::CONFLICT, "ambiguous", detail, hint).choices(names))
         }
         (None, _) => Err(not_deployed(format!("{pipeline} was never deployed"))),
