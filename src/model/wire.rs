@@ -9,8 +9,11 @@ use super::{
     units::Millis,
 };
 
-/// The largest frame, in bytes.
+/// The largest frame but a gateway's routes, in bytes.
 pub const FRAME_BYTES_MAX: usize = 4 << 20;
+
+/// The largest frame that tells a gateway its routes, in bytes: room for a table of 200,000 instances.
+pub const ROUTES_BYTES_MAX: usize = 64 << 20;
 
 /// How often an agent or a gateway says that it is alive, with up to a quarter of jitter.
 pub const HEARTBEAT_EVERY: Millis = Millis::from_secs(10);

@@ -8,6 +8,8 @@ use super::*;
 use crate::model::{
     apply::testing::facts,
     desired::Generation,
+    routes::{Instance, InstanceState, ReleaseRoute, ServiceRoute},
+    units::BasisPoints,
     wire::{AgentId, FRAME_BYTES_MAX},
 };
 
@@ -214,6 +216,29 @@ async fn a_gateway_says_hello_first() {
     assert!(next(&mut mute).await.is_close());
     let (status, body) = answer(server.request(Method::GET, "/v1/gateways/session", Role::Gateway)).await;
     assert_problem(status, &body, "not_a_websocket");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_fleets_routes_reach_its_gateways() {
+    let server = Server::start().await;
+    let instance = |number: u32| Instance {
+        target: format!("web-{number}").parse().unwrap(),
+        zone: "eu-1a".into(),
+        address: ([10, (number >> 16) as u8, (number >> 8) as u8, number as u8], 20_000).into(),
+        state: InstanceState::Serving,
+    };
+    let instances = (0..100_000).map(instance).collect();
+    let release = ReleaseRoute { release: "shop@1".parse().unwrap(), weight: BasisPoints::ALL, instances };
+    let service = ServiceRoute { service: "shop/production/web".parse().unwrap(), hosts: Vec::new(), releases: vec![release] };
+    let routes = RouteTable { generation: 1, services: vec![service] };
+    *server.sessions.routes.lock().unwrap() = Some(routes.clone());
+    let hello = GatewayHello { name: "edge-1".into(), zone: "a".into(), addresses: Vec::new(), generation: 0 };
+    let mut gateway = socket(&server, "/v1/gateways/session", Role::Gateway).await;
+    gateway.send(binary(&GatewayToServer::Hello(hello))).await.unwrap();
+    assert!(next(&mut gateway).await.is_binary());
+    let frame = next(&mut gateway).await.into_data();
+    assert!(frame.len() > FRAME_BYTES_MAX, "{} bytes", frame.len());
+    assert_eq!(rmp_serde::from_slice::<ServerToGateway>(&frame).unwrap(), ServerToGateway::Routes(routes));
 }
 
 #[tokio::test(flavor = "multi_thread")]
