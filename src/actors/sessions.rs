@@ -39,7 +39,8 @@ enum RefusedError {
 
 /// Serves an agent until its session ends.
 pub(super) async fn agent(node: &Node, fleet: &Inbox, mut link: Link<AgentToServer, ServerToAgent>) {
-    let Ok(Some(AgentToServer::Hello { facts, agent, .. })) = timeout(SILENCE_MAX.as_duration(), link.incoming.next()).await else {
+    let Ok(Some(AgentToServer::Hello { facts, agent, .. })) = timeout(SILENCE_MAX.as_duration(), link.incoming.next()).await
+    else {
         tracing::warn!("a session did not begin with who it is");
         return;
     };
@@ -120,17 +121,17 @@ async fn converse(
                 let now = changes.borrow_and_update().clone();
                 now.map(ServerToAgent::Desired)
             }
-            said = timeout(SILENCE_MAX.as_duration(), link.incoming.next()) => match said {
-                Ok(Some(AgentToServer::Report(reports))) => {
+            // Whoever carries the frames ends a link that is silent.
+            said = link.incoming.next() => match said {
+                Some(AgentToServer::Report(reports)) => {
                     if !gather(fleet, index, reports).await {
                         return "its report cannot be recorded";
                     }
                     None
                 }
-                Ok(Some(AgentToServer::Heartbeat)) => None,
-                Ok(Some(AgentToServer::Hello { .. })) => return "it said twice who it is",
-                Ok(None) => return "the connection ended",
-                Err(_) => return "it was silent for too long",
+                Some(AgentToServer::Heartbeat) => None,
+                Some(AgentToServer::Hello { .. }) => return "it said twice who it is",
+                None => return "the connection ended",
             },
             _ = heartbeat.tick() => Some(ServerToAgent::Heartbeat),
         };
@@ -170,9 +171,9 @@ pub(super) async fn gateway(fleet: &Inbox, hello: GatewayHello, mut link: Link<G
                 }
                 Some(ServerToGateway::Routes(routes.borrow_and_update().as_ref().clone()))
             }
-            said = timeout(SILENCE_MAX.as_duration(), link.incoming.next()) => match said {
-                Ok(Some(_)) => None,
-                _ => break,
+            said = link.incoming.next() => match said {
+                Some(_) => None,
+                None => break,
             },
             _ = heartbeat.tick() => Some(ServerToGateway::Heartbeat),
         };

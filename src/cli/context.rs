@@ -18,6 +18,7 @@ use super::{
     interrupt::Interrupt,
     output::{ColorChoice, Output},
 };
+use crate::model::principal::is_user;
 
 /// What `main` lends, because it lives in modules that the client does not know.
 #[derive(Clone)]
@@ -94,6 +95,7 @@ impl Context {
     /// The API with another token.
     pub fn client_with(&self, token: Option<String>) -> Result<Client> {
         let addr = self.settings.value("addr").unwrap_or_default();
+        // A name that servers do not take is not sent: they would refuse the request for it.
         let login = || (self.var)("USER").filter(|name| is_user(name));
         let user = self.settings.value("user").map(str::to_owned).or_else(login);
         Client::new(addr, token, user, self.settings.request_timeout().as_duration())
@@ -103,10 +105,4 @@ impl Context {
     pub fn now_ms(&self) -> u64 {
         SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
     }
-}
-
-/// Whether servers take `name` for a person's: others are not sent, since they would refuse the request for it.
-fn is_user(name: &str) -> bool {
-    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'@' | b'+' | b'-');
-    (1..=64).contains(&name.len()) && name.bytes().all(allowed)
 }

@@ -48,7 +48,11 @@ pub struct BuildFilter {
 pub async fn list(State(app): State<App>, Params(query): Params<BuildFilter>) -> Result<Json<Page<BuildView>>, Problem> {
     let limit = page::limit(query.limit)?;
     let before: Option<BuildId> = page::cursor(&query.cursor)?;
-    let state = query.state.as_deref().map(states).transpose()?;
+    let state = query
+        .state
+        .as_deref()
+        .map(|name| page::states(name, "builds", &BuildState::ALL, BuildState::name, BuildState::is_end))
+        .transpose()?;
     let pipeline = query.pipeline;
     app.read(move |view| {
         let wanted = |build: &Build| {
@@ -63,21 +67,6 @@ pub async fn list(State(app): State<App>, Params(query): Params<BuildFilter>) ->
         Ok(Json(Page { items, next: last.map(|last| last.id.to_string()), as_of: view.applied() }))
     })
     .await
-}
-
-fn states(name: &str) -> Result<Vec<BuildState>, Problem> {
-    let all = BuildState::ALL.into_iter();
-    let states: Vec<_> = match name {
-        "open" => all.filter(|state| !state.is_end()).collect(),
-        "ended" => all.filter(|state| state.is_end()).collect(),
-        name => all.filter(|state| state.name() == name).collect(),
-    };
-    if states.is_empty() {
-        let names: Vec<_> = BuildState::ALL.iter().map(|state| state.name()).collect();
-        let hint = format!("write open, ended, {}", names.join(", "));
-        return Err(Problem::invalid(format!("`{name}` is not a state of builds"), hint));
-    }
-    Ok(states)
 }
 
 /// Shows a build with its attempts.
