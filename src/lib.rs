@@ -13,4 +13,5 @@ pub mod model;
 pub mod raft;
 pub mod runner;
 pub mod security;
+pub mod sockets;
 pub mod storage;

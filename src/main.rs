@@ -10,9 +10,6 @@ use groundswell::{
     runner::{isolation, shim},
 };
 
-/// The exit code of a role that was told what cannot be.
-const USAGE: u8 = 2;
-
 fn main() -> ExitCode {
     if let Some(code) = shim_command() {
         return code;
@@ -23,12 +20,14 @@ fn main() -> ExitCode {
     };
     let played = match command {
         Command::Dev(args) => roles::play(globals.json, |stop| roles::dev::run(roles::wanted::dev(args), stop)),
-        Command::Server(args) => {
-            roles::wanted::server(args).and_then(|options| roles::play(globals.json, |stop| roles::server::run(options, stop)))
-        }
+        Command::Server(args) => roles::wanted::server(args)
+            .map_err(roles::misconfigured)
+            .and_then(|options| roles::play(globals.json, |stop| roles::server::run(options, stop))),
         Command::Agent(args) => roles::wanted::agent(args, &globals)
+            .map_err(roles::misconfigured)
             .and_then(|options| roles::play(globals.json, |stop| roles::agent::run(options, stop))),
         Command::Gateway(args) => roles::wanted::gateway(args, &globals)
+            .map_err(roles::misconfigured)
             .and_then(|config| roles::play(globals.json, |stop| roles::gateway::run(config, stop))),
         command => return client(&globals, command),
     };
@@ -36,7 +35,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
-            ExitCode::from(USAGE)
+            roles::exit_of(&error).into()
         }
     }
 }

@@ -2,7 +2,8 @@
 //! into one batch for all of them.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
     sync::{Arc, RwLock},
     time::Duration,
 };
@@ -16,9 +17,9 @@ use crate::{
     crash,
     model::{
         command::{Action, FleetAction},
-        desired::{DesiredTarget, desired},
+        desired::{Concerned, DesiredReader, DesiredTarget, concerned},
         event::Event,
-        fleet::Target,
+        fleet::{Target, TargetByName},
         ids::PipelineName,
         observation::Report,
         ports::{Link, Proposal, ProposeError, Proposer, SessionSink},
@@ -26,7 +27,7 @@ use crate::{
         routes::{GatewayHello, GatewayToServer, RouteTable, ServerToGateway},
         routing::route_table,
         tables::{ReadTables, TablesError, key},
-        wire::{AgentToServer, ServerToAgent},
+        wire::{AgentId, AgentToServer, ServerToAgent},
     },
     raft::Node,
 };
@@ -45,8 +46,10 @@ const PROPOSE_WITHIN: Duration = Duration::from_secs(10);
 
 /// What the sessions tell the fleet. Each waits for its answer, so at most one message a session is in the mailbox.
 pub(super) enum FleetMessage {
-    /// An agent joined and is this target.
-    Opened { index: u32, desired: watch::Sender<Option<DesiredTarget>>, answer: oneshot::Sender<u64> },
+    /// An agent wants to be this target; answered with the address of another agent that is.
+    Claimed { index: u32, agent: AgentId, answer: oneshot::Sender<Option<IpAddr>> },
+    /// An agent joined and is this target; answered with the session's number, or refused as [`FleetMessage::Claimed`] is.
+    Opened { index: u32, opening: Opening, answer: oneshot::Sender<Result<u64, IpAddr>> },
     /// An agent's session is over; its number tells whether a newer one took its place.
     Closed { index: u32, session: u64 },
     /// What an agent said; answered when it is in the next batch.
@@ -64,9 +67,35 @@ pub(super) struct FleetArguments {
     pub server: u64,
 }
 
+/// Who is recorded as connected; none where that is not known.
+#[derive(Default)]
+struct Recorded(Option<RoaringBitmap>);
+
+impl Recorded {
+    /// Whether `connected` is to be proposed. From then on it is not known what is recorded, until the proposal has succeeded: one that
+    /// seems to fail may yet be applied.
+    fn must_propose(&mut self, connected: &RoaringBitmap) -> bool {
+        let differs = self.0.as_ref() != Some(connected);
+        if differs {
+            self.0 = None;
+        }
+        differs
+    }
+}
+
+/// An agent's side of a session.
+pub(super) struct Opening {
+    /// Which agent.
+    pub agent: AgentId,
+    /// Where it says it is.
+    pub address: IpAddr,
+    /// How it is told what to run.
+    pub desired: watch::Sender<Option<DesiredTarget>>,
+}
+
 struct Session {
     number: u64,
-    desired: watch::Sender<Option<DesiredTarget>>,
+    opening: Opening,
 }
 
 pub(super) struct FleetState {
@@ -76,7 +105,7 @@ pub(super) struct FleetState {
     next_session: u64,
     reports: BTreeMap<(u32, PipelineName), Report>,
     waiting: Vec<oneshot::Sender<()>>,
-    proposed_presence: Option<RoaringBitmap>,
+    recorded: Recorded,
     ticks: u32,
     routes: watch::Sender<Arc<RouteTable>>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
@@ -111,7 +140,7 @@ impl Actor for Fleet {
             next_session: 1,
             reports: BTreeMap::new(),
             waiting: Vec::new(),
-            proposed_presence: None,
+            recorded: Recorded::default(),
             ticks: 0,
             routes,
             tasks,
@@ -125,13 +154,23 @@ impl Actor for Fleet {
         state: &mut FleetState,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            FleetMessage::Opened { index, desired, answer } => {
+            FleetMessage::Claimed { index, agent, answer } => {
+                if answer.send(state.other_agent(index, &agent)).is_err() {
+                    tracing::debug!(index, "an agent left before it was told whether its name is free");
+                }
+            }
+            FleetMessage::Opened { index, opening, answer } => {
+                if let Some(other) = state.other_agent(index, &opening.agent) {
+                    // Whoever asked hears it; one that has left need not.
+                    answer.send(Err(other)).ok();
+                    return Ok(());
+                }
                 let number = state.next_session;
                 state.next_session += 1;
-                state.sessions.insert(index, Session { number, desired });
+                state.sessions.insert(index, Session { number, opening });
                 state.tell(&[index])?;
                 // The session may have ended while it waited: then it is closed next.
-                if answer.send(number).is_err() {
+                if answer.send(Ok(number)).is_err() {
                     state.sessions.remove(&index);
                 }
             }
@@ -151,10 +190,7 @@ impl Actor for Fleet {
             }
             FleetMessage::Events(events) => {
                 crash::panic_point("fleet");
-                if events.iter().any(changes_desired) {
-                    let everyone: Vec<u32> = state.sessions.keys().copied().collect();
-                    state.tell(&everyone)?;
-                }
+                state.tell_concerned(&events)?;
                 if events.iter().any(changes_routes) {
                     state.route()?;
                 }
@@ -168,17 +204,9 @@ impl Actor for Fleet {
     }
 }
 
-/// Whether targets may have to run something else after this event.
-fn changes_desired(event: &Event) -> bool {
-    let kind = event.kind.as_str();
-    kind.starts_with("environment.")
-        || kind.starts_with("target.")
-        || matches!(kind, "rollout.state" | "rollout.targets_changed" | "rollout.targets_reverted")
-}
-
 /// Whether gateways may have to route otherwise after this event.
 fn changes_routes(event: &Event) -> bool {
-    event.kind == "fleet.reported" || changes_desired(event)
+    event.kind == "fleet.reported" || concerned(event) != Concerned::Nobody
 }
 
 fn table(node: &Node) -> Result<RouteTable, TablesError> {
@@ -214,15 +242,41 @@ async fn tick(fleet: ActorRef<FleetMessage>) {
 }
 
 impl FleetState {
+    /// Where another agent is that has a live session as this target. The same agent takes its own session's place.
+    fn other_agent(&self, index: u32, agent: &AgentId) -> Option<IpAddr> {
+        let open = &self.sessions.get(&index)?.opening;
+        (open.agent != *agent && !open.desired.is_closed()).then_some(open.address)
+    }
+
+    /// Tells those targets what they should run for which these events may have changed it.
+    fn tell_concerned(&self, events: &[Event]) -> Result<(), TablesError> {
+        let view = self.node.view();
+        let mut targets = BTreeSet::new();
+        for event in events {
+            match concerned(event) {
+                Concerned::Nobody => {}
+                Concerned::Target(name) => {
+                    targets.extend(view.get::<TargetByName>(&key(name.as_str()))?.map(|by_name| by_name.index));
+                }
+                Concerned::Everyone => {
+                    targets.extend(self.sessions.keys());
+                    break;
+                }
+            }
+        }
+        drop(view);
+        if targets.is_empty() { Ok(()) } else { self.tell(&Vec::from_iter(targets)) }
+    }
+
     /// Tells these targets what they should run, where it differs from what they were told last.
     fn tell(&self, targets: &[u32]) -> Result<(), TablesError> {
         let view = self.node.view();
-        let applied = view.applied();
+        let mut reader = DesiredReader::new(&view, view.applied())?;
         for index in targets {
             let Some(session) = self.sessions.get(index) else { continue };
             let Some(target) = view.get::<Target>(&key(*index))? else { continue };
-            let now = desired(&view, &target, applied)?;
-            session.desired.send_if_modified(|last| {
+            let now = reader.of(&target)?;
+            session.opening.desired.send_if_modified(|last| {
                 let same = last.as_ref().is_some_and(|last| last.deployments == now.deployments);
                 if !same {
                     *last = Some(now);
@@ -252,12 +306,12 @@ impl FleetState {
             return;
         }
         let connected: RoaringBitmap = self.sessions.keys().copied().collect();
-        if self.proposed_presence.as_ref() == Some(&connected) {
+        if !self.recorded.must_propose(&connected) {
             return;
         }
         let action = FleetAction::Presence { server: self.server, connected: connected.clone() };
         match propose(&self.node, action).await {
-            Ok(()) => self.proposed_presence = Some(connected),
+            Ok(()) => self.recorded = Recorded(Some(connected)),
             Err(error) => tracing::warn!(%error, "who is connected cannot be recorded yet"),
         }
     }
@@ -340,5 +394,20 @@ impl SessionSink for FleetHandle {
 
     fn gateway(&self, hello: GatewayHello, link: Link<GatewayToServer, ServerToGateway>) -> futures::future::BoxFuture<'_, ()> {
         Box::pin(sessions::gateway(&self.inbox, hello, link))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_that_came_back_is_recorded_although_its_leaving_seemed_not_to_be() {
+        let (both, one) = (RoaringBitmap::from([1, 2]), RoaringBitmap::from([1]));
+        let mut recorded = Recorded(Some(both.clone()));
+        assert!(!recorded.must_propose(&both), "nothing has changed");
+        assert!(recorded.must_propose(&one));
+        // That proposal timed out: it may be applied or not.
+        assert!(recorded.must_propose(&both), "else the agent that came back may stay away in state");
     }
 }

@@ -1,12 +1,14 @@
 //! One session each: an agent's or a gateway's frames on one side, the fleet on the other. Ends when either side goes silent.
 
+use std::net::IpAddr;
+
 use futures::{SinkExt as _, StreamExt as _};
 use tokio::{
     sync::{oneshot, watch},
     time::{interval, timeout},
 };
 
-use super::fleet::{FleetMessage, Inbox};
+use super::fleet::{FleetMessage, Inbox, Opening};
 use crate::{
     model::{
         command::FleetAction,
@@ -31,21 +33,21 @@ enum RefusedError {
     Tables(#[from] TablesError),
     #[error("the server is starting; try again in a moment")]
     Starting,
+    #[error("the name {name} is used by the agent at {address}: give one of them another with --name")]
+    Taken { name: TargetName, address: IpAddr },
 }
 
 /// Serves an agent until its session ends.
 pub(super) async fn agent(node: &Node, fleet: &Inbox, mut link: Link<AgentToServer, ServerToAgent>) {
-    let Ok(Some(AgentToServer::Hello { facts, .. })) = timeout(SILENCE_MAX.as_duration(), link.incoming.next()).await else {
+    let Ok(Some(AgentToServer::Hello { facts, agent, .. })) = timeout(SILENCE_MAX.as_duration(), link.incoming.next()).await
+    else {
         tracing::warn!("a session did not begin with who it is");
         return;
     };
     let name = facts.name.clone();
     let (desired, changes) = watch::channel(None);
-    let opened = match join(node, facts).await {
-        Ok(index) => open(fleet, index, desired).await.map(|session| (index, session)),
-        Err(error) => Err(error),
-    };
-    let (index, session) = match opened {
+    let opening = Opening { agent, address: facts.address, desired };
+    let (index, session) = match begin(node, fleet, facts, opening).await {
         Ok(opened) => opened,
         Err(error) => {
             tracing::warn!(target = %name, %error, "an agent is refused");
@@ -59,6 +61,29 @@ pub(super) async fn agent(node: &Node, fleet: &Inbox, mut link: Link<AgentToServ
     let why = converse(fleet, index, changes, &mut link).await;
     tracing::info!(target = %name, index, why, "an agent is gone");
     fleet.send(FleetMessage::Closed { index, session });
+}
+
+/// Makes the agent the target of that name, and returns the target's number and the session's. Refused before anything is recorded where
+/// another agent is that target.
+async fn begin(node: &Node, fleet: &Inbox, facts: TargetFacts, opening: Opening) -> Result<(u32, u64), RefusedError> {
+    let name = facts.name.clone();
+    if let Some(target) = known(node, &name)? {
+        let (index, agent) = (target.index, opening.agent.clone());
+        let other = asked(fleet, |answer| FleetMessage::Claimed { index, agent, answer }).await?;
+        other.map_or(Ok(()), |address| Err(RefusedError::Taken { name: name.clone(), address }))?;
+    }
+    let index = join(node, facts).await?;
+    let opened = asked(fleet, |answer| FleetMessage::Opened { index, opening, answer }).await?;
+    Ok((index, opened.map_err(|address| RefusedError::Taken { name, address })?))
+}
+
+/// What the fleet answers.
+async fn asked<T>(fleet: &Inbox, question: impl FnOnce(oneshot::Sender<T>) -> FleetMessage) -> Result<T, RefusedError> {
+    let (answer, answered) = oneshot::channel();
+    if !fleet.send(question(answer)) {
+        return Err(RefusedError::Starting);
+    }
+    answered.await.map_err(|_| RefusedError::Starting)
 }
 
 /// Records who joins, unless state knows all of it, and returns its number.
@@ -76,18 +101,6 @@ fn known(node: &Node, name: &TargetName) -> Result<Option<Target>, TablesError> 
     let view = node.view();
     let by_name: Option<TargetByName> = view.get(&key(name.as_str()))?;
     by_name.map(|by_name| view.get(&key(by_name.index))).transpose().map(Option::flatten)
-}
-
-async fn open(
-    fleet: &Inbox,
-    index: u32,
-    desired: watch::Sender<Option<crate::model::desired::DesiredTarget>>,
-) -> Result<u64, RefusedError> {
-    let (answer, opened) = oneshot::channel();
-    if !fleet.send(FleetMessage::Opened { index, desired, answer }) {
-        return Err(RefusedError::Starting);
-    }
-    opened.await.map_err(|_| RefusedError::Starting)
 }
 
 /// Tells what changes and hears what is said, until either side is gone. Says why it ended.
@@ -108,17 +121,17 @@ async fn converse(
                 let now = changes.borrow_and_update().clone();
                 now.map(ServerToAgent::Desired)
             }
-            said = timeout(SILENCE_MAX.as_duration(), link.incoming.next()) => match said {
-                Ok(Some(AgentToServer::Report(reports))) => {
+            // Whoever carries the frames ends a link that is silent.
+            said = link.incoming.next() => match said {
+                Some(AgentToServer::Report(reports)) => {
                     if !gather(fleet, index, reports).await {
                         return "its report cannot be recorded";
                     }
                     None
                 }
-                Ok(Some(AgentToServer::Heartbeat)) => None,
-                Ok(Some(AgentToServer::Hello { .. })) => return "it said twice who it is",
-                Ok(None) => return "the connection ended",
-                Err(_) => return "it was silent for too long",
+                Some(AgentToServer::Heartbeat) => None,
+                Some(AgentToServer::Hello { .. }) => return "it said twice who it is",
+                None => return "the connection ended",
             },
             _ = heartbeat.tick() => Some(ServerToAgent::Heartbeat),
         };
@@ -158,9 +171,9 @@ pub(super) async fn gateway(fleet: &Inbox, hello: GatewayHello, mut link: Link<G
                 }
                 Some(ServerToGateway::Routes(routes.borrow_and_update().as_ref().clone()))
             }
-            said = timeout(SILENCE_MAX.as_duration(), link.incoming.next()) => match said {
-                Ok(Some(_)) => None,
-                _ => break,
+            said = link.incoming.next() => match said {
+                Some(_) => None,
+                None => break,
             },
             _ = heartbeat.tick() => Some(ServerToGateway::Heartbeat),
         };
@@ -173,3 +186,7 @@ pub(super) async fn gateway(fleet: &Inbox, hello: GatewayHello, mut link: Link<G
     }
     tracing::info!(gateway = %hello.name, "a gateway is gone");
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

@@ -33,6 +33,7 @@ use crate::{
         desired::{DesiredTarget, Generation},
         digest::Digest,
         ids::PipelineName,
+        wire::AgentId,
     },
     runner::{isolation, runtime::ShimRuntime},
 };
@@ -85,6 +86,7 @@ impl Agent {
         let client = reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT).no_proxy().build();
         let client = client.map_err(|error| AgentError::Client(error.to_string()))?;
         let shared = Shared {
+            id: id_kept(&data_dir.join("id"))?,
             around: Surroundings { facts: options.facts, tag: tag_of(&data_dir), isolated, default_user: options.default_user },
             runtime: options.shim.map_or_else(ShimRuntime::default, ShimRuntime::with_executable),
             timing: options.timing,
@@ -230,6 +232,24 @@ fn tag_of(data_dir: &Path) -> String {
     Digest::of(data_dir.as_os_str().as_bytes()).short()
 }
 
+/// The id of the agent that has this folder, made when there is none.
+fn id_kept(path: &Path) -> Result<AgentId, AgentError> {
+    match saved::load(path) {
+        Ok(Some(id)) => return Ok(id),
+        Ok(None) => {}
+        Err(error @ SavedError::Damaged { .. }) => tracing::warn!(%error, "this agent takes a new id"),
+        Err(error) => return Err(error.into()),
+    }
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(AgentError::Random)?;
+    let id = AgentId(hex::encode(bytes));
+    // A full disk must not keep an agent away: the id of a former process matters only while its session seems to live.
+    if let Err(error) = saved::save(path, &id) {
+        tracing::warn!(%error, "this agent's id could not be kept");
+    }
+    Ok(id)
+}
+
 fn lock(data_dir: &Path) -> Result<Flock<File>, AgentError> {
     let path = data_dir.join("lock");
     let file = OpenOptions::new().create(true).append(true).mode(0o600).open(&path).map_err(io_error("opening", &path))?;
@@ -255,4 +275,20 @@ fn recorded_pipelines(data_dir: &Path) -> Result<BTreeSet<PipelineName>, AgentEr
     let folder = data_dir.join("pipelines");
     let entries = fs::read_dir(&folder).map_err(io_error("reading", &folder))?;
     Ok(entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_is_the_same_after_a_restart_and_another_in_another_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let id = |name: &str| id_kept(&folder.path().join(name)).unwrap();
+        assert_eq!(id("one"), id("one"));
+        assert_ne!(id("one"), id("two"));
+        fs::write(folder.path().join("one"), "damaged").unwrap();
+        assert_eq!((id("one").0.len(), id("one")), (32, id("one")), "a damaged id does not keep an agent away");
+    }
 }

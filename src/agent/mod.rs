@@ -22,6 +22,7 @@
 //! | path | meaning |
 //! |---|---|
 //! | `lock` | held by the agent as long as it lives |
+//! | `id` | what tells this agent from another with its name |
 //! | `desired` | the last desired state, with its generation |
 //! | `current/PIPELINE` | link to the folder of the release that is active |
 //! | `pipelines/PIPELINE/journal` | which instances there are and why |

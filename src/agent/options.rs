@@ -131,6 +131,9 @@ pub enum AgentError {
     /// Instances would not be isolated.
     #[error("instances cannot be isolated here ({0}); run the agent as root with control groups, or set `allow_unisolated`")]
     NotIsolated(String),
+    /// The system gives no random bytes.
+    #[error("choosing the agent's id: {0}")]
+    Random(getrandom::Error),
     /// The HTTP client could not be made.
     #[error("preparing to speak to servers: {0}")]
     Client(String),

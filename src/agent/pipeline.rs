@@ -31,6 +31,7 @@ use crate::{
         ids::PipelineName,
         observation::{InstanceObserved, Report, TargetFailure},
         units::ByteSize,
+        wire::AgentId,
     },
     runner::{
         runtime::{RuntimeError, ShimRuntime},
@@ -47,6 +48,8 @@ const STEPS_MAX: u32 = 200;
 
 /// What all pipelines of an agent share.
 pub(super) struct Shared {
+    /// Tells this agent from another with its name.
+    pub id: AgentId,
     pub data_dir: PathBuf,
     pub around: Surroundings,
     pub runtime: ShimRuntime,

@@ -89,7 +89,8 @@ async fn one_session(
     useful: &mut bool,
 ) -> Result<Infallible, SessionError> {
     let mut socket = connect(server, &shared.token).await?;
-    let hello = AgentToServer::Hello { facts: shared.around.facts.clone(), following: *following.borrow() };
+    let (facts, agent) = (shared.around.facts.clone(), shared.id.clone());
+    let hello = AgentToServer::Hello { facts, following: *following.borrow(), agent };
     send(&mut socket, server, &hello).await?;
     tracing::info!(%server, "session began");
     shared.server.send_replace(Some(server.to_owned()));

@@ -3,12 +3,10 @@
 use std::{
     io,
     path::Path,
-    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use jiff::tz::TimeZone;
-use tokio::sync::Notify;
 
 use super::{
     args::Globals,
@@ -17,8 +15,10 @@ use super::{
     config::Settings,
     credentials,
     failure::Result,
+    interrupt::Interrupt,
     output::{ColorChoice, Output},
 };
+use crate::model::principal::is_user;
 
 /// What `main` lends, because it lives in modules that the client does not know.
 #[derive(Clone)]
@@ -44,8 +44,8 @@ pub struct Context {
     pub zone: TimeZone,
     /// How things are followed.
     pub pace: Pace,
-    /// Stands for Ctrl-C in tests.
-    pub interrupt: Arc<Notify>,
+    /// Whether the user wants to leave.
+    pub interrupt: Interrupt,
     /// The environment.
     pub var: Variables,
 }
@@ -81,7 +81,7 @@ impl Context {
             hooks,
             zone: TimeZone::system(),
             pace: Pace::default(),
-            interrupt: Arc::default(),
+            interrupt: Interrupt::default(),
             var: Box::new(|name| std::env::var(name).ok()),
         })
     }
@@ -95,6 +95,7 @@ impl Context {
     /// The API with another token.
     pub fn client_with(&self, token: Option<String>) -> Result<Client> {
         let addr = self.settings.value("addr").unwrap_or_default();
+        // A name that servers do not take is not sent: they would refuse the request for it.
         let login = || (self.var)("USER").filter(|name| is_user(name));
         let user = self.settings.value("user").map(str::to_owned).or_else(login);
         Client::new(addr, token, user, self.settings.request_timeout().as_duration())
@@ -104,21 +105,4 @@ impl Context {
     pub fn now_ms(&self) -> u64 {
         SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
     }
-
-    /// Waits until the user wants to leave.
-    pub async fn interrupted(&self) {
-        tokio::select! {
-            () = self.interrupt.notified() => {}
-            pressed = tokio::signal::ctrl_c() => if pressed.is_err() {
-                // Without a handler the system ends the process on Ctrl-C by itself.
-                std::future::pending().await
-            },
-        }
-    }
-}
-
-/// Whether servers take `name` for a person's: others are not sent, since they would refuse the request for it.
-fn is_user(name: &str) -> bool {
-    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'@' | b'+' | b'-');
-    (1..=64).contains(&name.len()) && name.bytes().all(allowed)
 }

@@ -14,6 +14,7 @@ mod context;
 mod credentials;
 pub mod failure;
 mod human;
+mod interrupt;
 mod output;
 mod problem;
 mod retry;

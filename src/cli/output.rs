@@ -199,10 +199,11 @@ pub fn table<const N: usize>(header: [&str; N], rows: impl IntoIterator<Item = [
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled).set_header(header);
     let mut any = false;
+    let mut escapes = Vec::new();
     for row in rows {
         any = true;
         // A line break in a cell, say from a commit's message, would make two rows of one.
-        table.add_row(row.map(|cell| cell.replace(['\n', '\r', '\t'], " ")));
+        table.add_row(row.map(|cell| lift_escapes(&cell.replace(['\n', '\r', '\t'], " "), &mut escapes)));
     }
     if !any {
         return format!("{nothing}\n");
@@ -210,7 +211,32 @@ pub fn table<const N: usize>(header: [&str; N], rows: impl IntoIterator<Item = [
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
     }
-    table.to_string().lines().map(|line| format!("{}\n", line.trim_end())).collect()
+    let laid_out: String = table.to_string().lines().map(|line| format!("{}\n", line.trim_end())).collect();
+    let mut parts = laid_out.split(ESCAPE);
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.zip(escapes).fold(first, |text, (part, escape)| text + &escape + part)
+}
+
+/// Stands for an escape sequence while a table is laid out: it takes no room (U+2060, word joiner), and the layout knows that.
+const ESCAPE: char = '\u{2060}';
+
+/// The cell with a mark for each of its escape sequences, which go to `escapes`.
+fn lift_escapes(cell: &str, escapes: &mut Vec<String>) -> String {
+    let (cell, mut out) = (cell.replace(ESCAPE, ""), String::new());
+    let mut rest = cell.as_str();
+    while let Some((before, escape, after)) = next_escape(rest) {
+        out.extend([before, ESCAPE.encode_utf8(&mut [0; 4])]);
+        escapes.push(escape.to_owned());
+        rest = after;
+    }
+    out + rest
+}
+
+/// The text before the first sequence that colours, the sequence, and the text after it.
+fn next_escape(text: &str) -> Option<(&str, &str, &str)> {
+    let start = text.find("\u{1b}[")?;
+    let end = start + text[start..].find('m')? + 1;
+    Some((&text[..start], &text[start..end], &text[end..]))
 }
 
 /// Names and values below one another, the values aligned; those without a value are left out.
@@ -243,5 +269,21 @@ mod tests {
         billing   a b
         ");
         assert_eq!(table(["A"], [], "there is nothing"), "there is nothing\n");
+    }
+
+    #[test]
+    fn colour_does_not_shift_columns() {
+        let sink = || Box::new(io::sink());
+        let output = Output::new(false, false, Surroundings::default(), ColorChoice::Always, sink(), sink());
+        let rows = |state: fn(&Output, &str) -> String| {
+            let row = |name: &str, is: &str| [name.to_owned(), state(&output, is), "eu/a".to_owned()];
+            table(["TARGET", "STATE", "ZONE"], [row("web-1", "connected"), row("web-2", "lost"), row("web-3", "odd")], "none")
+        };
+        let painted = rows(|output, state| output.state(state) + ", cordoned");
+        assert!(painted.contains("\u{1b}[32mconnected\u{1b}[0m, cordoned  eu/a\n"), "{painted:?}");
+        assert!(painted.contains("\u{1b}[31mlost\u{1b}[0m, cordoned       eu/a\n"), "{painted:?}");
+        let without =
+            ["\u{1b}[32m", "\u{1b}[31m", "\u{1b}[33m", "\u{1b}[0m"].iter().fold(painted, |text, code| text.replace(code, ""));
+        assert_eq!(without, rows(|_, state| format!("{state}, cordoned")), "on a terminal it looks as it does without colour");
     }
 }

@@ -20,12 +20,11 @@ use hyper_util::{
         graceful::{GracefulShutdown, Watcher},
     },
 };
-use socket2::SockRef;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Semaphore, watch},
     task::JoinSet,
-    time::{Instant, sleep, timeout, timeout_at},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -39,7 +38,10 @@ use super::{
     session::{self, Identity},
     table::TableHandle,
 };
-use crate::model::routes::{RouteTable, ServiceKey};
+use crate::{
+    model::routes::{RouteTable, ServiceKey},
+    sockets::{Speaks, prepare, speaks},
+};
 
 /// Why a gateway did not start.
 #[derive(Debug, thiserror::Error)]
@@ -213,7 +215,7 @@ impl Front {
         graceful: Watcher,
         stop: &CancellationToken,
     ) -> Result<(), BoxError> {
-        prepare(&stream, &self.limits)?;
+        prepare(&stream, self.limits.idle())?;
         let limit = self.limits.header_read_timeout.as_duration();
         let builder = match stop.run_until_cancelled(speaks(&stream, limit)).await.transpose()? {
             Some(Speaks::Http1) => &self.http1,
@@ -226,36 +228,6 @@ impl Front {
             async move { Ok::<_, Infallible>(proxy.answer(request, &inbound).await) }
         });
         graceful.watch(builder.serve_connection_with_upgrades(TokioIo::new(stream), service)).await
-    }
-}
-
-/// Without delay, and given up when the other side is gone or stops reading for as long as a body may stand still.
-fn prepare(stream: &TcpStream, limits: &Limits) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    let socket = SockRef::from(stream);
-    socket.set_keepalive(true)?;
-    socket.set_tcp_user_timeout(Some(limits.idle()))
-}
-
-enum Speaks {
-    Http1,
-    Http2,
-}
-
-/// Looks at the first bytes without taking them: HTTP/2 with prior knowledge begins `PRI * HTTP/2.0` (RFC 9113, 3.4), and no
-/// method of HTTP/1.1 begins `PRI`. Bounded in time, which hyper-util's own look is not.
-async fn speaks(stream: &TcpStream, limit: Duration) -> io::Result<Speaks> {
-    let deadline = Instant::now() + limit;
-    let mut first = [0; 3];
-    loop {
-        let seen = timeout_at(deadline, stream.peek(&mut first)).await??;
-        match &first[..seen] {
-            b"" => return Err(io::ErrorKind::UnexpectedEof.into()),
-            b"PRI" => return Ok(Speaks::Http2),
-            // Two bytes say nothing yet, and peeking does not wait for more.
-            b"P" | b"PR" if Instant::now() < deadline => sleep(Duration::from_millis(5)).await,
-            _ => return Ok(Speaks::Http1),
-        }
     }
 }
 

@@ -315,6 +315,10 @@ impl Proxy {
         // `OPTIONS *` has no absolute form with a path: it goes to the instance's root.
         *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
         *request.headers_mut() = outgoing.headers.clone();
+        // A request of HTTP/1.0 may lack a host, one of HTTP/1.1 may not.
+        if let (false, Ok(host)) = (outgoing.headers.contains_key(header::HOST), candidate.endpoint.authority.as_str().parse()) {
+            request.headers_mut().insert(header::HOST, host);
+        }
         *request.version_mut() = if outgoing.grpc { Version::HTTP_2 } else { Version::HTTP_11 };
         let client = if outgoing.grpc { &self.http2 } else { &self.http1 };
 

@@ -19,20 +19,17 @@ use tokio_tungstenite::{
 use tokio_util::sync::CancellationToken;
 
 use super::{config::SessionConfig, table::TableHandle};
-use crate::model::routes::{GatewayHello, GatewayToServer, ServerToGateway};
+use crate::model::{
+    routes::{GatewayHello, GatewayToServer, ServerToGateway},
+    wire::{HEARTBEAT_EVERY, ROUTES_BYTES_MAX, SILENCE_MAX},
+};
 
-/// How often the gateway says that it is alive.
-pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
-/// Silence of a server after which it counts as gone.
-pub const READ_IDLE_LIMIT: Duration = Duration::from_secs(30);
 /// Time for connecting, and for each message to be taken by the network.
 const STEP_TIMEOUT: Duration = Duration::from_secs(5);
 /// The first wait before another server is tried; doubled each time.
 const BACKOFF_BASE: Duration = Duration::from_millis(200);
 /// The longest such wait.
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
-/// The largest message taken: room for a table of 200,000 instances.
-const MESSAGE_BYTES_MAX: usize = 64 << 20;
 
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
@@ -139,7 +136,7 @@ async fn one_session(
     send(&mut socket, server, &GatewayToServer::Hello(hello)).await?;
     tracing::info!(%server, "session began");
 
-    let mut heartbeat = interval(HEARTBEAT_INTERVAL);
+    let mut heartbeat = interval(HEARTBEAT_EVERY.as_duration());
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     heartbeat.reset();
     let mut heard = Instant::now();
@@ -148,7 +145,7 @@ async fn one_session(
             _ = heartbeat.tick() => {
                 send(&mut socket, server, &GatewayToServer::Heartbeat { generation: table.generation() }).await?;
             }
-            frame = timeout_at(heard + READ_IDLE_LIMIT, socket.next()) => {
+            frame = timeout_at(heard + SILENCE_MAX.as_duration(), socket.next()) => {
                 let frame = frame.map_err(|_| SessionError::TooSlow { server: server.to_owned(), doing: "hearing from it" })?;
                 let frame = frame.ok_or_else(|| SessionError::Closed { server: server.to_owned() })?;
                 let frame = frame.map_err(|error| broken(server, error))?;
@@ -175,7 +172,7 @@ async fn connect(server: &str, token: &str) -> Result<Socket, SessionError> {
         HeaderValue::try_from(format!("Bearer {token}")).map_err(|_| configured("the token is no header value".into()))?;
     bearer.set_sensitive(true);
     request.headers_mut().insert(header::AUTHORIZATION, bearer);
-    let config = WebSocketConfig::default().max_message_size(Some(MESSAGE_BYTES_MAX)).max_frame_size(Some(MESSAGE_BYTES_MAX));
+    let config = WebSocketConfig::default().max_message_size(Some(ROUTES_BYTES_MAX)).max_frame_size(Some(ROUTES_BYTES_MAX));
     match timeout(STEP_TIMEOUT, connect_async_with_config(request, Some(config), true)).await {
         Ok(Ok((socket, _))) => Ok(socket),
         Ok(Err(error)) => Err(broken(server, error)),

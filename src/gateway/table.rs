@@ -127,7 +127,7 @@ impl TableHandle {
     /// Chooses an instance of a service by the table in force, and counts a request to it from now on; `None` when the service
     /// is gone or has no instance.
     ///
-    /// Whoever applies a table without an instance and then sees [`Self::in_flight`] at zero there knows that no request comes
+    /// Whoever applies a table without an instance and then sees [`Endpoint::in_flight`] at zero there knows that no request comes
     /// any more: one that chose by the table before is counted before the table is looked at again, and then chooses anew.
     pub fn begin(&self, service: &ServiceKey, tried: &[SocketAddr]) -> Option<(Candidate, InFlight)> {
         let mut table = self.0.live.load();
@@ -144,6 +144,7 @@ impl TableHandle {
     }
 
     /// Requests and tunnels at this address, whether it still takes new ones or not.
+    #[cfg(test)]
     pub fn in_flight(&self, address: SocketAddr) -> usize {
         let endpoints = self.0.endpoints.lock().unwrap_or_else(PoisonError::into_inner);
         std::sync::atomic::fence(SeqCst);

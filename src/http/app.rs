@@ -20,11 +20,12 @@ use crate::{
         store::ContentStore,
     },
     model::{
+        cluster::Answer as Remembered,
         command::{Action, Outcome},
         event::Subject,
         ports::{LogSource, Proposal, Proposer, SessionSink},
         rejection::Rejection,
-        tables::{Key, ReadTables, Record},
+        tables::{Key, ReadTables, Record, key},
     },
     raft::{Node, View},
     security::tokens::Tokens,
@@ -62,6 +63,8 @@ pub struct Api {
 /// Limits of the API.
 #[derive(Debug, Clone)]
 pub struct Options {
+    /// How long a client may take to begin, and to send a request's head. 15 s.
+    pub head_timeout: Duration,
     /// How long an answer may take to begin, where nothing is streamed. 30 s: longer than a proposal may take.
     pub request_timeout: Duration,
     /// How long a stream may be silent before it is given up. 60 s.
@@ -75,6 +78,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
+            head_timeout: Duration::from_secs(15),
             request_timeout: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(60),
             heartbeat: Duration::from_secs(10),
@@ -127,6 +131,7 @@ impl App {
             action: action.into(),
             principal: caller.0,
             idempotency_key: guards.idempotency_key,
+            fingerprint: guards.fingerprint,
             epoch: None,
             if_revision: guards.if_revision,
         };
@@ -136,6 +141,18 @@ impl App {
         let outcome = proposed?;
         self.shows(&outcome).await;
         Ok(outcome)
+    }
+
+    /// The answer to an earlier request with the same `Idempotency-Key`: for requests whose action follows from state, which may
+    /// have changed since.
+    pub async fn remembered(&self, guards: &Guards) -> Result<Option<Outcome>, Problem> {
+        let Some(idempotency_key) = guards.idempotency_key.clone() else { return Ok(None) };
+        let fingerprint = guards.fingerprint;
+        self.read_latest(move |view| {
+            let kept: Option<Remembered> = view.get(&key(idempotency_key.as_str()))?;
+            Ok(kept.map(|kept| kept.replay(fingerprint)).transpose()?)
+        })
+        .await
     }
 
     /// Waits until this server has applied `outcome`, so that whoever made a change sees it. Bounded: a follower that lags far

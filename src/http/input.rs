@@ -12,9 +12,11 @@ use hyper::{
 };
 use serde::de::DeserializeOwned;
 
-use super::problem::Problem;
+use super::{access::Caller, problem::Problem};
 use crate::model::{command::IDEMPOTENCY_KEY_BYTES_MAX, digest::Digest};
 
+/// Marks the retries of one request.
+const IDEMPOTENCY_KEY: &str = "idempotency-key";
 /// The largest JSON body, in bytes.
 pub const JSON_BYTES_MAX: usize = 1 << 20;
 /// How alike two names must be for one to be suggested for the other (Jaro-Winkler, 0 to 1).
@@ -28,13 +30,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
         let kind = request.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default().to_owned();
-        let bytes = Bytes::from_request(request, state).await.map_err(|rejection| match rejection.status() {
-            StatusCode::PAYLOAD_TOO_LARGE => {
-                let detail = format!("the body has more than {JSON_BYTES_MAX} bytes");
-                Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", detail, "send less")
-            }
-            _ => Problem::invalid("the body broke off", "send it again"),
-        })?;
+        let bytes = whole_body(request, state).await?;
         if bytes.is_empty() {
             return serde_json::from_str("{}").map(Self).map_err(|error| unreadable("body", &error.to_string()));
         }
@@ -44,6 +40,32 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
         }
         serde_json::from_slice(&bytes).map(Self).map_err(|error| unreadable("body", &error.to_string()))
     }
+}
+
+async fn whole_body<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Problem> {
+    Bytes::from_request(request, state).await.map_err(|rejection| match rejection.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => {
+            let detail = format!("the body has more than {JSON_BYTES_MAX} bytes");
+            Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", detail, "send less")
+        }
+        _ => Problem::invalid("the body broke off", "send it again"),
+    })
+}
+
+/// The digest of a body that came with an `Idempotency-Key`.
+#[derive(Debug, Clone, Copy)]
+struct Received(Digest);
+
+/// Receives the body of a request with an `Idempotency-Key`, so that [`Guards`] can tell the request from another with the same key.
+/// Not for bodies that are streamed: see [`Guards::and`].
+pub async fn received(request: Request) -> Result<Request, Problem> {
+    if !request.headers().contains_key(IDEMPOTENCY_KEY) {
+        return Ok(request);
+    }
+    let (mut parts, body) = request.into_parts();
+    let bytes = whole_body(Request::from_parts(parts.clone(), body), &()).await?;
+    parts.extensions.insert(Received(Digest::of(&bytes)));
+    Ok(Request::from_parts(parts, bytes.into()))
 }
 
 /// The query.
@@ -102,15 +124,25 @@ fn suggestion(error: &str) -> Option<String> {
 pub struct Guards {
     /// The proposal's key. The client's key counts for one method and path, so a key that is used again elsewhere is another.
     pub idempotency_key: Option<String>,
+    /// Of the request as it was received: who sent it, to where, and the body. The key with another one is refused.
+    pub fingerprint: Option<Digest>,
     /// Only while the subject is at this revision.
     pub if_revision: Option<u64>,
+}
+
+impl Guards {
+    /// With `content` in the fingerprint, which came as a stream.
+    pub fn and(mut self, content: Digest) -> Self {
+        self.fingerprint = self.fingerprint.map(|before| Digest::of(&[before.0, content.0].concat()));
+        self
+    }
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for Guards {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        let key = header(&parts.headers, "idempotency-key")?;
+        let key = header(&parts.headers, IDEMPOTENCY_KEY)?;
         if key.is_some_and(|key| key.is_empty() || key.len() > IDEMPOTENCY_KEY_BYTES_MAX) {
             let hint = format!("give between 1 and {IDEMPOTENCY_KEY_BYTES_MAX} characters, such as a UUID");
             return Err(Problem::invalid("`Idempotency-Key` has no good length", hint));
@@ -118,7 +150,12 @@ impl<S: Send + Sync> FromRequestParts<S> for Guards {
         let scope = |key| format!("http:{}", Digest::of(format!("{} {} {key}", parts.method, parts.uri.path()).as_bytes()).hex());
         let if_match = header(&parts.headers, IF_MATCH.as_str())?;
         let if_revision = if_match.filter(|tag| *tag != "*").map(revision).transpose()?;
-        Ok(Self { idempotency_key: key.map(scope), if_revision })
+        let caller = parts.extensions.get::<Caller>().map(|caller| caller.0.to_string()).unwrap_or_default();
+        let received = parts.extensions.get::<Received>().map(|received| received.0.hex()).unwrap_or_default();
+        // Without the authority: a retry may go to another server.
+        let path = parts.uri.path_and_query().map(ToString::to_string).unwrap_or_default();
+        let request = || Digest::of(format!("{caller} {} {path} {received}", parts.method).as_bytes());
+        Ok(Self { idempotency_key: key.map(scope), fingerprint: key.map(|_| request()), if_revision })
     }
 }
 

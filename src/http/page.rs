@@ -47,6 +47,28 @@ pub fn limit(asked: Option<usize>) -> Result<usize, Problem> {
     Err(Problem::invalid(format!("`limit` is {limit}"), format!("ask for 1 to {LIMIT_MAX} and follow `next`")))
 }
 
+/// The states that a filter of `things` names: one of `all`, or `open` or `ended`.
+pub fn states<S: Copy>(
+    wanted: &str,
+    things: &str,
+    all: &[S],
+    name: fn(S) -> &'static str,
+    is_end: fn(S) -> bool,
+) -> Result<Vec<S>, Problem> {
+    let is_wanted = |state: &S| match wanted {
+        "open" => !is_end(*state),
+        "ended" => is_end(*state),
+        wanted => name(*state) == wanted,
+    };
+    let states: Vec<S> = all.iter().copied().filter(is_wanted).collect();
+    if states.is_empty() {
+        let names: Vec<&str> = all.iter().map(|state| name(*state)).collect();
+        let hint = format!("write open, ended, {}", names.join(", "));
+        return Err(Problem::invalid(format!("`{wanted}` is not a state of {things}"), hint));
+    }
+    Ok(states)
+}
+
 /// A cursor of this list, or the problem that it is none.
 pub fn cursor<T: std::str::FromStr>(text: &Option<String>) -> Result<Option<T>, Problem> {
     let parsed = text.as_deref().map(str::parse).transpose();

@@ -141,7 +141,7 @@ impl IntoResponse for Problem {
 fn status_of(rejection: &Rejection) -> StatusCode {
     match rejection {
         Rejection::NotFound(_) => StatusCode::NOT_FOUND,
-        Rejection::Invalid { .. } => StatusCode::UNPROCESSABLE_ENTITY,
+        Rejection::Invalid { .. } | Rejection::KeyReused => StatusCode::UNPROCESSABLE_ENTITY,
         Rejection::Changed { .. } => StatusCode::PRECONDITION_FAILED,
         Rejection::ArtifactDeleted(_) => StatusCode::GONE,
         Rejection::Exists(_)

@@ -5,18 +5,23 @@ use std::{io, sync::Arc, time::Duration};
 
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{conn::auto, graceful::GracefulShutdown},
+    server::{
+        conn::auto,
+        graceful::{GracefulShutdown, Watcher},
+    },
     service::TowerToHyperService,
 };
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{Api, router};
+use crate::sockets::{Speaks, prepare, speaks};
 
 /// How many connections are open at once; more wait to be accepted. Twice the agents of a server in a fleet of 50,000.
 const CONNECTIONS_MAX: usize = 32_768;
-/// How long a client may take to send a request's head.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 /// How often an idle HTTP/2 connection is asked whether it lives, and how long it may take to say so.
 const PING_EVERY: Duration = Duration::from_secs(20);
 /// How many requests one HTTP/2 connection may have at once.
@@ -29,13 +34,9 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 /// Serves the API, HTTP/1.1 and HTTP/2 without TLS, until `stop` is done; then lets requests end for at most five seconds.
 pub async fn serve(listener: TcpListener, api: Api, stop: impl Future<Output = ()>) {
-    let service = TowerToHyperService::new(router(api));
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-    builder.http2().timer(TokioTimer::new()).keep_alive_interval(PING_EVERY).keep_alive_timeout(PING_EVERY);
-    builder.http2().max_concurrent_streams(STREAMS_MAX);
+    let front = Arc::new(Front::new(api));
     let graceful = GracefulShutdown::new();
-    let cut = CancellationToken::new();
+    let (ending, cut) = (CancellationToken::new(), CancellationToken::new());
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut stop = std::pin::pin!(stop);
     loop {
@@ -55,23 +56,55 @@ pub async fn serve(listener: TcpListener, api: Api, stop: impl Future<Output = (
                 }
             },
         };
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "a connection was gone at once");
-            continue;
-        }
-        let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service.clone()).into_owned();
-        let connection = graceful.watch(connection);
-        let cut = cut.clone();
+        let (front, watcher, ending, cut) = (Arc::clone(&front), graceful.watcher(), ending.clone(), cut.clone());
         tokio::spawn(async move {
-            if let Some(Err(error)) = cut.run_until_cancelled_owned(connection).await {
+            if let Some(Err(error)) = cut.run_until_cancelled_owned(front.serve(stream, watcher, &ending)).await {
                 tracing::debug!(error, "a connection broke off");
             }
             drop(permit);
         });
     }
     drop(listener);
+    ending.cancel();
     if tokio::time::timeout(GRACE, graceful.shutdown()).await.is_err() {
         tracing::info!("streams were still open when the server stopped");
         cut.cancel();
+    }
+}
+
+/// What all connections share.
+struct Front {
+    service: TowerToHyperService<axum::Router>,
+    http1: auto::Builder<TokioExecutor>,
+    http2: auto::Builder<TokioExecutor>,
+    head_timeout: Duration,
+    idle_timeout: Duration,
+}
+
+impl Front {
+    fn new(api: Api) -> Self {
+        let (head_timeout, idle_timeout) = (api.options.head_timeout, api.options.idle_timeout);
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(head_timeout);
+        builder.http2().timer(TokioTimer::new()).keep_alive_interval(PING_EVERY).keep_alive_timeout(PING_EVERY);
+        builder.http2().max_concurrent_streams(STREAMS_MAX);
+        let service = TowerToHyperService::new(router(api));
+        Self { service, http1: builder.clone().http1_only(), http2: builder.http2_only(), head_timeout, idle_timeout }
+    }
+
+    async fn serve(
+        &self,
+        stream: TcpStream,
+        graceful: Watcher,
+        ending: &CancellationToken,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        prepare(&stream, self.idle_timeout)?;
+        let builder = match ending.run_until_cancelled(speaks(&stream, self.head_timeout)).await.transpose()? {
+            Some(Speaks::Http1) => &self.http1,
+            Some(Speaks::Http2) => &self.http2,
+            // It has said nothing yet, so nothing of it is in flight.
+            None => return Ok(()),
+        };
+        graceful.watch(builder.serve_connection_with_upgrades(TokioIo::new(stream), self.service.clone())).await
     }
 }

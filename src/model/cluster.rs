@@ -6,6 +6,7 @@ use super::{
     command::Outcome,
     digest::Digest,
     event::EventSeq,
+    rejection::Rejection,
     tables::{Key, Record, Table, key},
     units::{Millis, Timestamp},
 };
@@ -85,10 +86,26 @@ impl Record for Cluster {
 pub struct Answer {
     /// The key that the proposer chose.
     pub key: String,
+    /// What it stands for, where the proposer said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fingerprint: Option<Digest>,
     /// When it was applied.
     pub at: Timestamp,
     /// What it led to.
     pub outcome: Outcome,
+}
+
+impl Answer {
+    /// The answer for a retry: for a request with the same fingerprint.
+    ///
+    /// # Errors
+    /// [`Rejection::KeyReused`] where the key stood for another request.
+    pub fn replay(self, fingerprint: Option<Digest>) -> Result<Outcome, Rejection> {
+        if self.fingerprint != fingerprint {
+            return Err(Rejection::KeyReused);
+        }
+        Ok(Outcome { replayed: true, ..self.outcome })
+    }
 }
 
 impl Record for Answer {

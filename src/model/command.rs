@@ -36,6 +36,9 @@ pub struct Command {
     /// A retry with the same key gets the first answer.
     #[serde(default)]
     pub idempotency_key: Option<String>,
+    /// What the key stands for: a digest of the request. The key with another one is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fingerprint: Option<Digest>,
     /// The leadership that sent it, where an actor did.
     #[serde(default)]
     pub epoch: Option<Epoch>,

@@ -5,6 +5,7 @@ use futures::{channel::mpsc, future::BoxFuture, stream::BoxStream};
 use super::{
     cluster::Epoch,
     command::{Action, Outcome},
+    digest::Digest,
     ids::BuildId,
     principal::Principal,
     rejection::Rejection,
@@ -22,6 +23,8 @@ pub struct Proposal {
     pub principal: Principal,
     /// A retry with the same key gets the first answer.
     pub idempotency_key: Option<String>,
+    /// What the key stands for: the key with another fingerprint is refused. None: whoever chose the key made it of what it stands for.
+    pub fingerprint: Option<Digest>,
     /// The leadership that sends it, where an actor does.
     pub epoch: Option<Epoch>,
     /// Only while the subject's last change is this one.
@@ -31,7 +34,7 @@ pub struct Proposal {
 impl Proposal {
     /// `action`, proposed by `principal`, with nothing else.
     pub fn new(action: impl Into<Action>, principal: Principal) -> Self {
-        Self { action: action.into(), principal, idempotency_key: None, epoch: None, if_revision: None }
+        Self { action: action.into(), principal, idempotency_key: None, fingerprint: None, epoch: None, if_revision: None }
     }
 }
 

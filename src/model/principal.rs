@@ -66,6 +66,15 @@ impl FromStr for Role {
     }
 }
 
+/// The longest name of a person, in bytes.
+const USER_BYTES_MAX: usize = 64;
+
+/// Whether `name` can be a person's: up to 64 of `A-Z a-z 0-9 . _ @ + -`.
+pub fn is_user(name: &str) -> bool {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'@' | b'+' | b'-');
+    (1..=USER_BYTES_MAX).contains(&name.len()) && name.bytes().all(allowed)
+}
+
 /// Who acted. Written `developer:ada` or `system:rollout`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Principal {
@@ -90,5 +99,18 @@ impl Principal {
 impl fmt::Display for Principal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.role, self.name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_people_are_short_and_plain() {
+        assert!(is_user("ada.lovelace+ci@example.org"));
+        for bad in ["", "a b", "ada\n", "é", &"x".repeat(65)] {
+            assert!(!is_user(bad), "{bad}");
+        }
     }
 }

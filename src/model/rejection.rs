@@ -64,6 +64,9 @@ pub enum Rejection {
         /// The present one.
         now: u64,
     },
+    /// The idempotency key stands for something else.
+    #[error("this Idempotency-Key was used for another request: use a new one")]
+    KeyReused,
     /// A ref is not where the push thinks it is.
     #[error("{git_ref} of {subject} has moved: it is at {now}")]
     RefMoved {
@@ -138,6 +141,7 @@ impl Rejection {
             Rejection::StaleEpoch { .. } => "stale_epoch",
             Rejection::StaleAttempt(..) => "stale_attempt",
             Rejection::Changed { .. } => "changed",
+            Rejection::KeyReused => "key_reused",
             Rejection::RefMoved { .. } => "ref_moved",
             Rejection::Held { .. } => "held",
             Rejection::Quarantined { .. } => "quarantined",
@@ -164,6 +168,7 @@ impl Rejection {
             Rejection::Illegal { subject, .. } => format!("`swell status {}` shows where it is", id_of(subject)),
             Rejection::StaleEpoch { .. } | Rejection::StaleAttempt(..) => "nothing: whoever took over goes on".into(),
             Rejection::Changed { .. } => "look again, then repeat the command if it still applies".into(),
+            Rejection::KeyReused => "a key is for one request and its retries: choose a new one, such as a UUID".into(),
             Rejection::RefMoved { .. } => "fetch, merge or rebase, and push again".into(),
             Rejection::Held { holder: Subject::Release(newer), .. } => {
                 format!("nothing, if the newer one is meant; else `swell deploy {} --release` with the other", newer.pipeline)

@@ -9,14 +9,22 @@ use super::{
     units::Millis,
 };
 
-/// The largest frame, in bytes.
+/// The largest frame but a gateway's routes, in bytes.
 pub const FRAME_BYTES_MAX: usize = 4 << 20;
+
+/// The largest frame that tells a gateway its routes, in bytes: room for a table of 200,000 instances.
+pub const ROUTES_BYTES_MAX: usize = 64 << 20;
 
 /// How often an agent or a gateway says that it is alive, with up to a quarter of jitter.
 pub const HEARTBEAT_EVERY: Millis = Millis::from_secs(10);
 
 /// How long either side waits for the other's next frame before it closes the session.
 pub const SILENCE_MAX: Millis = Millis::from_secs(30);
+
+/// What tells an agent from all others: 32 random hexadecimal digits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct AgentId(pub String);
 
 /// What an agent says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +35,8 @@ pub enum AgentToServer {
         facts: TargetFacts,
         /// What it follows now.
         following: Generation,
+        /// Which agent it is: random, made once and kept in its data folder. Of two agents with one name the second is refused.
+        agent: AgentId,
     },
     /// What changed on its server.
     Report(Vec<Report>),

@@ -173,6 +173,7 @@ mod tests {
             principal: Principal::new(Role::Developer, "ada"),
             at: Timestamp(5),
             idempotency_key: Some("k".into()),
+            fingerprint: None,
             epoch: None,
             if_revision: None,
         }

@@ -36,6 +36,14 @@ impl Health {
         error.into()
     }
 
+    /// Waits until it stops; why it did.
+    pub async fn until_stopped(&self) -> String {
+        let mut stopped = self.stopped.subscribe();
+        let why = stopped.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
+        // The sender is our own field, so the wait does not fail.
+        why.unwrap_or_default()
+    }
+
     /// Why it stopped, if it did.
     pub fn stopped(&self) -> Option<String> {
         self.stopped.borrow().clone()

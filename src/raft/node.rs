@@ -151,6 +151,12 @@ impl Node {
         }
     }
 
+    /// Waits until the node has stopped, such as for a full disk, and says why. It does not start again by itself: the process must end,
+    /// so that a new one finds out whether the cause is gone.
+    pub async fn stopped(&self) -> String {
+        self.shared.health.until_stopped().await
+    }
+
     /// State as this node has applied it: consistent, possibly behind the leader's.
     pub fn view(&self) -> View {
         self.shared.machine.state.view()

@@ -55,8 +55,8 @@ impl Queue {
         if let Some(why) = self.health.stopped() {
             return Err(ProposeError::Stopped(why));
         }
-        let Proposal { action, principal, idempotency_key, epoch, if_revision } = proposal;
-        let command = Command { action, principal, at: now(), idempotency_key, epoch, if_revision };
+        let Proposal { action, principal, idempotency_key, fingerprint, epoch, if_revision } = proposal;
+        let command = Command { action, principal, at: now(), idempotency_key, fingerprint, epoch, if_revision };
         let bytes = size_of(&command);
         let (answer, answered) = oneshot::channel();
         self.queue.try_send(Waiting { command, bytes, answer }).map_err(|error| match error {

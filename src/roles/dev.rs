@@ -8,12 +8,12 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use groundswell::{model::principal::Role, runner::runtime};
 use tokio::process::{Child, Command};
 use tokio_util::sync::CancellationToken;
 
-use super::{bind, passable_folder};
+use super::{bind, misconfigured, passable_folder};
 
 /// The delay before a child that ended is started again.
 const RESTART_AFTER: Duration = Duration::from_secs(1);
@@ -47,7 +47,9 @@ pub struct Options {
 /// Runs everything until `stop`, then stops it and what it started.
 pub async fn run(options: Options, stop: CancellationToken) -> Result<()> {
     if !options.listen.ip().is_loopback() || !options.gateway.ip().is_loopback() {
-        bail!("`swell dev` listens on loopback addresses only: use `swell server`, `swell gateway` and `swell agent` for others");
+        let told =
+            "`swell dev` listens on loopback addresses only: use `swell server`, `swell gateway` and `swell agent` for others";
+        return Err(misconfigured(anyhow!(told)));
     }
     passable_folder(&options.data)?;
     // Told before anything is started, and by name.

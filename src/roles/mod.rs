@@ -9,9 +9,31 @@ pub mod wanted;
 use std::{io::IsTerminal as _, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result};
+use groundswell::{agent::AgentError, cli::Exit, gateway::GatewayError};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
+
+/// What a role is told cannot be: it takes another configuration, not another start.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Misconfigured(String);
+
+/// `error` as one of configuration.
+pub fn misconfigured(error: anyhow::Error) -> anyhow::Error {
+    Misconfigured(format!("{error:#}")).into()
+}
+
+/// The exit code of a role that ended with `error`.
+pub fn exit_of(error: &anyhow::Error) -> Exit {
+    let is_told_wrong = |cause: &(dyn std::error::Error + 'static)| {
+        let agents =
+            matches!(cause.downcast_ref(), Some(AgentError::NoServers | AgentError::Server(_) | AgentError::NotIsolated(_)));
+        cause.is::<Misconfigured>() || cause.is::<GatewayError>() || agents
+    };
+    if error.chain().any(is_told_wrong) { Exit::Usage } else { Exit::Failed }
+}
 
 /// How long a role may take to stop before its process ends all the same.
 const STOP_WITHIN: Duration = Duration::from_secs(40);
@@ -57,33 +79,70 @@ where
     result
 }
 
+/// Lets this process have as many files open as the system allows it: each connection is one. For roles that hold connections, since
+/// children inherit it.
+pub fn open_files_max() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files stays as it is: it bounds how many connections are taken");
+    }
+}
+
 /// Creates a folder that only its owner may enter.
 pub fn private_folder(path: &Path) -> Result<()> {
     use std::os::unix::fs::DirBuilderExt as _;
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).with_context(|| {
-        let way_out = "name a folder that this user may write with --data, or run it as another user";
-        format!("cannot create the folder {}: {way_out}", path.display())
-    })
+    created(path, std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path))
 }
 
 /// Creates a folder that others may pass through: services run as users of their own.
 pub fn passable_folder(path: &Path) -> Result<()> {
-    std::fs::create_dir_all(path).with_context(|| {
+    created(path, std::fs::create_dir_all(path))
+}
+
+fn created(path: &Path, created: std::io::Result<()>) -> Result<()> {
+    let told = created.with_context(|| {
         let way_out = "name a folder that this user may write with --data, or run it as another user";
         format!("cannot create the folder {}: {way_out}", path.display())
-    })
+    });
+    told.map_err(misconfigured)
 }
 
 /// Binds `address`, or says which program to look for.
 pub async fn bind(address: std::net::SocketAddr, flag: &str) -> Result<tokio::net::TcpListener> {
-    tokio::net::TcpListener::bind(address).await.map_err(|error| match error.kind() {
-        std::io::ErrorKind::AddrInUse => anyhow::anyhow!(
+    let bound = tokio::net::TcpListener::bind(address).await.map_err(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => format!(
             "{address} is taken by another program: stop it (`ss -ltnp 'sport = :{}'` names it), or choose another address with {flag}",
             address.port()
         ),
         std::io::ErrorKind::PermissionDenied => {
-            anyhow::anyhow!("this user may not listen on {address}: choose a port from 1024 on with {flag}, or run it as root")
+            format!("this user may not listen on {address}: choose a port from 1024 on with {flag}, or run it as root")
         }
-        _ => anyhow::anyhow!("cannot listen on {address}: {error}; choose another address with {flag}"),
-    })
+        _ => format!("cannot listen on {address}: {error}; choose another address with {flag}"),
+    });
+    bound.map_err(|told| Misconfigured(told).into())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_what_another_configuration_mends_is_told_from_what_failed() {
+        let taken = bind("127.0.0.1:0".parse().unwrap(), "--listen").await.unwrap();
+        let error = bind(taken.local_addr().unwrap(), "--listen").await.unwrap_err();
+        assert!(error.to_string().contains("is taken by another program"), "{error}");
+        assert_eq!(exit_of(&error), Exit::Usage);
+        assert_eq!(exit_of(&AgentError::NoServers.into()), Exit::Usage);
+        assert_eq!(exit_of(&private_folder(Path::new("/dev/null/data")).unwrap_err()), Exit::Usage);
+        assert_eq!(exit_of(&anyhow::anyhow!("this server has stopped: the disk is full")), Exit::Failed);
+    }
+
+    #[test]
+    fn a_role_with_connections_opens_as_many_files_as_it_may() {
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, soft.min(hard - 1), hard).unwrap();
+        open_files_max();
+        assert_eq!(getrlimit(Resource::RLIMIT_NOFILE).unwrap(), (hard, hard));
+    }
 }

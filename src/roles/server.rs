@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use groundswell::{
     actors::{self, LocalRunner},
     artifacts::{
@@ -26,7 +26,7 @@ use groundswell::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{bind, private_folder};
+use super::{bind, misconfigured, open_files_max, private_folder};
 
 /// How often what uploads and deletions leave behind is swept up.
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
@@ -57,6 +57,7 @@ pub struct RunnerOptions {
 
 /// Runs a server until `stop`.
 pub async fn run(options: Options, stop: CancellationToken) -> Result<()> {
+    open_files_max();
     private_folder(&options.data)?;
     let listener = bind(options.listen, "--listen").await?;
     let _announced = at_work::announce(&options.data, listener.local_addr()?)
@@ -111,13 +112,16 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<()> {
         options: http::Options::default(),
     };
     tracing::info!(address = %listener.local_addr()?, data = %options.data.display(), "the server is ready");
-    tokio::select! {
-        () = http::serve(listener, api, stop.cancelled_owned()) => {}
+    let ended = tokio::select! {
+        () = http::serve(listener, api, stop.cancelled_owned()) => Ok(()),
         () = tree.failed() => bail!("the root of the actors failed, and nothing would be driven any more: start the server again"),
-    }
+        why = node.stopped() => Err(anyhow!("this server has stopped: {why}")),
+    };
     tree.stop().await;
-    node.shutdown().await?;
-    Ok(())
+    let closed = node.shutdown().await;
+    // Why it stopped comes before what followed from that.
+    ended?;
+    Ok(closed?)
 }
 
 async fn local_runner(
@@ -132,7 +136,9 @@ async fn local_runner(
         if !runner.allow_unisolated {
             let fixes: Vec<&str> =
                 report.checks.iter().filter(|check| check.required).filter_map(|check| check.fix.as_deref()).collect();
-            bail!("builds cannot be isolated on this machine ({why}): {}; `swell doctor` shows every check", fixes.join("; "));
+            let fixes = fixes.join("; ");
+            let told = anyhow!("builds cannot be isolated on this machine ({why}): {fixes}; `swell doctor` shows every check");
+            return Err(misconfigured(told));
         }
         tracing::warn!(
             why,
@@ -171,5 +177,71 @@ impl LogSource for NoLogs {
         _: u64,
     ) -> Option<futures::stream::BoxStream<'static, groundswell::model::ports::LogChunk>> {
         None
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::{fs, io::Write as _, path::Path};
+
+    use groundswell::{model::principal::Role, security::at_work};
+    use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// A small disk, until dropped.
+    struct Disk(tempfile::TempDir);
+
+    impl Drop for Disk {
+        fn drop(&mut self) {
+            umount2(self.0.path(), MntFlags::MNT_DETACH).unwrap();
+        }
+    }
+
+    /// Fills the disk but for a few MiB.
+    fn fill(disk: &Path) {
+        let mut file = fs::File::create(disk.join("filler")).unwrap();
+        let mut mebibytes = 0;
+        while file.write_all(&[1; 1 << 20]).is_ok() {
+            mebibytes += 1;
+        }
+        file.set_len((mebibytes - 8) << 20).unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_server_on_a_full_disk_ends_so_that_it_is_started_again() {
+        let dir = tempfile::tempdir().unwrap();
+        if let Err(error) = mount(Some("tmpfs"), dir.path(), Some("tmpfs"), MsFlags::empty(), Some("size=256m")) {
+            eprintln!("SKIPPED: a full disk cannot be tried without root: mount: {error}");
+            return;
+        }
+        let disk = Disk(dir);
+        let data = disk.0.path().join("data");
+        let listen = "127.0.0.1:0".parse().unwrap();
+        let options = Options { data: data.clone(), listen, id: 1, runner: None };
+        let server = tokio::spawn(run(options, CancellationToken::new()));
+        let client = reqwest::Client::builder().timeout(PATIENCE).build().unwrap();
+        let ended = tokio::time::timeout(PATIENCE, async {
+            let mut filled = false;
+            while !server.is_finished() {
+                let (Some(url), Ok(token)) = (at_work::url(&data), Tokens::read(&data.join("tokens"), Role::Admin)) else {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                    continue;
+                };
+                // Refused for its name, but kept in the log as all that is proposed.
+                let body = serde_json::json!({ "name": "shop", "default_branch": "x".repeat(400_000) });
+                let sent = client.post(format!("{url}/v1/repositories")).bearer_auth(token).json(&body).send().await;
+                if !filled && sent.is_ok_and(|answer| answer.status() == reqwest::StatusCode::UNPROCESSABLE_ENTITY) {
+                    fill(disk.0.path());
+                    filled = true;
+                }
+            }
+            server.await.unwrap()
+        });
+        let why = format!("{:#}", ended.await.unwrap().unwrap_err());
+        assert!(why.contains("this server has stopped") && why.contains("disk is full"), "{why}");
     }
 }

@@ -33,6 +33,17 @@ pub async fn environment(context: &Context, client: &Client, given: Option<Strin
     }
 }
 
+/// The plan that `wanted` asks for. Where it leaves out the environment and the server cannot tell which, a person chooses.
+pub async fn plan(client: &Client, mut wanted: Value) -> Result<Value> {
+    match client.post(&["v1", "plans"], &wanted).await {
+        Err(failure) if failure.code() == "ambiguous" => {
+            wanted["environment"] = pick(&failure.choices(), failure)?.into();
+            client.post(&["v1", "plans"], &wanted).await
+        }
+        answer => answer,
+    }
+}
+
 /// Lets a person choose; a script gets the failure instead.
 pub fn pick(choices: &[String], otherwise: Failure) -> Result<String> {
     if choices.is_empty() || !io::stdin().is_terminal() || !io::stderr().is_terminal() {

@@ -81,7 +81,7 @@ pub async fn run(context: &Context, args: EventsArgs, style: Style) -> Result<Ex
                 Item::Gap => context.output.say("events between the last one and now are no longer kept; going on from now"),
                 Item::End(failure) => return Err(failure),
             },
-            () = context.interrupted() => break,
+            () = context.interrupt.pressed() => break,
         }
     }
     if context.output.json {

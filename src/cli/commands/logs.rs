@@ -63,7 +63,7 @@ async fn followed(context: &Context, client: &Client, args: &LogsArgs) -> Result
         // As of before the read: what is written after it is read in the next round.
         let seen = tokio::select! {
             seen = client.get_once(&path) => seen,
-            () = context.interrupted() => break,
+            () = context.interrupt.pressed() => break,
         };
         let read = match seen {
             Ok(value) => {
@@ -73,7 +73,7 @@ async fn followed(context: &Context, client: &Client, args: &LogsArgs) -> Result
                 let attempt_ended = build.attempts.iter().any(|attempt| attempt.number == number && attempt.end.is_some());
                 let read = tokio::select! {
                     read = reader.read(client, &args.id, Some(number), true) => read,
-                    () = context.interrupted() => break,
+                    () = context.interrupt.pressed() => break,
                 };
                 let nothing_yet =
                     matches!(&read, Err(failure) if matches!(failure.code(), "no_log" | "no_attempt" | "not_found"));
@@ -108,7 +108,7 @@ async fn followed(context: &Context, client: &Client, args: &LogsArgs) -> Result
         }
         tokio::select! {
             () = tokio::time::sleep(context.pace.look_every) => {}
-            () = context.interrupted() => break,
+            () = context.interrupt.pressed() => break,
         }
     }
     if context.output.json {

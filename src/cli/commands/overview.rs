@@ -23,14 +23,35 @@ const AT_WORK_MAX: usize = 50;
 /// Shows everything, once or whenever it changed.
 pub async fn run(context: &Context, watch: bool, timeout: Option<Millis>) -> Result<Exit> {
     let client = context.client()?;
-    let mut shown = None;
     let time_is_up = timeout.map(|timeout| tokio::time::Instant::now() + timeout.as_duration());
-    loop {
+    if !watch {
         let value = look(&client).await?;
-        if !watch {
-            context.output.result(&value, || text(context, &value))?;
-            return Ok(Exit::Done);
+        context.output.result(&value, || text(context, &value))?;
+        return Ok(Exit::Done);
+    }
+    let up = async {
+        match time_is_up {
+            Some(time) => tokio::time::sleep_until(time).await,
+            None => std::future::pending().await,
         }
+    };
+    let watched = watched(context, &client);
+    let exit = tokio::select! {
+        failed = watched => return failed.map(|never| match never {}),
+        () = up => Exit::TimedOut,
+        () = context.interrupt.pressed() => Exit::Done,
+    };
+    if context.output.json {
+        context.output.json_line("result", json!({ "exit": exit.code() }))?;
+    }
+    Ok(exit)
+}
+
+/// Shows everything whenever it changed, until it fails.
+async fn watched(context: &Context, client: &Client) -> Result<std::convert::Infallible> {
+    let mut shown = None;
+    loop {
+        let value = look(client).await?;
         if shown.as_ref() != Some(&value) {
             match context.output.json {
                 true => context.output.json_line("status", value.clone())?,
@@ -42,21 +63,7 @@ pub async fn run(context: &Context, watch: bool, timeout: Option<Millis>) -> Res
             }
             shown = Some(value);
         }
-        let up = async {
-            match time_is_up {
-                Some(time) => tokio::time::sleep_until(time).await,
-                None => std::future::pending().await,
-            }
-        };
-        let exit = tokio::select! {
-            () = tokio::time::sleep(context.pace.look_every * 2) => continue,
-            () = up => Exit::TimedOut,
-            () = context.interrupted() => Exit::Done,
-        };
-        if context.output.json {
-            context.output.json_line("result", json!({ "exit": exit.code() }))?;
-        }
-        return Ok(exit);
+        tokio::time::sleep(context.pace.look_every * 2).await;
     }
 }
 

@@ -20,7 +20,7 @@ const NAMED_MAX: usize = 8;
 pub struct PlanArgs {
     /// Which pipeline
     pub pipeline: String,
-    /// Where; may be left out where there is one environment
+    /// Where; may be left out where there is one environment, or with --rollback where the pipeline runs in one
     #[arg(long, short = 'e', value_name = "NAME")]
     pub env: Option<String>,
     /// Which release, as shop@12 or 12; the newest unless given
@@ -34,15 +34,18 @@ pub struct PlanArgs {
 /// Asks for the plan and prints it.
 pub async fn run(context: &Context, args: PlanArgs) -> Result<Exit> {
     let client = context.client()?;
-    let environment = choose::environment(context, &client, args.env).await?;
+    let environment = match args.rollback {
+        true => args.env.or_else(|| context.settings.value("environment").map(str::to_owned)),
+        false => Some(choose::environment(context, &client, args.env).await?),
+    };
     let release = args.release.map(|text| choose::release(&args.pipeline, &text)).transpose()?;
     let request = body([
         ("pipeline", Some(json!(args.pipeline))),
-        ("environment", Some(json!(environment))),
+        ("environment", environment.map(Into::into)),
         ("release", release.map(Into::into)),
         ("rollback", args.rollback.then(|| true.into())),
     ]);
-    let value = client.post(&["v1", "plans"], &request).await?;
+    let value = choose::plan(&client, request).await?;
     let plan: Plan = views::read(&value)?;
     context.output.result(&value, || text(&plan))?;
     Ok(if plan.stable.as_ref() == Some(&plan.release) { Exit::Done } else { Exit::Changes })

@@ -5,7 +5,7 @@ use serde_json::json;
 use super::{body, choose, finish};
 use crate::cli::{
     context::Context,
-    failure::{Exit, Failure, Result},
+    failure::{Exit, Result},
     follow::{FollowArgs, Kind},
     views::{self, Plan},
 };
@@ -33,18 +33,16 @@ pub struct RollbackArgs {
 pub async fn run(context: &Context, args: RollbackArgs) -> Result<Exit> {
     let client = context.client()?;
     let pipeline = args.pipeline.as_str();
-    let environment = match args.env.or_else(|| context.settings.value("environment").map(str::to_owned)) {
-        Some(name) => name,
-        None => only_environment(&client, pipeline).await?,
-    };
+    let environment = args.env.or_else(|| context.settings.value("environment").map(str::to_owned));
     let to = args.to.map(|text| choose::release(pipeline, &text)).transpose()?;
     let wanted = body([
         ("pipeline", Some(json!(pipeline))),
-        ("environment", Some(json!(environment))),
+        ("environment", environment.map(Into::into)),
         ("release", to.map(Into::into)),
         ("rollback", Some(true.into())),
     ]);
-    let plan: Plan = views::read(&client.post(&["v1", "plans"], &wanted).await?)?;
+    let plan: Plan = views::read(&choose::plan(&client, wanted).await?)?;
+    let environment = &plan.environment;
     let from = plan.stable.as_ref().map(|stable| format!(", whose stable release is {stable}")).unwrap_or_default();
     context.output.say(format!("going back to {} in {environment}{from}", plan.release));
     let request = body([
@@ -55,21 +53,4 @@ pub async fn run(context: &Context, args: RollbackArgs) -> Result<Exit> {
     ]);
     let rollout = client.post(&["v1", "rollbacks"], &request).await?;
     finish::started(context, &client, Kind::Rollout, rollout, &args.follow).await
-}
-
-async fn only_environment(client: &crate::cli::client::Client, pipeline: &str) -> Result<String> {
-    let deployments = choose::deployments(client, Some(pipeline)).await?;
-    let names: Vec<String> = deployments.into_iter().map(|(deployment, _)| deployment.environment).collect();
-    match names.as_slice() {
-        [only] => Ok(only.clone()),
-        [] => {
-            let failure = Failure::new(Exit::Usage, "not_deployed", format!("{pipeline} was never deployed"));
-            Err(failure.hint("`swell status` shows what runs where"))
-        }
-        [first, ..] => {
-            let what = format!("{pipeline} runs in {} environments: {}", names.len(), names.join(", "));
-            let failure = Failure::new(Exit::Usage, "ambiguous", what);
-            choose::pick(&names, failure.hint(format!("say which: `swell rollback {pipeline} --env {first}`")))
-        }
-    }
 }

@@ -62,16 +62,14 @@ pub async fn follow(
             item = feed.next(), if !events_end => events_end = matches!(item, Item::End(_)),
             () = tokio::time::sleep(context.pace.look_every) => {}
             () = tokio::time::sleep_until(screen.heartbeat_at) => screen.heartbeat(&thing),
-            () = tokio::time::sleep_until(time_is_up) => {
-                screen.note(&format!("stopped waiting: the time is up. {}", thing.how_to_go_on()));
-                break Exit::TimedOut;
-            }
-            () = context.interrupted() => {
-                screen.note(&format!("left. {}", thing.how_to_go_on()));
-                break Exit::TimedOut;
-            }
+            exit = left(context, &screen, &thing, time_is_up) => break exit,
         }
-        match client.get_once(&["v1", kind.collection(), &id]).await {
+        let path = ["v1", kind.collection(), &id];
+        let seen = tokio::select! {
+            seen = client.get_once(&path) => seen,
+            exit = left(context, &screen, &thing, time_is_up) => break exit,
+        };
+        match seen {
             Ok(seen) => {
                 if away_since.take().is_some() {
                     screen.note("the server is back");
@@ -104,6 +102,16 @@ pub async fn follow(
         context.output.complain(text.trim_end());
     }
     Ok(Followed { thing, value, exit })
+}
+
+/// Waits until the user leaves or the time is up, and says how to go on.
+async fn left(context: &Context, screen: &Screen<'_>, thing: &Thing, time_is_up: Instant) -> Exit {
+    let why = tokio::select! {
+        () = tokio::time::sleep_until(time_is_up) => "stopped waiting: the time is up",
+        () = context.interrupt.pressed() => "left",
+    };
+    screen.note(&format!("{why}. {}", thing.how_to_go_on()));
+    Exit::TimedOut
 }
 
 /// Longer than anyone waits, and short enough to be added to the present.

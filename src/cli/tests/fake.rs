@@ -209,7 +209,7 @@ pub fn typed_with(addr: &str, arguments: &[&str], vars: &[(&'static str, &str)])
         hooks: hooks(),
         zone: jiff::tz::TimeZone::UTC,
         pace,
-        interrupt: Arc::default(),
+        interrupt: Default::default(),
         var: Box::new(var),
     };
     Typed { context: Arc::new(context), command: cli.command, out, err }

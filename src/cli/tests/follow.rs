@@ -180,7 +180,7 @@ async fn leaving_says_how_to_go_on_and_the_work_does() {
     assert!(said.err.contains("swell status r7 --watch") && said.err.contains("swell abort r7"), "{}", said.err);
 
     let running = typed(&server.addr, DEPLOY);
-    running.context.interrupt.notify_one();
+    running.context.interrupt.press();
     let said = running.run().await;
     assert_eq!(said.exit, Exit::TimedOut);
     assert!(said.err.contains("swell status r7 --watch") && said.err.contains("swell abort r7"), "{}", said.err);
@@ -192,13 +192,33 @@ async fn leaving_says_how_to_go_on_and_the_work_does() {
 }
 
 #[tokio::test]
+async fn leaving_does_not_wait_for_an_answer() {
+    let server = Fake::start(|seen| match seen.method.as_str() {
+        "POST" => Reply::Json(201, rollout("deploying", json!({}))),
+        _ => silent(),
+    })
+    .await;
+    for words in [DEPLOY, &["status", "--watch"]] {
+        let before = server.seen().len();
+        let running = typed(&server.addr, words);
+        let context = Arc::clone(&running.context);
+        let end = tokio::spawn(running.run());
+        let asked = || server.seen()[before..].iter().any(|seen| seen.path.starts_with("/v1/rollouts") && seen.method == "GET");
+        until("a request that is not answered", asked).await;
+        context.interrupt.press();
+        let said = end.await.unwrap();
+        assert!([Exit::TimedOut, Exit::Done].contains(&said.exit), "{said:?}");
+    }
+}
+
+#[tokio::test]
 async fn without_news_it_says_what_it_waits_for() {
     let server = Fake::start(script(vec![rollout("deploying", json!({}))])).await;
     let running = typed(&server.addr, DEPLOY).pace(|pace| pace.heartbeat_every = Duration::from_millis(30));
     let (err, context) = (running.err(), Arc::clone(&running.context));
     let end = tokio::spawn(running.run());
     until("two heartbeats", || err.text().matches("waits for web-1 to become healthy").count() >= 2).await;
-    context.interrupt.notify_one();
+    context.interrupt.press();
     assert_eq!(end.await.unwrap().exit, Exit::TimedOut);
 }
 
@@ -250,7 +270,7 @@ async fn events_resume_where_the_connection_broke() {
     let (context, out) = (Arc::clone(&running.context), running.out());
     let end = tokio::spawn(running.run());
     until("the event after the break", || out.text().contains("7.0")).await;
-    context.interrupt.notify_one();
+    context.interrupt.press();
     let said = end.await.unwrap();
     assert!(said.err.contains("nothing was missed"), "{}", said.err);
     let seqs: Vec<String> = said.json_lines().iter().filter_map(|line| line["seq"].as_str().map(str::to_owned)).collect();

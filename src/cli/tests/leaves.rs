@@ -189,7 +189,7 @@ async fn watching_prints_an_object_a_line_and_a_result_at_the_end() {
         assert!(before.iter().all(|line| line["type"].is_string() && line["type"] != "result"));
     }
     let running = typed(&server.addr, &["events", "-f", "--json"]);
-    running.context.interrupt.notify_one();
+    running.context.interrupt.press();
     let said = running.run().await;
     assert_eq!(said.json_lines().last().unwrap()["type"], "result");
 }

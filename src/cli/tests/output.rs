@@ -97,22 +97,27 @@ async fn a_rollback_says_where_it_goes_before_it_starts_and_asks_where_it_cannot
     let asked = &server.seen_at("POST", "/v1/rollbacks")[0].body;
     assert_eq!(*asked, json!({ "pipeline": "shop", "environment": "production", "to": "shop@11", "why": "errors" }));
 
-    let server = Fake::start(|seen| match seen.path.as_str() {
-        "/v1/environments" => Reply::Json(200, json!({ "items": [{ "name": "production" }, { "name": "staging" }] })),
-        path if path.ends_with("/deployments") => {
-            let environment = path.split('/').nth(3).unwrap();
-            Reply::Json(200, json!({ "items": [{ "environment": environment, "pipeline": "shop" }] }))
-        }
+    let ambiguous = json!({
+        "status": 409, "code": "ambiguous", "detail": "shop runs in 2 environments: production, staging",
+        "hint": "say which: --env production", "choices": ["production", "staging"],
+    });
+    let server = Fake::start(move |seen| match seen.path.as_str() {
+        "/v1/plans" => Reply::Json(409, ambiguous.clone()),
         _ => fine(seen),
     })
     .await;
-    let said = typed(&server.addr, &["rollback", "shop"]).run().await;
-    assert_eq!(said.exit, Exit::Usage);
-    insta::assert_snapshot!(said.err, @r"
-    error[ambiguous]: shop runs in 2 environments: production, staging
-      next: say which: `swell rollback shop --env production`
-    ");
+    for words in [&["rollback", "shop"][..], &["plan", "shop", "--rollback"]] {
+        let said = typed(&server.addr, words).run().await;
+        assert_eq!(said.exit, Exit::Usage);
+        insta::allow_duplicates! {
+            insta::assert_snapshot!(said.err, @r"
+            error[ambiguous]: shop runs in 2 environments: production, staging
+              next: say which: --env production
+            ");
+        }
+    }
     assert!(server.seen_at("POST", "/v1/rollbacks").is_empty());
+    assert!(server.seen().iter().all(|seen| seen.path == "/v1/plans"), "the server knows where the pipeline runs");
 }
 
 #[tokio::test]

@@ -82,6 +82,17 @@ async fn an_instance_sees_the_clients_request_and_who_sent_it() {
 }
 
 #[tokio::test]
+async fn a_request_that_names_no_host_reaches_a_pinned_service_with_one() {
+    let mirror = mirror().await;
+    let mut config = config();
+    config.listeners[0].service = Some(SERVICE.parse().unwrap());
+    let gateway = Running::with(config).await;
+    gateway.table.apply(to(1, &[mirror.address])).unwrap();
+    let answer = gateway.raw("GET /old HTTP/1.0\r\n\r\n").await;
+    assert!(answer.contains(&format!("\nhost: {}\n", mirror.address)), "{answer}");
+}
+
+#[tokio::test]
 async fn answers_without_a_body_keep_what_they_say_of_it() {
     let upstream = Upstream::start(|request| async move {
         let mut answer = reply(if request.method() == "HEAD" { "" } else { "12345" });

@@ -48,7 +48,11 @@ pub struct BuildFilter {
 pub async fn list(State(app): State<App>, Params(query): Params<BuildFilter>) -> Result<Json<Page<BuildView>>, Problem> {
     let limit = page::limit(query.limit)?;
     let before: Option<BuildId> = page::cursor(&query.cursor)?;
-    let state = query.state.as_deref().map(states).transpose()?;
+    let state = query
+        .state
+        .as_deref()
+        .map(|name| page::states(name, "builds", &BuildState::ALL, BuildState::name, BuildState::is_end))
+        .transpose()?;
     let pipeline = query.pipeline;
     app.read(move |view| {
         let wanted = |build: &Build| {
@@ -63,21 +67,6 @@ pub async fn list(State(app): State<App>, Params(query): Params<BuildFilter>) ->
         Ok(Json(Page { items, next: last.map(|last| last.id.to_string()), as_of: view.applied() }))
     })
     .await
-}
-
-fn states(name: &str) -> Result<Vec<BuildState>, Problem> {
-    let all = BuildState::ALL.into_iter();
-    let states: Vec<_> = match name {
-        "open" => all.filter(|state| !state.is_end()).collect(),
-        "ended" => all.filter(|state| state.is_end()).collect(),
-        name => all.filter(|state| state.name() == name).collect(),
-    };
-    if states.is_empty() {
-        let names: Vec<_> = BuildState::ALL.iter().map(|state| state.name()).collect();
-        let hint = format!("write open, ended, {}", names.join(", "));
-        return Err(Problem::invalid(format!("`{name}` is not a state of builds"), hint));
-    }
-    Ok(states)
 }
 
 /// Shows a build with its attempts.
@@ -140,6 +129,9 @@ pub async fn create(
     guards: Guards,
     Body(wanted): Body<CreateBuild>,
 ) -> Result<Answer<BuildView>, Problem> {
+    if let Some(outcome) = app.remembered(&guards).await? {
+        return created(&app, &outcome).await;
+    }
     let CreateBuild { pipeline, commit, git_ref, again } = wanted;
     let name = pipeline.clone();
     let (source, resources) = app
@@ -155,8 +147,12 @@ pub async fn create(
     let Found { commit, git_ref } = found;
     let action = BuildAction::Request { pipeline, commit, git_ref, cause: Cause::Manual, again, resources };
     let outcome = app.propose(caller, guards, action).await?;
-    let id = build_id(&outcome)?;
-    Ok(shown(&app, id).await?.after(&outcome).created(format!("/v1/builds/{id}")))
+    created(&app, &outcome).await
+}
+
+async fn created(app: &App, outcome: &Outcome) -> Result<Answer<BuildView>, Problem> {
+    let id = build_id(outcome)?;
+    Ok(shown(app, id).await?.after(outcome).created(format!("/v1/builds/{id}")))
 }
 
 /// The room that the pipeline's newest release asked for; what a build asks for is known only after its checkout.

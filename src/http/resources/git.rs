@@ -8,9 +8,9 @@ use axum::{
 use hyper::StatusCode;
 
 use crate::{
-    artifacts::git::{Access, HostedRepositories},
+    artifacts::git::Access,
     http::{access::Caller, app::App, input::At, problem::Problem},
-    model::ids::RepositoryName,
+    model::{ids::RepositoryName, principal::Role},
 };
 
 /// Fetching and pushing. `shop` and `shop.git` are the same repository.
@@ -29,11 +29,7 @@ pub async fn serve(
         .unwrap_or(&name)
         .parse()
         .map_err(|error: crate::model::ids::IdError| Problem::invalid(error.to_string(), "look at the address"))?;
-    // What it may do was decided by the guard, by the same question.
-    let access = if HostedRepositories::is_push(&sub_path, request.uri().query()) {
-        Access::Write { pusher: caller.to_string() }
-    } else {
-        Access::Read
-    };
+    // From the role that was proven, whatever the guard took the request for.
+    let access = if caller.role.allows(Role::Developer) { Access::Write { pusher: caller.to_string() } } else { Access::Read };
     Ok(hosted.serve(&name, &sub_path, access, request).await.map(Body::new).into_response())
 }

@@ -85,7 +85,7 @@ pub async fn create(
     // Before gigabytes are received for nothing.
     app.read(move |view| existing::<Pipeline>(view, &key(name.as_str()), || Subject::Pipeline(name.clone()))).await?;
     let mut chunks = incoming(&app, body);
-    let (file, rest) = pipeline_file(&mut chunks, query.file_bytes).await?;
+    let (file, file_digest, rest) = pipeline_file(&mut chunks, query.file_bytes).await?;
     let archive = stream::iter([Ok(rest)]).chain(chunks);
     let (stored, content) = store(&app, archive).await?;
     let (unpacked_digest, unpacked_size) = unpacked(&*app.content, stored).await?;
@@ -117,6 +117,7 @@ pub async fn create(
         unpacked_size: ByteSize(unpacked_size),
         manifest: manifest_digest,
     };
+    let guards = guards.and(file_digest).and(stored.digest);
     let outcome = app.propose(caller, guards, BuildAction::Push { pipeline, commit, git_ref, artifact, file }).await?;
     let id = build_id(&outcome)?;
     let answer = app
@@ -144,8 +145,8 @@ fn incoming(app: &App, body: Body) -> Chunks {
     chunks.map(move |chunk| chunk.map_err(ended)?.map_err(io::Error::other)).boxed()
 }
 
-/// The pipeline file at the beginning, and what came along of the archive.
-async fn pipeline_file(chunks: &mut Chunks, bytes: usize) -> Result<(Box<PipelineFile>, Bytes), Problem> {
+/// The pipeline file at the beginning with its digest, and what came along of the archive.
+async fn pipeline_file(chunks: &mut Chunks, bytes: usize) -> Result<(Box<PipelineFile>, Digest, Bytes), Problem> {
     if bytes == 0 || bytes > FILE_BYTES_MAX {
         let hint = format!("a pipeline file has 1 to {FILE_BYTES_MAX} bytes");
         return Err(Problem::invalid(format!("`file_bytes` is {bytes}"), hint));
@@ -156,13 +157,14 @@ async fn pipeline_file(chunks: &mut Chunks, bytes: usize) -> Result<(Box<Pipelin
         head.extend_from_slice(&chunks.try_next().await.map_err(|_| broken())?.ok_or_else(broken)?);
     }
     let rest = Bytes::from(head.split_off(bytes));
+    let digest = Digest::of(&head);
     let text = String::from_utf8(head).map_err(|_| Problem::invalid("the pipeline file is not UTF-8", "send it as text"))?;
     let file = PipelineFile::parse(&text).map_err(|found| {
         let shown = render_all(&found, "swell.toml", &text);
         let detail = format!("the pipeline file is wrong:\n{shown}");
         Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_file", detail, "`swell validate` checks it offline")
     })?;
-    Ok((Box::new(file), rest))
+    Ok((Box::new(file), digest, rest))
 }
 
 /// Stores the archive and hashes its pieces as they pass.

@@ -55,6 +55,9 @@ pub async fn create(
     guards: Guards,
     Body(wanted): Body<CreateRollback>,
 ) -> Result<Answer<RolloutView>, Problem> {
+    if let Some(outcome) = app.remembered(&guards).await? {
+        return rollouts::started(&app, &outcome).await;
+    }
     let CreateRollback { pipeline, environment, to, why } = wanted;
     let (environment, release) = app.read_latest(move |view| goal(view, &pipeline, environment, to)).await?;
     let action = RolloutAction::Start { environment, release, purpose: Purpose::Rollback, why, if_plan: None };
@@ -97,7 +100,7 @@ fn only_deployment(view: &View, pipeline: &PipelineName) -> Result<Deployment, P
         (Some(only), 1) => Ok(only),
         (Some(_), _) => {
             let detail = format!("{pipeline} runs in {} environments: {}", names.len(), names.join(", "));
-            let hint = format!("say which: `swell rollback {pipeline} --env {}`", names[0]);
+            let hint = format!("say which: --env {}", names[0]);
             Err(Problem::new(StatusCode::CONFLICT, "ambiguous", detail, hint).choices(names))
         }
         (None, _) => Err(not_deployed(format!("{pipeline} was never deployed"))),

@@ -53,7 +53,11 @@ pub struct RolloutFilter {
 pub async fn list(State(app): State<App>, Params(query): Params<RolloutFilter>) -> Result<Json<Page<RolloutView>>, Problem> {
     let limit = page::limit(query.limit)?;
     let before: Option<RolloutId> = page::cursor(&query.cursor)?;
-    let states = query.state.as_deref().map(states).transpose()?;
+    let states = query
+        .state
+        .as_deref()
+        .map(|name| page::states(name, "rollouts", &RolloutState::ALL, RolloutState::name, RolloutState::is_end))
+        .transpose()?;
     app.read(move |view| {
         let wanted = |rollout: &Rollout| {
             query.pipeline.as_ref().is_none_or(|pipeline| rollout.pipeline == *pipeline)
@@ -66,21 +70,6 @@ pub async fn list(State(app): State<App>, Params(query): Params<RolloutFilter>) 
         Ok(Json(Page { items: items?, next: last.map(|last: Rollout| last.id.to_string()), as_of: view.applied() }))
     })
     .await
-}
-
-fn states(name: &str) -> Result<Vec<RolloutState>, Problem> {
-    let all = RolloutState::ALL.into_iter();
-    let states: Vec<_> = match name {
-        "open" => all.filter(|state| !state.is_end()).collect(),
-        "ended" => all.filter(|state| state.is_end()).collect(),
-        name => all.filter(|state| state.name() == name).collect(),
-    };
-    if states.is_empty() {
-        let names: Vec<_> = RolloutState::ALL.iter().map(|state| state.name()).collect();
-        let hint = format!("write open, ended, {}", names.join(", "));
-        return Err(Problem::invalid(format!("`{name}` is not a state of rollouts"), hint));
-    }
-    Ok(states)
 }
 
 /// Shows a rollout: its waves, its gate and what it waits for, verdicts and failures.
@@ -138,6 +127,9 @@ pub async fn create(
     guards: Guards,
     Body(wanted): Body<CreateRollout>,
 ) -> Result<Answer<RolloutView>, Problem> {
+    if let Some(outcome) = app.remembered(&guards).await? {
+        return started(&app, &outcome).await;
+    }
     let CreateRollout { pipeline, environment, release, if_plan, why } = wanted;
     let release = app.read_latest(move |view| releases::chosen(view, &pipeline, release)).await?;
     let action = RolloutAction::Start { environment, release, purpose: Purpose::Deploy, why, if_plan };
@@ -147,8 +139,13 @@ pub async fn create(
 /// Starts a rollout and shows it.
 pub async fn start(app: &App, caller: Caller, guards: Guards, action: RolloutAction) -> Result<Answer<RolloutView>, Problem> {
     let outcome = app.propose(caller, guards, action).await?;
-    let id = rollout_id(&outcome)?;
-    Ok(shown(app, id).await?.after(&outcome).created(format!("/v1/rollouts/{id}")))
+    started(app, &outcome).await
+}
+
+/// Shows the rollout that was started.
+pub async fn started(app: &App, outcome: &Outcome) -> Result<Answer<RolloutView>, Problem> {
+    let id = rollout_id(outcome)?;
+    Ok(shown(app, id).await?.after(outcome).created(format!("/v1/rollouts/{id}")))
 }
 
 fn rollout_id(outcome: &Outcome) -> Result<RolloutId, Problem> {

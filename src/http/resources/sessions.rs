@@ -17,7 +17,7 @@ use crate::{
     model::{
         ports::{LINK_FRAMES_MAX, Link},
         routes::GatewayToServer,
-        wire::{FRAME_BYTES_MAX, SILENCE_MAX},
+        wire::{FRAME_BYTES_MAX, ROUTES_BYTES_MAX, SILENCE_MAX},
     },
 };
 
@@ -25,18 +25,18 @@ type Upgrade = Result<WebSocketUpgrade, WebSocketUpgradeRejection>;
 
 /// An agent's session.
 pub async fn agent(State(app): State<App>, upgrade: Upgrade) -> Result<Response, Problem> {
-    Ok(bounded(upgrade)?.on_upgrade(move |socket| async move {
-        let (link, pump) = link(socket);
+    Ok(bounded(upgrade, FRAME_BYTES_MAX)?.on_upgrade(move |socket| async move {
+        let (link, pump) = link(socket, FRAME_BYTES_MAX);
         tokio::join!(app.sessions.agent(link), pump);
     }))
 }
 
 /// A gateway's session. Its first frame is its hello.
 pub async fn gateway(State(app): State<App>, upgrade: Upgrade) -> Result<Response, Problem> {
-    Ok(bounded(upgrade)?.on_upgrade(move |mut socket| async move {
+    Ok(bounded(upgrade, ROUTES_BYTES_MAX)?.on_upgrade(move |mut socket| async move {
         match receive(&mut socket).await {
             Ok(GatewayToServer::Hello(hello)) => {
-                let (link, pump) = link(socket);
+                let (link, pump) = link(socket, ROUTES_BYTES_MAX);
                 tokio::join!(app.sessions.gateway(hello, link), pump);
             }
             Ok(GatewayToServer::Heartbeat { .. }) => close(socket, "say hello first").await,
@@ -45,17 +45,18 @@ pub async fn gateway(State(app): State<App>, upgrade: Upgrade) -> Result<Respons
     }))
 }
 
-fn bounded(upgrade: Upgrade) -> Result<WebSocketUpgrade, Problem> {
+/// What comes is bounded by [`FRAME_BYTES_MAX`], what goes by `said_bytes_max` a frame.
+fn bounded(upgrade: Upgrade, said_bytes_max: usize) -> Result<WebSocketUpgrade, Problem> {
     let upgrade = upgrade.map_err(|rejection| {
         let hint = "agents and gateways connect here by themselves";
         Problem::new(StatusCode::UPGRADE_REQUIRED, "not_a_websocket", rejection.body_text(), hint)
     })?;
-    Ok(upgrade.max_message_size(FRAME_BYTES_MAX).max_frame_size(FRAME_BYTES_MAX).max_write_buffer_size(2 * FRAME_BYTES_MAX))
+    Ok(upgrade.max_message_size(FRAME_BYTES_MAX).max_frame_size(FRAME_BYTES_MAX).max_write_buffer_size(2 * said_bytes_max))
 }
 
 /// A link over `socket`, and what must run while it lasts. When the sink drops its ends the socket is closed; when the socket is
 /// silent or gone, the sink's ends close.
-fn link<In, Out>(socket: WebSocket) -> (Link<In, Out>, impl Future<Output = ()> + Send)
+fn link<In, Out>(socket: WebSocket, said_bytes_max: usize) -> (Link<In, Out>, impl Future<Output = ()> + Send)
 where
     In: DeserializeOwned + Send + 'static,
     Out: Serialize + Send + 'static,
@@ -63,10 +64,10 @@ where
     // A channel of futures has room for one more per sender.
     let (in_tx, incoming) = mpsc::channel(LINK_FRAMES_MAX - 1);
     let (outgoing, out_rx) = mpsc::channel(LINK_FRAMES_MAX - 1);
-    (Link { incoming, outgoing }, pump(socket, in_tx, out_rx))
+    (Link { incoming, outgoing }, pump(socket, in_tx, out_rx, said_bytes_max))
 }
 
-async fn pump<In, Out>(socket: WebSocket, mut heard: mpsc::Sender<In>, mut to_say: mpsc::Receiver<Out>)
+async fn pump<In, Out>(socket: WebSocket, mut heard: mpsc::Sender<In>, mut to_say: mpsc::Receiver<Out>, said_bytes_max: usize)
 where
     In: DeserializeOwned + Send + 'static,
     Out: Serialize + Send + 'static,
@@ -89,7 +90,7 @@ where
     let saying = async {
         while let Some(message) = to_say.next().await {
             let Ok(frame) = rmp_serde::to_vec_named(&message) else { return "a message cannot be written" };
-            if frame.len() > FRAME_BYTES_MAX {
+            if frame.len() > said_bytes_max {
                 tracing::error!(bytes = frame.len(), "a message is larger than a frame may be");
                 return "a message is too large";
             }

@@ -59,6 +59,14 @@ async fn a_viewer_changes_nothing_and_machines_do_only_their_own() {
     let push = "/git/shop/info/refs?service=git-receive-pack";
     let (status, _) = answer(server.request(Method::GET, push, Role::Viewer)).await;
     assert_eq!(status, StatusCode::FORBIDDEN, "a viewer may not push");
+    for path in
+        ["/git/shop.git/git-receive%2Dpack", "/git/shop.git/info%2Frefs?service=git-receive-pack", "/git/sh%6Fp/info/refs"]
+    {
+        let method = if path.contains("info") { Method::GET } else { Method::POST };
+        let (status, body) = answer(server.request(method, path, Role::Viewer)).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{path} must not be read in two ways");
+        assert_problem(status, &body, "invalid");
+    }
     let environment = server.request(Method::POST, "/v1/environments", Role::Developer);
     assert_eq!(answer(environment).await.0, StatusCode::FORBIDDEN, "policy is the admin's");
     assert_eq!(*server.node.last_event().borrow(), before, "nothing happened");

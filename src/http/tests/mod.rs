@@ -29,7 +29,7 @@ use crate::{
         ids::BuildId,
         ports::{Link, LogChunk, LogSource, Proposal, ProposeError, Proposer, SessionSink},
         principal::{Principal, Role},
-        routes::{GatewayHello, GatewayToServer, ServerToGateway},
+        routes::{GatewayHello, GatewayToServer, RouteTable, ServerToGateway},
         wire::{AgentToServer, ServerToAgent},
     },
     raft::{self, Node},
@@ -160,6 +160,8 @@ pub fn assert_problem(status: StatusCode, body: &Value, code: &str) {
 #[derive(Default)]
 pub struct Sessions {
     pub heard: Mutex<Vec<String>>,
+    /// What the next gateway is told.
+    pub routes: Mutex<Option<RouteTable>>,
 }
 
 impl SessionSink for Sessions {
@@ -179,6 +181,9 @@ impl SessionSink for Sessions {
         Box::pin(async move {
             self.heard.lock().unwrap().push(hello.name);
             link.outgoing.try_send(ServerToGateway::Heartbeat).unwrap();
+            if let Some(routes) = self.routes.lock().unwrap().take() {
+                link.outgoing.try_send(ServerToGateway::Routes(routes)).unwrap();
+            }
             while link.incoming.next().await.is_some() {}
         })
     }

@@ -4,6 +4,10 @@ use reqwest::{Method, StatusCode, header::ETAG};
 use serde_json::json;
 
 use super::*;
+use crate::model::{
+    command::RepositoryAction,
+    repository::{CommitId, RefUpdate},
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn refusals_say_what_is_wrong_and_what_was_meant() {
@@ -127,8 +131,35 @@ async fn a_repeated_request_with_the_same_key_is_answered_not_repeated() {
     assert_eq!(first["id"], second["id"]);
     let (status, replayed, _) = send("/v1/repositories", json!({ "name": "shop" })).await;
     assert_eq!((status, replayed), (StatusCode::CREATED, false), "a key counts for one route");
+    let other = json!({ "pipeline": "shop", "commit": "2".repeat(40), "again": true });
+    let (status, _, body) = send("/v1/builds", other).await;
+    assert_problem(status, &body, "key_reused");
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "another request is not answered with the success of the first");
     let (_, builds) = server.get("/v1/builds").await;
     assert_eq!(builds["items"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_is_answered_although_its_branch_is_gone() {
+    let server = Server::start().await;
+    server.done("/v1/repositories", json!({ "name": "shop" })).await;
+    server.done("/v1/pipelines", json!({ "name": "shop", "source": { "hosted": "shop" } })).await;
+    let first: CommitId = "1".repeat(40).parse().unwrap();
+    let moved = async |old: Option<&CommitId>, new: Option<&CommitId>| {
+        let update = RefUpdate { name: "refs/heads/topic".into(), old: old.cloned(), new: new.cloned() };
+        let repository = "shop".parse().unwrap();
+        server.apply(RepositoryAction::Push { repository, updates: vec![update], bundle: None }).await;
+    };
+    moved(None, Some(&first)).await;
+    let build = json!({ "pipeline": "shop", "ref": "topic" });
+    let send = async || {
+        answer(server.request(Method::POST, "/v1/builds", Role::Developer).header("idempotency-key", "k").json(&build)).await
+    };
+    let (status, made) = send().await;
+    assert_eq!(status, StatusCode::CREATED, "{made}");
+    moved(Some(&first), None).await;
+    let (status, again) = send().await;
+    assert_eq!((status, &again["id"]), (StatusCode::CREATED, &made["id"]), "{again}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

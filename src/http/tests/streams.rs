@@ -5,7 +5,13 @@ use serde_json::json;
 use tokio_tungstenite::tungstenite::{Message, client::IntoClientRequest};
 
 use super::*;
-use crate::model::{apply::testing::facts, desired::Generation, wire::FRAME_BYTES_MAX};
+use crate::model::{
+    apply::testing::facts,
+    desired::Generation,
+    routes::{Instance, InstanceState, ReleaseRoute, ServiceRoute},
+    units::BasisPoints,
+    wire::{AgentId, FRAME_BYTES_MAX},
+};
 
 /// Server-sent events as `(id, kind, data)`, as far as they were read.
 struct Sse {
@@ -178,7 +184,8 @@ fn binary(message: &impl serde::Serialize) -> Message {
 async fn an_agents_frames_go_both_ways_until_either_ends() {
     let server = Server::start().await;
     let mut agent = socket(&server, "/v1/agents/session", Role::Agent).await;
-    agent.send(binary(&AgentToServer::Hello { facts: facts(1), following: Generation::default() })).await.unwrap();
+    let hello = AgentToServer::Hello { facts: facts(1), following: Generation::default(), agent: AgentId("1".into()) };
+    agent.send(binary(&hello)).await.unwrap();
     let heard: ServerToAgent = rmp_serde::from_slice(&next(&mut agent).await.into_data()).unwrap();
     assert_eq!(heard, ServerToAgent::Heartbeat);
     assert!(server.sessions.heard.lock().unwrap()[0].contains("web-1"));
@@ -212,6 +219,29 @@ async fn a_gateway_says_hello_first() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_large_fleets_routes_reach_its_gateways() {
+    let server = Server::start().await;
+    let instance = |number: u32| Instance {
+        target: format!("web-{number}").parse().unwrap(),
+        zone: "eu-1a".into(),
+        address: ([10, (number >> 16) as u8, (number >> 8) as u8, number as u8], 20_000).into(),
+        state: InstanceState::Serving,
+    };
+    let instances = (0..100_000).map(instance).collect();
+    let release = ReleaseRoute { release: "shop@1".parse().unwrap(), weight: BasisPoints::ALL, instances };
+    let service = ServiceRoute { service: "shop/production/web".parse().unwrap(), hosts: Vec::new(), releases: vec![release] };
+    let routes = RouteTable { generation: 1, services: vec![service] };
+    *server.sessions.routes.lock().unwrap() = Some(routes.clone());
+    let hello = GatewayHello { name: "edge-1".into(), zone: "a".into(), addresses: Vec::new(), generation: 0 };
+    let mut gateway = socket(&server, "/v1/gateways/session", Role::Gateway).await;
+    gateway.send(binary(&GatewayToServer::Hello(hello))).await.unwrap();
+    assert!(next(&mut gateway).await.is_binary());
+    let frame = next(&mut gateway).await.into_data();
+    assert!(frame.len() > FRAME_BYTES_MAX, "{} bytes", frame.len());
+    assert_eq!(rmp_serde::from_slice::<ServerToGateway>(&frame).unwrap(), ServerToGateway::Routes(routes));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_stops_ends_its_streams() {
     let mut server = Server::start().await;
     let mut follower = Sse::open(&server, "", None).await;
@@ -221,4 +251,16 @@ async fn a_server_that_stops_ends_its_streams() {
     let rest = async { while let Ok(Some(_)) = follower.response.chunk().await {} };
     tokio::time::timeout(SOON, rest).await.expect("the stream is cut");
     assert!(server.client.get(format!("{}/livez", server.base)).send().await.is_err(), "nobody answers any more");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_says_nothing_is_closed() {
+    let server = Server::with(Options { head_timeout: Duration::from_millis(100), ..Options::default() }).await;
+    for said in [b"".as_slice(), b"PRI * HTTP/2.0\r\n", b"GET /livez HTT"] {
+        let mut client = tokio::net::TcpStream::connect(server.base.trim_start_matches("http://")).await.unwrap();
+        tokio::io::AsyncWriteExt::write_all(&mut client, said).await.unwrap();
+        let mut answer = Vec::new();
+        let closed = tokio::time::timeout(SOON, tokio::io::AsyncReadExt::read_to_end(&mut client, &mut answer)).await;
+        assert!(closed.is_ok(), "it was kept although it said no more than {said:?}");
+    }
 }

@@ -73,6 +73,7 @@ pub(super) fn apply<T: Tables>(context: &mut Context<'_, T>, action: &BuildActio
         BuildAction::Cancel { build } => cancel(context, *build),
         BuildAction::Retry { build } => {
             let build = context.build(*build)?;
+            context.check_revision(&Subject::Build(build.id), build.revision)?;
             if !build.state.is_end() || build.state == BuildState::ReadyToDeploy {
                 return Err(illegal(&build, "be retried"));
             }

@@ -1,6 +1,6 @@
 //! What the rules have at hand while they apply one command: the tables, the time, and the events they append.
 
-use std::{collections::BTreeMap, fmt};
+use std::{cell::Cell, collections::BTreeMap, fmt};
 
 use crate::model::{
     build::Build,
@@ -36,6 +36,8 @@ pub(super) struct Context<'a, T> {
     /// The log index: what an entity's revision becomes.
     pub index: u64,
     pub if_revision: Option<u64>,
+    /// Whether [`Context::check_revision`] was asked.
+    revision_checked: Cell<bool>,
     pub created: Vec<Subject>,
     next: EventSeq,
     drafts: Vec<Draft>,
@@ -83,6 +85,7 @@ impl<'a, T: Tables> Context<'a, T> {
             principal: command.principal.clone(),
             index: first.index,
             if_revision: command.if_revision,
+            revision_checked: Cell::new(false),
             created: Vec::new(),
             next: first,
             drafts: Vec::new(),
@@ -97,8 +100,11 @@ impl<'a, T: Tables> Context<'a, T> {
         &mut self.drafts[last]
     }
 
-    /// Writes the events and the cluster's record.
+    /// Writes the events and the cluster's record. A revision that nothing was held to is refused rather than ignored.
     pub fn finish(mut self, subject: Subject) -> Result<Applied, RuleError> {
+        if self.if_revision.is_some() && !self.revision_checked.get() {
+            return Err(invalid("If-Match", "it is not for this: send the request without it"));
+        }
         let mut events = Vec::with_capacity(self.drafts.len());
         for draft in self.drafts {
             let event = Event {
@@ -127,6 +133,7 @@ impl<'a, T: Tables> Context<'a, T> {
 
     /// Checks `If-Match` against the revision of what the command is about.
     pub fn check_revision(&self, subject: &Subject, now: u64) -> Result<(), Rejection> {
+        self.revision_checked.set(true);
         match self.if_revision {
             Some(expected) if expected != now => Err(Rejection::Changed { subject: subject.clone(), expected, now }),
             _ => Ok(()),

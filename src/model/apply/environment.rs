@@ -23,15 +23,18 @@ pub(super) fn apply<T: Tables>(context: &mut Context<'_, T>, action: &Environmen
         }
         EnvironmentAction::Unfreeze { name } => set_frozen(context, name, None),
         EnvironmentAction::ClearQuarantine { name, release } => {
-            context.environment(name)?;
+            let mut environment = context.environment(name)?;
+            let subject = Subject::Environment(name.clone());
+            context.check_revision(&subject, environment.revision)?;
             let mut deployment: Deployment = context.deployment(name, &release.pipeline)?;
             let before = deployment.quarantined.len();
             deployment.quarantined.retain(|quarantined| quarantined.release != *release);
-            let subject = Subject::Environment(name.clone());
             if deployment.quarantined.len() == before {
                 return Err(Rejection::NotFound(Subject::Release(release.clone())).into());
             }
             context.tables.put(&deployment)?;
+            environment.revision = context.index;
+            context.tables.put(&environment)?;
             context.event(subject.clone(), "environment.quarantine_cleared").data("release", release);
             Ok(subject)
         }

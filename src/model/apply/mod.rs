@@ -22,6 +22,7 @@ use context::Context;
 use super::{
     cluster::{ANSWER_AGE_MAX, ANSWERS_MAX, Answer, AnswerByTime, Cluster},
     command::{Action, ClusterAction, Command, IDEMPOTENCY_KEY_BYTES_MAX, Outcome},
+    digest::Digest,
     event::{EventSeq, Subject, cut},
     rejection::{Rejection, RuleError},
     tables::{Key, Record, Scan, Tables, TablesError, key},
@@ -48,7 +49,8 @@ pub fn apply<T: Tables>(tables: &mut T, first: EventSeq, command: &Command) -> R
             return Err(Rejection::Invalid { what: "idempotency key".into(), why }.into());
         }
         if let Some(answer) = tables.get::<Answer>(&key(idempotency_key.as_str()))? {
-            return Ok(Applied { outcome: Outcome { replayed: true, ..answer.outcome }, events: Vec::new() });
+            let outcome = answer.replay(command.fingerprint)?;
+            return Ok(Applied { outcome, events: Vec::new() });
         }
     }
     if let Some(sent) = command.epoch.filter(|sent| *sent != cluster.epoch) {
@@ -58,7 +60,7 @@ pub fn apply<T: Tables>(tables: &mut T, first: EventSeq, command: &Command) -> R
     let subject = dispatch(&mut context, command)?;
     let applied = context.finish(subject)?;
     if let Some(idempotency_key) = &command.idempotency_key {
-        remember(tables, idempotency_key, &applied.outcome)?;
+        remember(tables, idempotency_key, command.fingerprint, &applied.outcome)?;
     }
     Ok(applied)
 }
@@ -109,10 +111,15 @@ fn cluster<T: Tables>(context: &mut Context<'_, T>, action: &ClusterAction) -> R
 }
 
 /// Keeps the answer, and forgets a few that are too old or too many.
-fn remember<T: Tables>(tables: &mut T, idempotency_key: &str, outcome: &Outcome) -> Result<(), TablesError> {
+fn remember<T: Tables>(
+    tables: &mut T,
+    idempotency_key: &str,
+    fingerprint: Option<Digest>,
+    outcome: &Outcome,
+) -> Result<(), TablesError> {
     let mut cluster: Cluster = tables.get(&Key::all())?.unwrap_or_default();
     let at = cluster.clock;
-    tables.put(&Answer { key: idempotency_key.to_owned(), at, outcome: outcome.clone() })?;
+    tables.put(&Answer { key: idempotency_key.to_owned(), fingerprint, at, outcome: outcome.clone() })?;
     tables.put(&AnswerByTime { at, key: idempotency_key.to_owned() })?;
     cluster.answer_count += 1;
     for old in tables.scan::<AnswerByTime>(&Scan::all(), ANSWERS_FORGOTTEN_AT_ONCE)? {

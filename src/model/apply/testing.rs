@@ -96,7 +96,15 @@ impl World {
     pub fn command(&mut self, action: impl Into<Action>) -> Command {
         self.now.0 += 1000;
         let principal = Principal::new(Role::Developer, "ada");
-        Command { action: action.into(), principal, at: self.now, idempotency_key: None, epoch: None, if_revision: None }
+        Command {
+            action: action.into(),
+            principal,
+            at: self.now,
+            idempotency_key: None,
+            fingerprint: None,
+            epoch: None,
+            if_revision: None,
+        }
     }
 
     pub fn try_apply(&mut self, action: impl Into<Action>) -> Result<Applied, Rejection> {

@@ -127,6 +127,8 @@ async fn a_full_disk_stops_the_server_and_with_space_it_goes_on() {
     println!("after {} commands: {why}", kept.len());
     assert!(why.contains("disk is full") && why.contains("free some space"), "{why}");
     assert!(is_stopped(&node.propose(create("late")).await));
+    let told = tokio::time::timeout(PATIENCE, node.stopped()).await;
+    assert_eq!(told.as_deref(), Ok(why.as_str()), "whoever runs the process hears of it, and can end it");
     assert_eq!(node.status().stopped, Some(why));
     eventually("it knows that it does not lead", || !node.leadership().borrow().is_leader).await;
     assert!(node.shutdown().await.is_err(), "it says that it had stopped");

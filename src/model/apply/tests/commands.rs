@@ -2,6 +2,7 @@
 
 use crate::model::{
     apply::testing::*,
+    build::Build,
     cluster::{ANSWER_AGE_MAX, Answer, Cluster, Epoch},
     command::*,
     digest::Digest,
@@ -22,6 +23,9 @@ fn a_retry_gets_the_first_answer_and_is_forgotten_after_a_day() {
     let first = world.propose(command.clone()).unwrap();
     let again = world.propose(command.clone()).unwrap();
     assert_eq!((again.outcome.replayed, again.outcome.subject, again.events.len()), (true, first.outcome.subject, 0));
+    let mut another = Command { idempotency_key: Some("k".into()), ..world.command(request(2)) };
+    another.fingerprint = Some(Digest::of(b"another request"));
+    assert_eq!(world.propose(another).unwrap_err().code(), "key_reused");
     world.now.0 += ANSWER_AGE_MAX.0 + 1;
     let mut other = world.command(request(2));
     other.idempotency_key = Some("l".into());
@@ -110,6 +114,25 @@ fn if_match_refuses_what_changed_and_a_promotion_counts_once() {
     world.propose(command).unwrap();
     let verdict = world.rollout(id).verdicts.remove(0);
     assert_eq!((verdict.by.role, verdict.wave), (Role::Developer, 0));
+}
+
+#[test]
+fn if_match_is_never_ignored() {
+    let (mut world, _) = World::with_fleet(1, FILE);
+    let guarded = |world: &mut World, action: Action, revision| {
+        let command = Command { if_revision: Some(revision), ..world.command(action) };
+        world.propose(command).map_err(|rejection| rejection.code())
+    };
+    let action = RepositoryAction::Create { name: name("site"), default_branch: "main".into() };
+    assert_eq!(guarded(&mut world, action.into(), 1).unwrap_err(), "invalid", "what does not exist has no revision");
+    assert!(world.tables.get::<crate::model::repository::Repository>(&key("site")).unwrap().is_none());
+
+    let build = world.request(1);
+    world.ok(BuildAction::Cancel { build });
+    let retry = BuildAction::Retry { build };
+    assert_eq!(guarded(&mut world, retry.clone().into(), 1).unwrap_err(), "changed");
+    let now = world.get::<Build>(key(build.0)).revision;
+    guarded(&mut world, retry.into(), now).unwrap();
 }
 
 fn create_repository(world: &mut World) {

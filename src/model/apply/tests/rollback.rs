@@ -5,6 +5,7 @@ use roaring::RoaringBitmap;
 use crate::model::{
     apply::testing::*,
     command::*,
+    fleet::Environment,
     ids::RolloutId,
     observation::Progress,
     release::{Artifact, Release, release_key},
@@ -49,7 +50,13 @@ fn a_failing_verdict_takes_everything_back_and_quarantines() {
     assert_eq!(world.rollout(id).state, RolloutState::RolledBack);
     assert_eq!(world.start(&bad, Purpose::Deploy).unwrap_err().code(), "quarantined");
     let clear = EnvironmentAction::ClearQuarantine { name: name("production"), release: bad.clone() };
-    world.ok(clear.clone());
+    let seen = world.get::<Environment>(key("production")).revision;
+    let mut guarded = world.command(clear.clone());
+    guarded.if_revision = Some(seen - 1);
+    assert_eq!(world.propose(guarded.clone()).unwrap_err().code(), "changed");
+    guarded.if_revision = Some(seen);
+    world.propose(guarded).unwrap();
+    assert!(world.get::<Environment>(key("production")).revision > seen, "whoever looked before has seen something else");
     assert_eq!(world.refused(clear), "not_found");
     world.start(&bad, Purpose::Deploy).unwrap();
 }
