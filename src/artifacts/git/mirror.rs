@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 use super::{
     command::{Git, Invocation, NETWORK_TIMEOUT},
     error::{GitError, gist, without_credentials},
+    leftovers,
     names::is_ref_name,
 };
 use crate::model::{digest::Digest, repository::CommitId};
@@ -189,26 +190,6 @@ impl Mirror {
         tokio::fs::rename(&new, &self.git_dir).await.map_err(GitError::io("create", &self.git_dir))
     }
 
-    /// Removes the lock files of a git that was killed: nothing else would, and every later fetch would fail. Only while this mirror
-    /// is not being fetched.
-    async fn remove_stale_locks(&self) {
-        let git_dir = self.git_dir.clone();
-        let removed = tokio::task::spawn_blocking(move || {
-            let is_lock = |path: &Path| path.extension().is_some_and(|extension| extension == "lock");
-            let top = std::fs::read_dir(&git_dir).into_iter().flatten().flatten().map(|entry| entry.path());
-            let refs = walkdir::WalkDir::new(git_dir.join("refs")).into_iter().flatten().map(|entry| entry.into_path());
-            for lock in top.chain(refs).filter(|path| is_lock(path)) {
-                tracing::warn!(lock = %lock.display(), "a git command was killed here; its lock is removed");
-                if let Err(error) = std::fs::remove_file(&lock) {
-                    tracing::warn!(%error, lock = %lock.display(), "the lock could not be removed");
-                }
-            }
-        });
-        if let Err(error) = removed.await {
-            tracing::warn!(%error, "looking for locks was broken off");
-        }
-    }
-
     /// The address, without credentials.
     pub fn url(&self) -> String {
         without_credentials(&self.url)
@@ -247,7 +228,9 @@ impl Mirror {
     async fn fetch_refs(&self, refspecs: &[&str]) -> Result<(), GitError> {
         // Never closed, so this cannot fail; a failure would only mean that two fetches run at once.
         let _one_at_a_time = self.fetching.acquire().await.ok();
-        self.remove_stale_locks().await;
+        // Whatever is not finished now was left by a git that was killed. Check-outs only read.
+        leftovers::remove_locks(&self.git_dir).await;
+        leftovers::remove_half_packs(&self.git_dir).await;
         let mut fetch = self.local("fetching").args(["fetch", "--quiet", "--no-tags", "--no-write-fetch-head"]);
         if refspecs.len() > 1 {
             fetch = fetch.args(["--prune"]);

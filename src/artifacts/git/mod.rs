@@ -6,6 +6,7 @@ mod cgi;
 mod command;
 mod error;
 mod hosted;
+mod leftovers;
 mod mirror;
 mod names;
 mod push;

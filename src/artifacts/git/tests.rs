@@ -19,6 +19,8 @@ use tokio::process::Command;
 use super::*;
 use crate::model::{digest::Digest, ids::RepositoryName, repository::CommitId};
 
+mod leftovers;
+
 /// The cluster, as one server's memory.
 #[derive(Default)]
 struct Cluster {
@@ -90,6 +92,7 @@ impl PushSink for Cluster {
 struct World {
     cluster: Arc<Cluster>,
     folder: TempDir,
+    hosted: HostedRepositories,
     address: SocketAddr,
     server: tokio::task::JoinHandle<()>,
 }
@@ -102,17 +105,23 @@ impl Drop for World {
 
 impl World {
     async fn new() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    async fn with(change: impl FnOnce(&mut HostedRepositories)) -> Self {
         let folder = TempDir::new().unwrap();
         let cluster = Arc::new(Cluster::default());
         let shop = RepositoryState { default_branch: "main".to_owned(), ..RepositoryState::default() };
         cluster.repositories.lock().unwrap().insert("shop".to_owned(), shop);
-        let hosted =
+        let mut hosted =
             HostedRepositories::open(folder.path().join("hosted"), Arc::clone(&cluster) as Arc<dyn PushSink>).await.unwrap();
+        change(&mut hosted);
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
+        let served = hosted.clone();
         let server = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let hosted = hosted.clone();
+                let hosted = served.clone();
                 tokio::spawn(async move {
                     let service = service_fn(move |request| answer(hosted.clone(), request));
                     let server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
@@ -120,7 +129,7 @@ impl World {
                 });
             }
         });
-        Self { cluster, folder, address, server }
+        Self { cluster, folder, hosted, address, server }
     }
 
     /// `/rw/…` for those who may push, `/ro/…` for those who may not.
