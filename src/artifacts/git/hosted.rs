@@ -15,7 +15,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use hyper::{Method, Request, Response, StatusCode, body::Body};
+use hyper::{Method, Request, Response, StatusCode, body::Body, header::CONTENT_LENGTH};
 use tokio::sync::{RwLock, Semaphore};
 
 use super::{
@@ -211,7 +211,8 @@ impl HostedRepositories {
                 .env("GIT_CONFIG_KEY_1", "receive.maxInputSize")
                 .env("GIT_CONFIG_VALUE_1", self.push_bytes_max()?.to_string());
         }
-        if let Some(pusher) = pusher.filter(|_| sub_path == "git-receive-pack") {
+        // Nothing is pushed in a probe, so nobody waits for what it brings.
+        if let Some(pusher) = pusher.filter(|_| sub_path == "git-receive-pack" && !is_probe(&request)) {
             let session = PushSession {
                 git: self.git.clone(),
                 git_dir,
@@ -397,6 +398,11 @@ impl HostedRepositories {
         // Not synced: whoever reads a shorter list takes a bundle in twice, which is harmless.
         tokio::fs::write(&list_path, list).await.map_err(GitError::io("write", &list_path))
     }
+}
+
+/// Whether git only tries whether it may push, as it does before a large push: one flush packet, `0000` (remote-curl.c).
+fn is_probe<B>(request: &Request<B>) -> bool {
+    request.headers().get(CONTENT_LENGTH).is_some_and(|length| length.as_bytes() == b"4")
 }
 
 async fn remove_folder(path: &Path) -> Result<(), GitError> {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::StreamBody;
+use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::Frame;
 use tokio::time::Instant;
 
@@ -123,4 +123,21 @@ async fn a_push_is_refused_where_the_disk_has_no_room_for_it() {
     let error = fails(&work, &["push", "swell", "main"]).await;
     assert!(error.contains("exceeds maximum allowed size"), "{error}");
     until("nothing of it is kept", || halves(&small) == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn that_git_asks_before_a_large_push_is_no_reason_to_look_through_everything() {
+    let world = World::new().await;
+    let work = world.work_tree("work").await;
+    ok(&work, &["push", "-q", "swell", "main"]).await;
+    let suspect = world.hosted.cache(&"shop".parse().unwrap()).suspect;
+    let request =
+        Request::post("/").header("content-type", "application/x-git-receive-pack-request").header("content-length", "4");
+    let request = request.body(Full::new(Bytes::from_static(b"0000"))).unwrap();
+    let response = world.hosted.serve(&"shop".parse().unwrap(), "git-receive-pack", ada(), request).await;
+    assert_eq!(response.status(), hyper::StatusCode::OK);
+    response.into_body().collect().await.unwrap();
+    // One is the table's, one is ours: whoever attended to a push has gone.
+    until("git should end", || Arc::strong_count(&suspect) == 2).await;
+    assert!(!suspect.load(std::sync::atomic::Ordering::Relaxed), "the next request would check the whole repository");
 }
