@@ -200,12 +200,12 @@ impl Layout {
         Ok(revived)
     }
 
-    pub(super) fn delete(&self, digest: Digest) -> Result<bool> {
+    pub(super) fn delete(&self, digest: Digest, unused_for: Millis) -> Result<bool> {
         let (object, tombstone) = (self.object(digest), self.tombstone(digest));
         {
             let mut totals = self.totals();
             let Some(metadata) = metadata_if_there(&object)? else { return Ok(false) };
-            let left = self.options.lease.as_duration().saturating_sub(age(&metadata));
+            let left = self.options.lease.max(unused_for).as_duration().saturating_sub(age(&metadata));
             if !left.is_zero() {
                 let left = Millis(left.as_millis().try_into().unwrap_or(u64::MAX));
                 return Err(StoreError::Leased { digest, left });
