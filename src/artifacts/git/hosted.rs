@@ -49,8 +49,6 @@ pub struct RepositoryState {
     pub refs: BTreeMap<String, CommitId>,
     /// The branch that a clone checks out, without `refs/heads/`; it need not exist yet.
     pub default_branch: String,
-    /// What pushes brought, the oldest first: each builds on those before it.
-    pub bundles: Vec<Digest>,
 }
 
 /// What a client may do, as the caller has checked.
@@ -263,11 +261,11 @@ impl HostedRepositories {
             tracing::warn!(repository = %name, "the cache of a repository is broken and rebuilt");
             remove_folder(&git_dir).await?;
         }
-        let mut updated = self.update(&git_dir, &state).await;
+        let mut updated = self.update(name, &git_dir, &state).await;
         if let Err(GitError::Failed { .. }) = updated {
             // Nobody else changes refs now, so a lock that stands in the way was left by a git that was killed.
             leftovers::remove_locks(&git_dir).await;
-            updated = self.update(&git_dir, &state).await;
+            updated = self.update(name, &git_dir, &state).await;
         }
         match updated {
             Ok(()) => {}
@@ -275,7 +273,7 @@ impl HostedRepositories {
             Err(error) => {
                 tracing::warn!(%error, repository = %name, "the cache of a repository is rebuilt");
                 remove_folder(&git_dir).await?;
-                self.update(&git_dir, &state).await?;
+                self.update(name, &git_dir, &state).await?;
             }
         }
         Ok(git_dir)
@@ -291,7 +289,7 @@ impl HostedRepositories {
         }
     }
 
-    async fn update(&self, git_dir: &Path, state: &RepositoryState) -> Result<(), GitError> {
+    async fn update(&self, name: &RepositoryName, git_dir: &Path, state: &RepositoryState) -> Result<(), GitError> {
         self.create(git_dir, &state.default_branch).await?;
         let present: BTreeMap<String, CommitId> = local_refs(&self.git, git_dir).await?.into_iter().collect();
         if present == state.refs {
@@ -300,7 +298,10 @@ impl HostedRepositories {
         let changed: Vec<(&String, &CommitId)> = state.refs.iter().filter(|(name, id)| present.get(*name) != Some(id)).collect();
         let wanted: BTreeSet<&CommitId> = changed.iter().map(|(_, id)| *id).collect();
         if !self.has_all(git_dir, &wanted, &present).await? {
-            self.apply_bundles(git_dir, &state.bundles).await?;
+            let bundles = self.sink.bundles(name).await;
+            let bundles =
+                bundles.map_err(|detail| GitError::State { what: format!("reading the bundles of `{name}`"), detail })?;
+            self.apply_bundles(git_dir, &bundles).await?;
             if !self.has_all(git_dir, &wanted, &present).await? {
                 let detail = "objects of its refs are in none of its bundles".to_owned();
                 return Err(GitError::Failed { what: "rebuilding a repository".to_owned(), detail });

@@ -82,8 +82,12 @@ pub trait PushSink: Send + Sync + 'static {
     /// be unknown: a push that is repeated after it was applied should be accepted again.
     fn push(&self, request: PushRequest) -> BoxFuture<'_, Result<String, String>>;
 
-    /// The refs as agreed, read no earlier than now, and the bundles that hold their objects; nothing for an unknown name.
+    /// The refs as agreed, read no earlier than now; nothing for an unknown name.
     fn state<'a>(&'a self, repository: &'a RepositoryName) -> BoxFuture<'a, Result<Option<RepositoryState>, String>>;
+
+    /// What pushes brought, the oldest first: each builds on those before it. At least what held the objects of the refs when they
+    /// were read last. Asked only where objects are missing.
+    fn bundles<'a>(&'a self, repository: &'a RepositoryName) -> BoxFuture<'a, Result<Vec<Digest>, String>>;
 
     /// Writes a bundle's bytes, verified against its digest, to the new file `destination`.
     fn bundle<'a>(&'a self, bundle: &'a Digest, destination: &'a Path) -> BoxFuture<'a, Result<(), String>>;

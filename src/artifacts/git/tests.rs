@@ -26,6 +26,8 @@ mod leftovers;
 struct Cluster {
     repositories: Mutex<BTreeMap<String, RepositoryState>>,
     bundles: Mutex<BTreeMap<Digest, Vec<u8>>>,
+    /// Of `shop`.
+    order: Mutex<Vec<Digest>>,
     pushes: Mutex<Vec<PushRequest>>,
     refuse: Mutex<Option<String>>,
     /// Makes pushes wait, and tells that one does.
@@ -62,7 +64,7 @@ impl PushSink for Cluster {
             }
             if let Some(bytes) = bundle {
                 let digest = Digest::of(&bytes);
-                state.bundles.push(digest);
+                self.order.lock().unwrap().push(digest);
                 self.bundles.lock().unwrap().insert(digest, bytes);
             }
             for update in &request.updates {
@@ -78,6 +80,10 @@ impl PushSink for Cluster {
 
     fn state<'a>(&'a self, repository: &'a RepositoryName) -> BoxFuture<'a, Result<Option<RepositoryState>, String>> {
         Box::pin(async move { Ok(self.repositories.lock().unwrap().get(repository.as_str()).cloned()) })
+    }
+
+    fn bundles<'a>(&'a self, _: &'a RepositoryName) -> BoxFuture<'a, Result<Vec<Digest>, String>> {
+        Box::pin(async move { Ok(self.order.lock().unwrap().clone()) })
     }
 
     fn bundle<'a>(&'a self, bundle: &'a Digest, destination: &'a Path) -> BoxFuture<'a, Result<(), String>> {
@@ -111,7 +117,7 @@ impl World {
     async fn with(change: impl FnOnce(&mut HostedRepositories)) -> Self {
         let folder = TempDir::new().unwrap();
         let cluster = Arc::new(Cluster::default());
-        let shop = RepositoryState { default_branch: "main".to_owned(), ..RepositoryState::default() };
+        let shop = RepositoryState { default_branch: "main".to_owned(), refs: BTreeMap::new() };
         cluster.repositories.lock().unwrap().insert("shop".to_owned(), shop);
         let mut hosted =
             HostedRepositories::open(folder.path().join("hosted"), Arc::clone(&cluster) as Arc<dyn PushSink>).await.unwrap();
