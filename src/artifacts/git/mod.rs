@@ -14,7 +14,7 @@ mod push;
 pub use cgi::GitBody;
 pub use error::GitError;
 pub use hosted::{Access, HostedRepositories, RepositoryState};
-pub use mirror::{Checkout, CommitInfo, Mirror, Mirrors, RemoteRefs};
+pub use mirror::{Checkout, Mirror, Mirrors, RemoteRefs};
 pub use push::{PushRequest, PushSink, UPDATES_MAX};
 
 #[cfg(test)]
