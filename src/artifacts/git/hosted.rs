@@ -230,7 +230,7 @@ impl HostedRepositories {
         let room = (self.room)(&self.root).map_err(GitError::io("ask for the space of", &self.root))?;
         let needed = PUSH_BYTES_MIN * PUSH_COPIES;
         if room.available < needed {
-            return Err(NoSpace { needed, available: room.available, path: self.root.clone() }.into());
+            return Err(NoSpace { needed: Some(needed), available: room.available, path: self.root.clone() }.into());
         }
         Ok(PUSH_BYTES_MAX.min(room.available / PUSH_COPIES))
     }

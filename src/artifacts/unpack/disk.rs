@@ -107,7 +107,7 @@ impl Layout<'_> {
     }
 
     fn io(&self, action: &'static str, path: &[u8], source: io::Error) -> UnpackError {
-        match space::no_space(&source, self.partial, self.needed) {
+        match space::no_space(&source, self.partial, Some(self.needed)) {
             Some(error) => error.into(),
             None => UnpackError::Io { action, path: self.partial.join(as_path(path)), source },
         }
