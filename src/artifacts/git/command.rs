@@ -321,3 +321,44 @@ pub(super) async fn local_refs(git: &Git, git_dir: &Path) -> Result<Vec<(String,
         .filter_map(|(id, name)| Some((name.to_owned(), id.parse().ok()?)))
         .collect())
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    async fn until(what: &str, holds: impl Fn() -> bool) {
+        let deadline = tokio::time::Instant::now() + 4 * GRACE;
+        while !holds() {
+            assert!(tokio::time::Instant::now() < deadline, "{what}");
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_command_that_is_given_up_may_tidy_up_and_one_that_does_not_end_is_killed() {
+        let dir = tempfile::tempdir().unwrap();
+        let there = |name: &str| dir.path().join(name).exists();
+        let start = |script: &str| {
+            let mut command = Command::new("sh");
+            command.args(["-c", script]).current_dir(dir.path()).process_group(0).kill_on_drop(true);
+            ProcessGroup::of(command.spawn().unwrap())
+        };
+        let tidy = start("touch lock; trap 'rm lock; exit' TERM; touch tidy; while :; do sleep 0.05; done");
+        until("it runs", || there("tidy")).await;
+        drop(tidy);
+        until("it removes its lock", || !there("lock")).await;
+
+        // Its child holds the pipe as long as it lives.
+        let (alive, held) = std::os::unix::net::UnixStream::pair().unwrap();
+        alive.set_nonblocking(true).unwrap();
+        let mut command = Command::new("sh");
+        command.args(["-c", "trap '' TERM; touch stubborn; sleep 1000; sleep 1000"]).current_dir(dir.path());
+        command.process_group(0).kill_on_drop(true).stdin(std::os::fd::OwnedFd::from(held));
+        let stubborn = ProcessGroup::of(command.spawn().unwrap());
+        drop(command);
+        until("it runs", || there("stubborn")).await;
+        drop(stubborn);
+        until("it is killed with its child", || matches!(std::io::Read::read(&mut &alive, &mut [0]), Ok(0))).await;
+    }
+}
