@@ -26,6 +26,8 @@ mod runner;
 mod scheduler;
 mod sessions;
 mod supervise;
+mod sweep;
 
 pub use fleet::FleetHandle;
 pub use node::{Handle, LocalRunner, Options, start};
+pub use sweep::{SweepError, sweep_unnamed};

@@ -67,13 +67,43 @@ impl DeliverError {
 const UNREACHABLE: &str = "see whether this target reaches the servers; it tries again by itself";
 const DAMAGED: &str = "have the content store scrubbed, or build again";
 
-/// Fetches and unpacks `release`. Bytes that an earlier attempt left are not fetched again. `stop` ends it between pieces.
+/// What the archive of `artifact` is called while it is fetched; what was fetched of it so far has more around this name.
+pub(super) fn archive_name(artifact: Digest) -> String {
+    format!("{}.tar.zst", artifact.hex())
+}
+
+/// Removes what was fetched of other releases than `wanted`: they were given up half-way, and nobody else comes back for it.
+pub(super) fn remove_others(archives: &Path, wanted: Option<Digest>) -> io::Result<()> {
+    let entries = match std::fs::read_dir(archives) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    let wanted = wanted.map(archive_name);
+    for entry in entries {
+        let entry = entry?;
+        let is_wanted = wanted.as_ref().is_some_and(|wanted| entry.file_name().to_string_lossy().contains(wanted));
+        if !is_wanted {
+            remove_file(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Fetches and unpacks `release`. What was fetched of others goes; bytes that an earlier attempt left are not fetched again. `stop` ends it between pieces.
 pub(super) async fn deliver(
     origin: &Origin,
     release: &DesiredRelease,
     place: &Place,
     stop: &CancellationToken,
 ) -> Result<(), DeliverError> {
+    let (archives, wanted) = (place.archives.clone(), release.artifact);
+    let removed = tokio::task::spawn_blocking(move || {
+        remove_others(&archives, Some(wanted)).inspect_err(|error| {
+            tracing::warn!(%error, folder = %archives.display(), "what was fetched of other releases is not removed");
+        })
+    });
+    // Room is what it makes, and no reason not to fetch.
+    removed.await.ok();
     let mut last = DeliverError::new("no server is known", "name servers in the agent's configuration", true);
     for server in &origin.servers {
         let tried = tokio::select! {
@@ -99,7 +129,7 @@ async fn archive(
     place: &Place,
 ) -> Result<(PathBuf, Manifest), DeliverError> {
     let manifest = manifest(origin, server, release).await?;
-    let archive = place.archives.join(format!("{}.tar.zst", release.artifact.hex()));
+    let archive = place.archives.join(archive_name(release.artifact));
     has_room(place, &manifest, &archive).await?;
     let base_url = format!("{server}/v1/artifacts/{{digest}}/content");
     let source = Source { client: &origin.client, base_url: &base_url, token: Some(&origin.token) };
@@ -251,4 +281,43 @@ pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
         cause = next.source();
     }
     text
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_release_that_is_no_longer_wanted_leaves_nothing_of_its_download() {
+        let dir = tempfile::tempdir().unwrap();
+        let archives = dir.path().join("fetch");
+        std::fs::create_dir(&archives).unwrap();
+        let wanted = Digest::of(b"wanted");
+        let kept = [archive_name(wanted), format!(".{}.partial", archive_name(wanted))];
+        let given_up = Digest::of(b"given up");
+        for name in kept.iter().cloned().chain([archive_name(given_up), format!(".{}.partial", archive_name(given_up))]) {
+            std::fs::write(archives.join(name), "bytes").unwrap();
+        }
+        let names = || {
+            let names = std::fs::read_dir(&archives).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            names.collect::<std::collections::BTreeSet<_>>()
+        };
+        let origin = Origin { client: reqwest::Client::new(), token: String::new(), servers: Vec::new() };
+        let place = Place { release: dir.path().join("release"), archives: archives.clone(), reserve: ByteSize(0) };
+        let release = DesiredRelease {
+            release: "shop@1".parse().unwrap(),
+            environment: "production".parse().unwrap(),
+            artifact: wanted,
+            artifact_size: ByteSize(5),
+            unpacked_size: ByteSize(5),
+            manifest: wanted,
+            services: Default::default(),
+        };
+        deliver(&origin, &release, &place, &CancellationToken::new()).await.unwrap_err();
+        assert_eq!(names(), kept.iter().cloned().collect(), "what is wanted goes on where it stopped");
+        remove_others(&archives, None).unwrap();
+        assert!(names().is_empty());
+        remove_others(&dir.path().join("nothing"), None).unwrap();
+    }
 }

@@ -10,7 +10,7 @@ use std::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    decide::{Fault, Process, Seen, Step},
+    decide::{Fault, Process, Seen, Step, Wanted},
     deliver::{self, Place},
     evidence::{self, LastSeen, OUTPUT_SHORT_BYTES},
     host::make_open_folder,
@@ -40,12 +40,22 @@ impl Pipeline {
     /// Finds everything as the journal and the disk say, after whatever happened.
     pub(super) async fn recover(&mut self) -> Result<(), StepError> {
         let folder = self.folder.clone();
+        let wanted = match &self.wanted {
+            Wanted::Unknown => None,
+            wanted => Some(wanted.release().map(|release| release.artifact)),
+        };
         (self.journal, self.on_disk) = blocking(move || {
             let releases = folder.join("releases");
             for open in [&folder, &releases] {
                 make_open_folder(open).map_err(io_error("making folder", open))?;
             }
-            Ok((load_journal(&folder)?, releases_in(&releases)?))
+            let (journal, on_disk) = (load_journal(&folder)?, releases_in(&releases)?);
+            if let Some(wanted) = wanted {
+                let fetched = folder.join("fetch");
+                let wanted = wanted.filter(|artifact| !on_disk.contains(artifact));
+                deliver::remove_others(&fetched, wanted).map_err(io_error("clearing folder", &fetched))?;
+            }
+            Ok((journal, on_disk))
         })
         .await?;
         (self.seen, self.last) = (BTreeMap::new(), BTreeMap::new());
@@ -374,7 +384,7 @@ impl Pipeline {
     }
 
     async fn remove(&mut self, digest: Digest) -> Result<(), StepError> {
-        let (release, archive) = (self.release_dir(digest), self.folder.join("fetch").join(format!("{}.tar.zst", digest.hex())));
+        let (release, archive) = (self.release_dir(digest), self.folder.join("fetch").join(deliver::archive_name(digest)));
         blocking(move || {
             // Renamed first: what is half removed must not be taken for a release.
             let aside = release.with_extension("removed");

@@ -29,7 +29,7 @@ use tar::{EntryType, Header};
 
 use super::{
     pieces::{Content, ContentHasher},
-    tree::{self, Root, as_path},
+    tree::{self, NamesBudget, Root, as_path},
 };
 use crate::model::digest::Digest;
 
@@ -94,12 +94,18 @@ pub enum PackError {
     /// More entries than any artifact may have.
     #[error("`{}` holds more than 1,000,000 entries: package fewer files", .0.display())]
     TooMany(PathBuf),
+    /// Longer names than any artifact may have.
+    #[error(
+        "the paths and link targets in `{}` have more than {} bytes together: package fewer files, or give them shorter names",
+        .0.display(), tree::NAMES_BYTES_MAX
+    )]
+    TooManyNames(PathBuf),
     /// More bytes than any artifact may have.
-    #[error("`{}` holds {size} bytes, more than the 64 GiB of the largest artifact: package less", path.display())]
+    #[error("`{}` makes a tar of {size} bytes, more than the 63 GiB of the largest artifact: package less", path.display())]
     TooLarge {
         /// Which folder.
         path: PathBuf,
-        /// Bytes of its tar.
+        /// Bytes of its tar, or a little more.
         size: u64,
     },
     /// Something wrote to the tree meanwhile.
@@ -125,26 +131,26 @@ type Result<T, E = PackError> = std::result::Result<T, E>;
 /// The level of compression: fixed, since it decides the bytes.
 const ZSTD_LEVEL: i32 = 3;
 const BLOCK: u64 = 512;
+/// The most bytes of a tar: what does not compress grows a little, and must still be content that a store takes.
+const TAR_BYTES_MAX: u64 = super::pieces::CONTENT_BYTES_MAX - (1 << 30);
 /// Names of this many bytes or more are given in an entry of their own.
 const NAME_FIELD_BYTES: usize = 100;
 
-/// Packs the folder `dir` and writes the artifact to `out`. Memory: about 200 bytes an entry; nothing is read whole.
+/// Packs the folder `dir` and writes the artifact to `out`. Memory: the names, at most 256 MiB and
+/// once more while folders are listed, and about 150 bytes an entry; no file is read whole.
 pub fn pack(dir: &Path, out: impl Write, options: PackOptions) -> Result<Packed> {
     let read = |action| move |source| PackError::Read { action, path: dir.to_owned(), source };
     let mut root = Root::open(dir).map_err(read("open"))?;
     let mut nodes = Vec::new();
     let top = root.folder(b"").map_err(read("open"))?;
-    walk(dir, &top, &mut Vec::new(), &mut nodes)?;
+    Walk { dir, nodes: &mut nodes, names: NamesBudget::of(tree::NAMES_BYTES_MAX) }.folder(&top, &mut Vec::new())?;
     nodes.sort_unstable_by(|a, b| a.path.cmp(&b.path));
     let files = nodes.iter().filter(|node| matches!(node.kind, Kind::File { .. })).count() as u64;
     if files == 0 {
         return Err(PackError::Empty(dir.to_owned()));
     }
 
-    let tar_size_max = nodes.iter().map(Node::tar_size_max).sum::<u64>() + 2 * BLOCK;
-    if tar_size_max > super::pieces::CONTENT_BYTES_MAX / 2 {
-        return Err(PackError::TooLarge { path: dir.to_owned(), size: tar_size_max });
-    }
+    let tar_size_max = tar_size_max(dir, &nodes)?;
     // What cannot be compressed grows by a few bytes a block of 128 KiB; this bound is far above.
     let size_max = tar_size_max + tar_size_max / 128 + (1 << 20);
     let sink = HashedWrite { out, hasher: ContentHasher::new(size_max) };
@@ -153,7 +159,7 @@ pub fn pack(dir: &Path, out: impl Write, options: PackOptions) -> Result<Packed>
 
     let mut tar = TarWriter { out: encoder, hash: Sha256::new(), size: 0, mtime_secs: options.mtime_secs };
     // First path of each inode that has several.
-    let mut linked: HashMap<(u64, u64), Vec<u8>> = HashMap::new();
+    let mut linked: HashMap<(u64, u64), &[u8]> = HashMap::new();
     for node in &nodes {
         match &node.kind {
             Kind::Folder => {
@@ -167,7 +173,7 @@ pub fn pack(dir: &Path, out: impl Write, options: PackOptions) -> Result<Packed>
                         tar.entry(EntryType::Link, &node.path, first, mode, 0).map_err(PackError::Write)?;
                         continue;
                     }
-                    linked.insert(file.inode, node.path.clone());
+                    linked.insert(file.inode, &node.path);
                 }
                 let reader = open_file(&mut root, &node.path, file)?;
                 tar.entry(EntryType::Regular, &node.path, b"", mode, file.size).map_err(PackError::Write)?;
@@ -179,6 +185,12 @@ pub fn pack(dir: &Path, out: impl Write, options: PackOptions) -> Result<Packed>
     sink.out.flush().map_err(PackError::Write)?;
     let Content { digest, size, piece_length, pieces } = sink.hasher.finish();
     Ok(Packed { digest, size, piece_length, pieces, unpacked_digest, unpacked_size, files })
+}
+
+/// An upper bound on the tar of `nodes`, if that is not too large.
+fn tar_size_max(dir: &Path, nodes: &[Node]) -> Result<u64> {
+    let size = nodes.iter().map(Node::tar_size_max).fold(2 * BLOCK, u64::saturating_add);
+    if size > TAR_BYTES_MAX { Err(PackError::TooLarge { path: dir.to_owned(), size }) } else { Ok(size) }
 }
 
 struct Node {
@@ -206,49 +218,79 @@ impl Node {
             Kind::File(file) => file.size,
             _ => 0,
         };
-        let names = 2 * (BLOCK + (tree::PATH_BYTES_MAX as u64 + 1).next_multiple_of(BLOCK));
-        let long = self.path.len() + 1 >= NAME_FIELD_BYTES || matches!(&self.kind, Kind::Link(_) | Kind::File(_));
-        BLOCK + data.saturating_add(BLOCK) + if long { names } else { 0 }
+        // With its slash and a NUL.
+        let path = self.path.len() as u64 + 2;
+        let target = match &self.kind {
+            Kind::Folder => 0,
+            Kind::Link(target) => target.len() as u64 + 1,
+            // It may become a hard link, to any path.
+            Kind::File(file) if file.links > 1 => tree::PATH_BYTES_MAX as u64 + 1,
+            Kind::File(_) => 0,
+        };
+        let long = |name: u64| if name > NAME_FIELD_BYTES as u64 { BLOCK + name.next_multiple_of(BLOCK) } else { 0 };
+        BLOCK.saturating_add(data).saturating_add(BLOCK) + long(path) + long(target)
     }
 }
 
-/// Collects what is below `folder`, whose path is `prefix`, in whatever order.
-fn walk(dir: &Path, folder: &OwnedFd, prefix: &mut Vec<u8>, nodes: &mut Vec<Node>) -> Result<()> {
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let list_error =
-        |error: nix::Error, path: &[u8]| PackError::Read { action: "list", path: as_path(path), source: error.into() };
-    let mut entries = Dir::openat(folder.as_fd(), c".", flags, Mode::empty()).map_err(|error| list_error(error, prefix))?;
-    let mut names = Vec::new();
-    for entry in entries.iter() {
-        let entry = entry.map_err(|error| list_error(error, prefix))?;
-        if entry.file_name() != c"." && entry.file_name() != c".." {
-            names.push(entry.file_name().to_owned());
-        }
-    }
-    drop(entries);
+/// Collects what is below a folder, in whatever order.
+struct Walk<'a> {
+    dir: &'a Path,
+    nodes: &'a mut Vec<Node>,
+    names: NamesBudget,
+}
 
-    for name in names {
-        let prefix_len = prefix.len();
-        if prefix_len > 0 {
-            prefix.push(b'/');
+impl Walk<'_> {
+    /// What is below `folder`, whose path is `prefix`.
+    fn folder(&mut self, folder: &OwnedFd, prefix: &mut Vec<u8>) -> Result<()> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let list_error =
+            |error: nix::Error, path: &[u8]| PackError::Read { action: "list", path: as_path(path), source: error.into() };
+        let mut entries = Dir::openat(folder.as_fd(), c".", flags, Mode::empty()).map_err(|error| list_error(error, prefix))?;
+        let mut names = Vec::new();
+        for entry in entries.iter() {
+            let entry = entry.map_err(|error| list_error(error, prefix))?;
+            let name = entry.file_name();
+            if name == c"." || name == c".." {
+                continue;
+            }
+            // Before it is kept: a build decides how much there is.
+            if (self.nodes.len() + names.len()) as u64 >= tree::ENTRIES_MAX {
+                return Err(PackError::TooMany(self.dir.to_owned()));
+            }
+            let slash = usize::from(!prefix.is_empty());
+            self.take(prefix.len() + slash + name.to_bytes().len())?;
+            names.push(name.to_owned());
         }
-        prefix.extend_from_slice(name.to_bytes());
-        if nodes.len() as u64 >= tree::ENTRIES_MAX {
-            return Err(PackError::TooMany(dir.to_owned()));
+        drop(entries);
+
+        for name in names {
+            let prefix_len = prefix.len();
+            if prefix_len > 0 {
+                prefix.push(b'/');
+            }
+            prefix.extend_from_slice(name.to_bytes());
+            tree::check_path(prefix).map_err(|why| PackError::BadPath { path: as_path(prefix), why })?;
+            let kind = look_at(folder, &name, prefix)?;
+            if let Kind::Link(target) = &kind {
+                self.take(target.len())?;
+            }
+            let is_folder = matches!(kind, Kind::Folder);
+            self.nodes.push(Node { path: prefix.clone(), kind });
+            if is_folder {
+                let flags = flags | OFlag::O_NOFOLLOW;
+                let below = openat(folder.as_fd(), name.as_c_str(), flags, Mode::empty());
+                let below =
+                    below.map_err(|error| PackError::Read { action: "open", path: as_path(prefix), source: error.into() })?;
+                self.folder(&below, prefix)?;
+            }
+            prefix.truncate(prefix_len);
         }
-        tree::check_path(prefix).map_err(|why| PackError::BadPath { path: as_path(prefix), why })?;
-        let kind = look_at(folder, &name, prefix)?;
-        let is_folder = matches!(kind, Kind::Folder);
-        nodes.push(Node { path: prefix.clone(), kind });
-        if is_folder {
-            let flags = flags | OFlag::O_NOFOLLOW;
-            let below = openat(folder.as_fd(), name.as_c_str(), flags, Mode::empty());
-            let below = below.map_err(|error| PackError::Read { action: "open", path: as_path(prefix), source: error.into() })?;
-            walk(dir, &below, prefix, nodes)?;
-        }
-        prefix.truncate(prefix_len);
+        Ok(())
     }
-    Ok(())
+
+    fn take(&mut self, bytes: usize) -> Result<()> {
+        if self.names.take(bytes) { Ok(()) } else { Err(PackError::TooManyNames(self.dir.to_owned())) }
+    }
 }
 
 fn look_at(folder: &OwnedFd, name: &CStr, path: &[u8]) -> Result<Kind> {
@@ -285,7 +327,7 @@ impl FileNode {
     }
 }
 
-/// Opens what [`walk`] saw, and nothing that took its place since: the tree was written by a build, which is not trusted.
+/// Opens what [`Walk`] saw, and nothing that took its place since: the tree was written by a build, which is not trusted.
 fn open_file(root: &mut Root, path: &[u8], seen: &FileNode) -> Result<File> {
     let read = |source| PackError::Read { action: "open", path: as_path(path), source };
     let (folder, name) = root.parent(path).map_err(read)?;

@@ -3,7 +3,7 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io,
+    io::{self, Seek},
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::Arc,
@@ -12,9 +12,9 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use futures::{StreamExt, TryStreamExt};
 use reqwest::{StatusCode, header};
-use sha2::{Digest as _, Sha256};
 
 use super::{
+    hash,
     manifest::{Manifest, ManifestError},
     space::{self, NoSpace, SpaceError},
 };
@@ -314,7 +314,7 @@ fn parent_of(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-fn io_error(action: &'static str, path: &Path, needed: u64) -> impl FnOnce(io::Error) -> FetchError {
+fn io_error(action: &'static str, path: &Path, needed: Option<u64>) -> impl FnOnce(io::Error) -> FetchError {
     move |source| match space::no_space(&source, parent_of(path), needed) {
         Some(error) => error.into(),
         None => FetchError::Io { action, path: path.to_owned(), source },
@@ -325,7 +325,7 @@ impl Partial {
     /// Opens what an earlier attempt left and checks its pieces. None: `dest` is there and whole.
     fn open(dest: PathBuf, manifest: Arc<Manifest>) -> Result<Option<Self>> {
         if let Ok(file) = File::open(&dest)
-            && hash(&file, manifest.size).map_err(io_error("read", &dest, 0))? == Some(manifest.digest)
+            && hash_of(&file, manifest.size).map_err(io_error("read", &dest, None))? == Some(manifest.digest)
         {
             return Ok(None);
         }
@@ -337,8 +337,8 @@ impl Partial {
         partial_name.push(".partial");
         let path = parent_of(&dest).join(partial_name);
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
-        let file = file.map_err(io_error("open", &path, manifest.size))?;
-        let size = file.metadata().map_err(io_error("look at", &path, 0))?.len();
+        let file = file.map_err(io_error("open", &path, Some(manifest.size)))?;
+        let size = file.metadata().map_err(io_error("look at", &path, None))?.len();
 
         let mut buffer = vec![0; if size == 0 { 0 } else { manifest.piece_length as usize }];
         let mut missing = Vec::new();
@@ -346,7 +346,7 @@ impl Partial {
             let length = (range.end - range.start) as usize;
             let there = range.end <= size && {
                 let piece = &mut buffer[..length];
-                file.read_exact_at(piece, range.start).map_err(io_error("read", &path, 0))?;
+                file.read_exact_at(piece, range.start).map_err(io_error("read", &path, None))?;
                 manifest.verify_piece(index, piece).is_ok()
             };
             if !there {
@@ -361,43 +361,38 @@ impl Partial {
                 return Err(FetchError::Io { action: "ask for the space of", path, source });
             }
         }
-        file.set_len(manifest.size).map_err(io_error("resize", &path, manifest.size))?;
+        file.set_len(manifest.size).map_err(io_error("resize", &path, Some(manifest.size)))?;
         Ok(Some(Self { file, path, dest, manifest, missing }))
     }
 
     fn write(&self, start: u64, bytes: &[u8]) -> Result<()> {
-        self.file.write_all_at(bytes, start).map_err(io_error("write", &self.path, bytes.len() as u64))
+        self.file.write_all_at(bytes, start).map_err(io_error("write", &self.path, Some(bytes.len() as u64)))
     }
 
     /// Checks the whole and gives it its name.
     fn finish(&self) -> Result<()> {
         let (expected, size) = (self.manifest.digest, self.manifest.size);
-        self.file.sync_all().map_err(io_error("sync", &self.path, size))?;
-        let found = hash(&self.file, size).map_err(io_error("read", &self.path, 0))?;
+        self.file.sync_all().map_err(io_error("sync", &self.path, Some(size)))?;
+        let found = hash_of(&self.file, size).map_err(io_error("read", &self.path, None))?;
         if found != Some(expected) {
-            std::fs::remove_file(&self.path).map_err(io_error("remove", &self.path, 0))?;
+            std::fs::remove_file(&self.path).map_err(io_error("remove", &self.path, None))?;
             return Err(FetchError::WrongWhole { expected, found: found.unwrap_or(Digest([0; 32])) });
         }
         crate::crash::point("fetch::before_rename");
-        std::fs::rename(&self.path, &self.dest).map_err(io_error("rename a finished file to", &self.dest, 0))?;
+        std::fs::rename(&self.path, &self.dest).map_err(io_error("rename a finished file to", &self.dest, None))?;
         let parent = parent_of(&self.dest);
-        File::open(parent).and_then(|folder| folder.sync_all()).map_err(io_error("sync", parent, 0))
+        File::open(parent).and_then(|folder| folder.sync_all()).map_err(io_error("sync", parent, None))
     }
 }
 
 /// The digest of a file that has `size` bytes; none when it has another size.
-fn hash(file: &File, size: u64) -> io::Result<Option<Digest>> {
+fn hash_of(mut file: &File, size: u64) -> io::Result<Option<Digest>> {
     if file.metadata()?.len() != size {
         return Ok(None);
     }
-    let (mut hash, mut buffer, mut at) = (Sha256::new(), vec![0; 1 << 20], 0);
-    while at < size {
-        let part = &mut buffer[..(size - at).min(1 << 20) as usize];
-        file.read_exact_at(part, at)?;
-        hash.update(&*part);
-        at += part.len() as u64;
-    }
-    Ok(Some(Digest(hash.finalize().into())))
+    file.seek(io::SeekFrom::Start(0))?;
+    let (digest, read) = hash::of(file)?;
+    Ok((read == size).then_some(digest))
 }
 
 #[cfg(test)]

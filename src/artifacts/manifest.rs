@@ -149,11 +149,6 @@ impl Manifest {
         serde_json::to_vec(self).expect("a manifest is always JSON")
     }
 
-    /// SHA-256 of the stored form.
-    pub fn digest_of_manifest(&self) -> Digest {
-        Digest::of(&self.to_bytes())
-    }
-
     /// Reads a stored form, and refuses one that is not canonical or contradicts itself.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, ManifestError> {
         if bytes.len() > MANIFEST_BYTES_MAX {

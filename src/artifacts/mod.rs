@@ -7,6 +7,7 @@
 pub mod archive;
 pub mod fetch;
 pub mod git;
+mod hash;
 pub mod log;
 pub mod manifest;
 pub mod pieces;

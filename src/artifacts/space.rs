@@ -11,17 +11,24 @@ use crate::model::units::ByteSize;
 
 /// A file system has not enough room.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "`{}` has {} bytes free beyond its reserve and {} are needed: free some space there or give it a larger disk",
-    path.display(), available, needed
-)]
+#[error("{}: free some space there or give it a larger disk", self.shortage())]
 pub struct NoSpace {
-    /// Bytes that were to be written.
-    pub needed: u64,
+    /// Bytes that were to be written, where that is known.
+    pub needed: Option<u64>,
     /// Bytes free to this process, without the reserve.
     pub available: u64,
     /// A path on the file system.
     pub path: PathBuf,
+}
+
+impl NoSpace {
+    fn shortage(&self) -> String {
+        let (path, available) = (self.path.display(), self.available);
+        match self.needed {
+            Some(needed) => format!("`{path}` has {available} bytes free beyond its reserve and {needed} are needed"),
+            None => format!("the disk of `{path}` is full: it has {available} bytes free beyond its reserve"),
+        }
+    }
 }
 
 /// Why space could not be granted.
@@ -71,11 +78,11 @@ pub fn check_space(path: &Path, needed: u64) -> Result<(), SpaceError> {
     if needed <= room.available {
         return Ok(());
     }
-    Err(NoSpace { needed, available: room.available, path: path.to_owned() }.into())
+    Err(NoSpace { needed: Some(needed), available: room.available, path: path.to_owned() }.into())
 }
 
-/// The figures, when `error` says that a disk or a quota below `path` is full.
-pub(super) fn no_space(error: &io::Error, path: &Path, needed: u64) -> Option<NoSpace> {
+/// The figures, with what was `needed` where that is known, when `error` says that a disk or a quota below `path` is full.
+pub(super) fn no_space(error: &io::Error, path: &Path, needed: Option<u64>) -> Option<NoSpace> {
     let code = error.raw_os_error()?;
     if code != Errno::ENOSPC as i32 && code != Errno::EDQUOT as i32 {
         return None;
@@ -95,9 +102,11 @@ mod tests {
         check_space(dir.path(), 0).unwrap();
         let error = check_space(dir.path(), u64::MAX).unwrap_err();
         let SpaceError::NoSpace(error) = error else { panic!("{error}") };
-        assert_eq!(error.needed, u64::MAX);
+        assert_eq!(error.needed, Some(u64::MAX));
         assert!(error.available <= room(dir.path()).unwrap().capacity);
         assert!(error.to_string().contains("free some space"), "{error}");
+        let full = no_space(&Errno::ENOSPC.into(), dir.path(), None).unwrap().to_string();
+        assert!(full.contains("is full") && full.contains("free some space") && !full.contains("needed"), "{full}");
         assert!(matches!(check_space(&dir.path().join("nothing"), 1), Err(SpaceError::Unknown { .. })));
     }
 }

@@ -208,6 +208,9 @@ pub trait ContentStore: Send + Sync + 'static {
     /// Removes the object, unless it is leased. For an hour [`ContentStore::lease`] brings it back. False: it was not there.
     fn delete(&self, digest: Digest) -> BoxFuture<'_, Result<bool>>;
 
+    /// Like [`ContentStore::delete`], but also refuses what was put or leased within `unused_for`.
+    fn delete_unused(&self, digest: Digest, unused_for: Millis) -> BoxFuture<'_, Result<bool>>;
+
     /// Up to `limit` objects (at most 10,000) by ascending digest, those after `after`.
     fn list(&self, after: Option<Digest>, limit: usize) -> BoxFuture<'_, Result<Vec<Stored>>>;
 

@@ -17,10 +17,34 @@ use nix::{
 pub(super) const ENTRIES_MAX: u64 = 1_000_000;
 /// The longest path below the artifact's root, in bytes: leaves 1 KiB of Linux's `PATH_MAX` (4096) for where it is unpacked.
 pub(super) const PATH_BYTES_MAX: usize = 3072;
+/// The most bytes that all paths and targets of symbolic links of one artifact may have together: packer and unpacker hold them in memory.
+pub(super) const NAMES_BYTES_MAX: u64 = 256 << 20;
 /// The longest name of one file, in bytes (`NAME_MAX`).
 const NAME_BYTES_MAX: usize = 255;
 /// The deepest folder. Removing a tree holds one descriptor a level open, and many systems allow 1024.
 pub(super) const DEPTH_MAX: usize = 128;
+
+/// How many bytes of names were taken in, and how many may be: [`NAMES_BYTES_MAX`] but in tests.
+pub(super) struct NamesBudget {
+    bytes_max: u64,
+    taken: u64,
+}
+
+impl NamesBudget {
+    pub(super) fn of(bytes_max: u64) -> Self {
+        Self { bytes_max, taken: 0 }
+    }
+
+    pub(super) fn bytes_max(&self) -> u64 {
+        self.bytes_max
+    }
+
+    /// Takes a name of so many bytes in, if there is room.
+    pub(super) fn take(&mut self, bytes: usize) -> bool {
+        self.taken = self.taken.saturating_add(bytes as u64);
+        self.taken <= self.bytes_max
+    }
+}
 
 /// Bytes of a path as the path they are on Unix: any bytes but NUL, UTF-8 or not.
 pub(super) fn as_path(bytes: &[u8]) -> PathBuf {

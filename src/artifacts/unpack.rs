@@ -5,32 +5,24 @@
 //! an error and no entry can write through an earlier one. Modes become 0755 or 0644, owner is who unpacks; set-id and sticky bits,
 //! devices, fifos, extended headers and sparse files are refused, since [`super::archive`] never writes them.
 
+mod disk;
+mod inspect;
+
 use std::{
     fs::{self, File},
-    io::{self, BufRead, BufReader, Read, Write},
-    os::{
-        fd::AsFd,
-        unix::fs::{DirBuilderExt, PermissionsExt},
-    },
+    io::{self, BufRead, BufReader, Read},
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
 
-use nix::{
-    errno::Errno,
-    fcntl::{AtFlags, OFlag, openat},
-    sys::{
-        stat::{Mode, SFlag, fchmod, fstatat, futimens, mkdirat},
-        time::TimeSpec,
-    },
-    unistd::{fsync, linkat, symlinkat, syncfs},
-};
 use sha2::{Digest as _, Sha256};
 use tar::{Archive, EntryType};
 
 use super::{
     manifest::Manifest,
+    pieces::CONTENT_BYTES_MAX,
     space::{self, NoSpace, SpaceError},
-    tree::{self, Root, as_path},
+    tree::{self, NamesBudget, as_path},
 };
 use crate::model::digest::Digest;
 
@@ -41,6 +33,8 @@ pub struct Limits {
     pub entries_max: u64,
     /// Bytes of the tar, when the archive's manifest is not at hand.
     pub unpacked_bytes_max: u64,
+    /// Bytes of all paths and targets of symbolic links.
+    pub names_bytes_max: u64,
     /// Digest and size of the tar that it must be.
     pub expected: Option<(Digest, u64)>,
 }
@@ -49,7 +43,22 @@ impl Limits {
     /// Exactly what `manifest` says.
     pub fn of(manifest: &Manifest) -> Self {
         let expected = Some((manifest.unpacked_digest, manifest.unpacked_size));
-        Self { entries_max: tree::ENTRIES_MAX, unpacked_bytes_max: manifest.unpacked_size, expected }
+        Self { unpacked_bytes_max: manifest.unpacked_size, expected, ..Self::of_any() }
+    }
+
+    /// What any artifact may hold, where nothing is known of it.
+    pub fn of_any() -> Self {
+        Self {
+            entries_max: tree::ENTRIES_MAX,
+            unpacked_bytes_max: CONTENT_BYTES_MAX,
+            names_bytes_max: tree::NAMES_BYTES_MAX,
+            expected: None,
+        }
+    }
+
+    /// Bytes of the tar.
+    fn bytes_max(&self) -> u64 {
+        self.expected.map_or(self.unpacked_bytes_max, |(_, size)| size.min(self.unpacked_bytes_max))
     }
 }
 
@@ -84,6 +93,9 @@ pub enum UnpackError {
     /// More than the limits allow.
     #[error("the archive holds more than the {0} entries it may")]
     TooMany(u64),
+    /// Longer names than any artifact may have.
+    #[error("the paths and link targets in the archive have more than {0} bytes together, which is refused")]
+    TooManyNames(u64),
     /// Not an archive, or only a part of one.
     #[error("the archive is damaged: {0}; fetch it again")]
     Damaged(String),
@@ -119,8 +131,6 @@ pub enum UnpackError {
 
 type Result<T, E = UnpackError> = std::result::Result<T, E>;
 
-/// Up to so many files each is synced by itself; more are synced with one `syncfs`, which then is cheaper though it waits for others' data.
-const SYNC_EACH_MAX: u64 = 512;
 /// The longest distance back that a compressed frame may refer to, as a power of two: 8 MiB of memory. The packer's is 2 MiB.
 const WINDOW_LOG_MAX: u32 = 23;
 
@@ -183,28 +193,39 @@ impl Drop for RemoveOnDrop {
     }
 }
 
+/// Reads an archive and writes nothing: whatever [`unpack`] would refuse is refused here, before anybody is told of it. Memory:
+/// at most the names, 256 MiB, and about 100 bytes an entry.
+pub fn inspect(reader: impl Read, limits: &Limits) -> Result<Unpacked> {
+    read_archive(reader, limits, &mut inspect::Seen::default())
+}
+
 fn lay_out(reader: impl Read, partial: &Path, limits: &Limits) -> Result<Unpacked> {
+    let mut layout = disk::Layout::open(partial, limits.bytes_max())?;
+    let unpacked = read_archive(reader, limits, &mut layout)?;
+    layout.finish()?;
+    Ok(unpacked)
+}
+
+fn read_archive(reader: impl Read, limits: &Limits, place: &mut impl Place) -> Result<Unpacked> {
     let damaged = |error: io::Error| damaged(&error);
     let mut decoder = zstd::Decoder::with_buffer(BufReader::with_capacity(128 << 10, reader)).map_err(damaged)?.single_frame();
     decoder.window_log_max(WINDOW_LOG_MAX).map_err(damaged)?;
-    let bytes_max = limits.expected.map_or(limits.unpacked_bytes_max, |(_, size)| size.min(limits.unpacked_bytes_max));
-    let mut archive = Archive::new(HashedRead { inner: decoder, hash: Sha256::new(), size: 0, size_max: bytes_max });
-
-    let root = Root::open(partial).map_err(|source| UnpackError::Io { action: "open", path: partial.to_owned(), source })?;
-    let mut layout = Layout { partial, root, needed: bytes_max, entries: 0, files: 0, folders: Vec::new() };
-    let mut names = LongNames::default();
+    let mut archive = Archive::new(HashedRead { inner: decoder, hash: Sha256::new(), size: 0, size_max: limits.bytes_max() });
+    let (mut entries, mut files) = (0, 0);
+    let (mut names, mut budget) = (LongNames::default(), NamesBudget::of(limits.names_bytes_max));
     // Raw, because the library would read a long name of any length into memory.
     for entry in archive.entries().map_err(damaged)?.raw(true) {
         let mut entry = entry.map_err(damaged)?;
         if names.take(&mut entry)? {
             continue;
         }
-        layout.entries += 1;
-        if layout.entries > limits.entries_max {
+        entries += 1;
+        if entries > limits.entries_max {
             return Err(UnpackError::TooMany(limits.entries_max));
         }
+        files += u64::from(entry.header().entry_type() == EntryType::Regular);
         let (path, link) = names.of(&entry);
-        layout.add(entry, path, link)?;
+        add(place, &mut budget, entry, path, &link)?;
     }
     if names.pending() {
         return Err(UnpackError::Damaged("it ends after a long name".to_owned()));
@@ -221,8 +242,10 @@ fn lay_out(reader: impl Read, partial: &Path, limits: &Limits) -> Result<Unpacke
     {
         return Err(UnpackError::Mismatch { expected, expected_size, found: digest, found_size: size });
     }
-    layout.finish()?;
-    Ok(Unpacked { digest, size, entries: layout.entries })
+    if files == 0 {
+        return Err(UnpackError::Damaged("it holds no file".to_owned()));
+    }
+    Ok(Unpacked { digest, size, entries })
 }
 
 /// Counts, hashes and bounds what is decompressed.
@@ -321,173 +344,96 @@ impl LongNames {
     }
 }
 
-/// The tree that is being made.
-struct Layout<'a> {
-    partial: &'a Path,
-    root: Root,
-    /// Bytes that all of it may take: told when the disk is full.
-    needed: u64,
-    entries: u64,
-    files: u64,
-    folders: Vec<(Vec<u8>, u64)>,
+/// A file's header, as far as it is kept.
+struct FileHeader {
+    size: u64,
+    executable: bool,
+    mtime_secs: u64,
 }
 
-impl Layout<'_> {
-    fn add<R: Read>(&mut self, entry: Entry<'_, R>, mut path: Vec<u8>, link: Vec<u8>) -> Result<()> {
-        let header = entry.header();
-        let kind = header.entry_type();
-        if kind == EntryType::Directory && path.ends_with(b"/") {
-            path.pop();
-        }
-        let refused = |why| Err(UnpackError::Refused { path: as_path(&path), why });
-        if let Err(why) = tree::check_path(&path) {
-            return refused(why);
-        }
-        let number = |number: io::Result<u64>| number.map_err(|error| damaged(&error));
-        let (size, mtime_secs) = (number(header.entry_size())?, number(header.mtime())?);
-        let mode = header.mode().map_err(|error| damaged(&error))?;
-        if mode & 0o7000 != 0 {
-            return refused("it has a set-user-id, set-group-id or sticky bit");
-        }
-        if size != 0 && kind != EntryType::Regular {
-            return refused("only a file may have content");
-        }
-        match kind {
-            EntryType::Regular => self.add_file(entry, &path, size, mode & 0o111 != 0, mtime_secs),
-            EntryType::Directory => {
-                let (folder, name) = self.parent(&path)?;
-                self.made(&path, mkdirat(folder.as_fd(), name, Mode::S_IRWXU))?;
-                self.folders.push((path, mtime_secs));
-                Ok(())
+/// Where entries go whose names were found harmless. It refuses what does not fit what came before.
+trait Place {
+    fn folder(&mut self, path: Vec<u8>, mtime_secs: u64) -> Result<()>;
+
+    /// Takes all of `content`, with [`each_chunk`].
+    fn file(&mut self, path: &[u8], header: FileHeader, content: &mut dyn Read) -> Result<()>;
+
+    fn symbolic_link(&mut self, path: &[u8], target: &[u8]) -> Result<()>;
+
+    fn hard_link(&mut self, path: &[u8], to: &[u8]) -> Result<()>;
+}
+
+/// Gives the content of a file in parts, and is an error when it is not `size` bytes.
+fn each_chunk(content: &mut dyn Read, size: u64, mut each: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    let mut buffer = vec![0; size.clamp(1, 256 << 10) as usize];
+    let mut seen = 0;
+    loop {
+        match content.read(&mut buffer) {
+            Ok(0) if seen == size => return Ok(()),
+            Ok(0) => return Err(UnpackError::Damaged("it ends within a file".to_owned())),
+            Ok(read) => {
+                each(&buffer[..read])?;
+                seen += read as u64;
             }
-            EntryType::Symlink => {
-                if let Err(why) = tree::check_link(&path, &link) {
-                    return refused(why);
-                }
-                let (folder, name) = self.parent(&path)?;
-                self.made(&path, symlinkat(&link[..], folder.as_fd(), name))
-            }
-            EntryType::Link => self.add_hard_link(&path, &link),
-            EntryType::Char | EntryType::Block => refused("it is a device"),
-            EntryType::Fifo => refused("it is a fifo"),
-            _ => refused("an artifact holds only files, folders and links"),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(damaged(&error)),
         }
-    }
-
-    fn add_file<R: Read>(
-        &mut self,
-        mut entry: Entry<'_, R>,
-        path: &[u8],
-        size: u64,
-        executable: bool,
-        mtime_secs: u64,
-    ) -> Result<()> {
-        let (folder, name) = self.parent(path)?;
-        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let file = openat(folder.as_fd(), name, flags, Mode::S_IRUSR | Mode::S_IWUSR);
-        let mut file = match file {
-            Ok(file) => File::from(file),
-            Err(error) => return self.made(path, Err(error)),
-        };
-        let mut buffer = vec![0; size.clamp(1, 256 << 10) as usize];
-        let mut written = 0;
-        loop {
-            let read = match entry.read(&mut buffer) {
-                Ok(0) => break,
-                Ok(read) => read,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(damaged(&error)),
-            };
-            file.write_all(&buffer[..read]).map_err(|error| self.io("write", path, error))?;
-            written += read as u64;
-        }
-        if written != size {
-            return Err(UnpackError::Damaged("it ends within a file".to_owned()));
-        }
-        let mode = if executable { 0o755 } else { 0o644 };
-        file.set_permissions(fs::Permissions::from_mode(mode)).map_err(|error| self.io("set the mode of", path, error))?;
-        set_mtime(&file, mtime_secs).map_err(|error| self.io("set the time of", path, error))?;
-        self.files += 1;
-        if self.files <= SYNC_EACH_MAX {
-            file.sync_all().map_err(|error| self.io("sync", path, error))?;
-        }
-        Ok(())
-    }
-
-    fn add_hard_link(&mut self, path: &[u8], link: &[u8]) -> Result<()> {
-        let refused = |why| Err(UnpackError::Refused { path: as_path(path), why });
-        if tree::check_path(link).is_err() {
-            return refused("it links to something outside");
-        }
-        let Ok((old_folder, old_name)) = self.root.parent(link) else {
-            return refused("it links to a file that does not come before it");
-        };
-        // A symbolic link that is safe where it stands would lead elsewhere from another depth.
-        let is_file = fstatat(old_folder.as_fd(), old_name, AtFlags::AT_SYMLINK_NOFOLLOW)
-            .is_ok_and(|stat| stat.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFREG.bits());
-        if !is_file {
-            return refused("it links to something that is no file before it");
-        }
-        let (folder, name) = self.parent(path)?;
-        self.made(path, linkat(old_folder.as_fd(), old_name, folder.as_fd(), name, AtFlags::empty()))
-    }
-
-    /// The folder that holds `path`: it must have come before.
-    fn parent<'p>(&mut self, path: &'p [u8]) -> Result<(std::sync::Arc<std::os::fd::OwnedFd>, &'p [u8])> {
-        self.root.parent(path).map_err(|error| match error.raw_os_error().map(Errno::from_raw) {
-            Some(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => {
-                UnpackError::Refused { path: as_path(path), why: "its folder is no folder that came before it" }
-            }
-            _ => self.io("open the folder of", path, error),
-        })
-    }
-
-    fn made(&self, path: &[u8], result: nix::Result<()>) -> Result<()> {
-        match result {
-            Ok(()) => Ok(()),
-            Err(Errno::EEXIST) => Err(UnpackError::Duplicate(as_path(path))),
-            Err(error) => Err(self.io("create", path, error.into())),
-        }
-    }
-
-    fn io(&self, action: &'static str, path: &[u8], source: io::Error) -> UnpackError {
-        match space::no_space(&source, self.partial, self.needed) {
-            Some(error) => error.into(),
-            None => UnpackError::Io { action, path: self.partial.join(as_path(path)), source },
-        }
-    }
-
-    /// Gives folders their modes and times, deepest first, and brings everything to the disk.
-    fn finish(&mut self) -> Result<()> {
-        if self.files == 0 {
-            return Err(UnpackError::Damaged("it holds no file".to_owned()));
-        }
-        self.folders.sort_unstable_by(|a, b| b.0.cmp(&a.0));
-        let sync_all = self.files > SYNC_EACH_MAX;
-        let below = std::mem::take(&mut self.folders).into_iter().map(|(path, mtime_secs)| (path, Some(mtime_secs)));
-        for (path, mtime_secs) in below.chain([(Vec::new(), None)]) {
-            let folder = self.root.folder(&path).map_err(|error| self.io("open", &path, error))?;
-            fchmod(folder.as_fd(), Mode::from_bits_truncate(0o755))
-                .map_err(|error| self.io("set the mode of", &path, error.into()))?;
-            if let Some(mtime_secs) = mtime_secs {
-                set_mtime(&*folder, mtime_secs).map_err(|error| self.io("set the time of", &path, error))?;
-            }
-            if !sync_all {
-                fsync(folder.as_fd()).map_err(|error| self.io("sync", &path, error.into()))?;
-            }
-        }
-        if sync_all {
-            let top = self.root.folder(b"").map_err(|error| self.io("open", b"", error))?;
-            syncfs(top.as_fd()).map_err(|error| self.io("sync", b"", error.into()))?;
-        }
-        Ok(())
     }
 }
 
-fn set_mtime(file: impl AsFd, secs: u64) -> io::Result<()> {
-    // Not every file system holds later times than 2106; a time beyond is a hostile one, and the last will do.
-    let time = TimeSpec::new(i64::from(u32::try_from(secs).unwrap_or(u32::MAX)), 0);
-    Ok(futimens(file.as_fd(), &time, &time)?)
+fn refused(path: &[u8], why: &'static str) -> UnpackError {
+    UnpackError::Refused { path: as_path(path), why }
+}
+
+const NO_FOLDER: &str = "its folder is no folder that came before it";
+const NO_FILE: &str = "it links to something that is no file before it";
+
+/// Refuses an entry that could do harm, and gives others to `place`.
+fn add<R: Read>(
+    place: &mut impl Place,
+    names: &mut NamesBudget,
+    mut entry: Entry<'_, R>,
+    mut path: Vec<u8>,
+    link: &[u8],
+) -> Result<()> {
+    let header = entry.header();
+    let kind = header.entry_type();
+    if kind == EntryType::Directory && path.ends_with(b"/") {
+        path.pop();
+    }
+    tree::check_path(&path).map_err(|why| refused(&path, why))?;
+    // What a hard link names was counted where it came.
+    let target_len = if kind == EntryType::Symlink { link.len() } else { 0 };
+    if !names.take(path.len() + target_len) {
+        return Err(UnpackError::TooManyNames(names.bytes_max()));
+    }
+    let number = |number: io::Result<u64>| number.map_err(|error| damaged(&error));
+    let (size, mtime_secs) = (number(header.entry_size())?, number(header.mtime())?);
+    let mode = header.mode().map_err(|error| damaged(&error))?;
+    if mode & 0o7000 != 0 {
+        return Err(refused(&path, "it has a set-user-id, set-group-id or sticky bit"));
+    }
+    if size != 0 && kind != EntryType::Regular {
+        return Err(refused(&path, "only a file may have content"));
+    }
+    match kind {
+        EntryType::Regular => {
+            let executable = mode & 0o111 != 0;
+            place.file(&path, FileHeader { size, executable, mtime_secs }, &mut entry)
+        }
+        EntryType::Directory => place.folder(path, mtime_secs),
+        EntryType::Symlink => {
+            tree::check_link(&path, link).map_err(|why| refused(&path, why))?;
+            place.symbolic_link(&path, link)
+        }
+        EntryType::Link => {
+            tree::check_path(link).map_err(|_| refused(&path, "it links to something outside"))?;
+            place.hard_link(&path, link)
+        }
+        EntryType::Char | EntryType::Block => Err(refused(&path, "it is a device")),
+        EntryType::Fifo => Err(refused(&path, "it is a fifo")),
+        _ => Err(refused(&path, "an artifact holds only files, folders and links")),
+    }
 }
 
 #[cfg(test)]

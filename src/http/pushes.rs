@@ -1,6 +1,6 @@
 //! What becomes of a push: its bundle goes to the content store, its refs through the state machine. Knows nothing of git.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
 use futures::{StreamExt, TryStreamExt, future::BoxFuture};
 use sha2::{Digest as _, Sha256};
@@ -24,7 +24,7 @@ use crate::{
         tables::{ReadTables, SCAN_RECORDS_MAX, Scan, TablesError, key},
         units::ByteSize,
     },
-    raft::{Node, View},
+    raft::Node,
 };
 
 /// How long the disk may take for the next chunk of a bundle.
@@ -50,6 +50,15 @@ impl PushSink for Pushes {
             let view = self.node.linearizable_view().await.map_err(|error| error.to_string())?;
             let name = repository.clone();
             let read = tokio::task::spawn_blocking(move || state(&view, &name)).await.map_err(|error| error.to_string())?;
+            read.map_err(|error| error.to_string())
+        })
+    }
+
+    fn bundles<'a>(&'a self, repository: &'a RepositoryName) -> BoxFuture<'a, Result<Vec<Digest>, String>> {
+        Box::pin(async move {
+            let view = self.node.linearizable_view().await.map_err(|error| error.to_string())?;
+            let name = repository.clone();
+            let read = tokio::task::spawn_blocking(move || bundles(&view, &name)).await.map_err(|error| error.to_string())?;
             read.map_err(|error| error.to_string())
         })
     }
@@ -137,10 +146,48 @@ fn pusher(text: &str) -> Principal {
     known.unwrap_or_else(|| Principal::new(Role::Developer, text))
 }
 
-fn state(view: &View, name: &RepositoryName) -> Result<Option<RepositoryState>, TablesError> {
-    let Some(repository) = view.get::<Repository>(&key(name.as_str()))? else { return Ok(None) };
-    let all = Scan::prefix(key(name.as_str()));
-    let refs = view.scan::<Ref>(&all, SCAN_RECORDS_MAX)?.into_iter().map(|kept| (kept.name, kept.commit)).collect();
-    let bundles = view.scan::<Bundle>(&all, SCAN_RECORDS_MAX)?.into_iter().map(|bundle| bundle.digest).collect();
-    Ok(Some(RepositoryState { refs, default_branch: repository.default_branch, bundles }))
+/// All of its refs: one that is overlooked would be deleted from the cache, and with it what builds read.
+fn state(tables: &impl ReadTables, name: &RepositoryName) -> Result<Option<RepositoryState>, TablesError> {
+    let Some(repository) = tables.get::<Repository>(&key(name.as_str()))? else { return Ok(None) };
+    let mut refs = BTreeMap::new();
+    tables.for_each(Scan::prefix(key(name.as_str())), |kept: Ref| drop(refs.insert(kept.name, kept.commit)))?;
+    Ok(Some(RepositoryState { refs, default_branch: repository.default_branch }))
+}
+
+fn bundles(tables: &impl ReadTables, name: &RepositoryName) -> Result<Vec<Digest>, TablesError> {
+    let mut bundles = Vec::new();
+    tables.for_each(Scan::prefix(key(name.as_str())), |bundle: Bundle| bundles.push(bundle.digest))?;
+    Ok(bundles)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::model::{
+        tables::{MemoryTables, Tables},
+        units::Timestamp,
+    };
+
+    #[test]
+    fn a_repository_with_more_refs_than_one_scan_gives_loses_none() {
+        let repository: RepositoryName = "shop".parse().unwrap();
+        let mut tables = MemoryTables::new();
+        let created_at = Timestamp(1);
+        let record = Repository { name: repository.clone(), default_branch: "main".into(), next_bundle: 3, created_at };
+        tables.put(&record).unwrap();
+        let count = SCAN_RECORDS_MAX + 1;
+        for number in 0..count {
+            let name = format!("refs/tags/v{number:06}");
+            let commit = "4b825dc642cb6eb9a060e54bf8d69288fbee4904".parse().unwrap();
+            let moved_by = Principal::new(Role::Developer, "ada");
+            tables.put(&Ref { repository: repository.clone(), name, commit, moved_at: created_at, moved_by }).unwrap();
+        }
+        for number in [2, 0, 1] {
+            let digest = Digest([number; 32]);
+            tables.put(&Bundle { repository: repository.clone(), number: number.into(), digest, size: ByteSize(1) }).unwrap();
+        }
+        assert_eq!(state(&tables, &repository).unwrap().unwrap().refs.len(), count);
+        assert_eq!(bundles(&tables, &repository).unwrap(), [0, 1, 2].map(|number| Digest([number; 32])), "in their order");
+    }
 }

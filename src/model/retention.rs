@@ -1,12 +1,16 @@
-//! Which artifacts may be deleted, and which never: what an environment runs, or could go back to, is kept.
+//! Which artifacts may be deleted, and which never: what an environment runs, or could go back to, is kept. And which content is garbage:
+//! what no record names.
 
 use std::collections::BTreeSet;
 
 use super::{
+    build::Build,
     digest::Digest,
     ids::ReleaseId,
+    observation::Observation,
     pipeline::Pipeline,
     release::{Artifact, Release, release_key},
+    repository::Bundle,
     rollout::{Deployment, OpenRollout, Rollout},
     tables::{ReadTables, SCAN_RECORDS_MAX, Scan, TablesError, key},
     units::{Millis, Timestamp},
@@ -82,4 +86,34 @@ pub fn lately_deleted<T: ReadTables>(
     let is_late = |artifact: &Artifact| artifact.deleted_at.is_some_and(|at| now.since(at) <= LOOKED_FOR);
     let ours = artifacts.into_iter().filter(|artifact| artifact.pipeline == pipeline.name && is_late(artifact));
     Ok(ours.map(|artifact| artifact.digest).take(limit).collect())
+}
+
+/// Those of `stored` that no record names: bytes of artifacts that were deleted or refused, bundles of pushes that lost, and the like.
+/// Whoever is about to name content has put or leased it lately, so `tables` must not be older than `stored`, and what is young is kept.
+pub fn unnamed_content<T: ReadTables>(tables: &T, mut stored: BTreeSet<Digest>) -> Result<BTreeSet<Digest>, TablesError> {
+    tables.for_each(Scan::all(), |artifact: Artifact| {
+        if artifact.deleted_at.is_none() {
+            stored.remove(&artifact.digest);
+            stored.remove(&artifact.manifest);
+        }
+    })?;
+    tables.for_each(Scan::all(), |bundle: Bundle| {
+        stored.remove(&bundle.digest);
+    })?;
+    tables.for_each(Scan::all(), |build: Build| {
+        for log in build.attempts.iter().filter_map(|attempt| attempt.log) {
+            stored.remove(&log);
+        }
+    })?;
+    tables.for_each(Scan::all(), |seen: Observation| {
+        if let Some(output) = seen.report.failure.and_then(|failure| failure.output_blob) {
+            stored.remove(&output);
+        }
+    })?;
+    tables.for_each(Scan::all(), |rollout: Rollout| {
+        for output in rollout.failures.iter().filter_map(|failed| failed.failure.output_blob) {
+            stored.remove(&output);
+        }
+    })?;
+    Ok(stored)
 }

@@ -196,6 +196,9 @@ pub struct TablesError {
 /// The most records that one scan may ask for.
 pub const SCAN_RECORDS_MAX: usize = 100_000;
 
+/// How many records [`ReadTables::for_each`] reads at a time.
+const PAGE_RECORDS: usize = 1000;
+
 /// Which records a scan returns, in the keys' order.
 #[derive(Debug, Clone, Default)]
 pub struct Scan {
@@ -238,6 +241,16 @@ pub trait ReadTables {
 
     /// At most `limit` records in order; `limit` itself is at most [`SCAN_RECORDS_MAX`].
     fn scan<R: Record>(&self, scan: &Scan, limit: usize) -> Result<Vec<R>, TablesError>;
+
+    /// Gives `each` all records of `scan` in order, however many, with a thousand in memory at a time.
+    fn for_each<R: Record>(&self, mut scan: Scan, mut each: impl FnMut(R)) -> Result<(), TablesError> {
+        loop {
+            let page: Vec<R> = self.scan(&scan, PAGE_RECORDS)?;
+            let Some(last) = page.last() else { return Ok(()) };
+            scan.after = Some(last.key());
+            page.into_iter().for_each(&mut each);
+        }
+    }
 }
 
 /// Changing state: what was written is read back at once.

@@ -18,6 +18,7 @@ use super::{
     types::{Answers, Commands, Entry, LogId, Membership, Snapshot, SnapshotMeta, Types},
 };
 use crate::{
+    crash,
     model::{
         apply::apply,
         cluster::Cluster,
@@ -91,9 +92,13 @@ impl Machine {
         Ok(waiting)
     }
 
+    /// Kept before it takes the place of state: a server that dies in between finishes it when it starts, see [`reconcile`]. The other
+    /// way around nothing would tell a state that is ahead of its log from a log that lost its end.
     fn install(&self, snapshot: &SnapshotDir) -> io::Result<()> {
-        self.state.install(snapshot)?;
-        self.snapshots.adopt(snapshot)?;
+        snapshot.verify()?;
+        let kept = self.snapshots.adopt(snapshot)?;
+        crash::point("raft::snapshot_adopted");
+        self.state.install(&kept)?;
         self.announce()
     }
 
@@ -200,6 +205,7 @@ impl RaftSnapshotBuilder<Types> for Builder {
 ///
 /// - State behind what was purged from the log: the entries between are gone; the newest snapshot that covers them takes the
 ///   state's place. openraft would go on without noticing.
+/// - State and log behind the newest snapshot: it came from another server and was not installed to the end; it is now.
 /// - State ahead of the log's end: acknowledged entries are missing from the log, unless the state came as a snapshot.
 pub fn reconcile(
     log_end: Option<u64>,
@@ -233,6 +239,13 @@ pub fn reconcile(
             applied.unwrap_or(0),
         );
         return Err(StorageError::Damaged { path: log_path.to_owned(), cause });
+    }
+    if let Some(snapshot) = newest
+        && covered > applied
+        && covered > log_end
+    {
+        tracing::warn!(snapshot = %snapshot.path().display(), "a snapshot that was received is installed");
+        return state.install(&snapshot);
     }
     Ok(())
 }

@@ -14,7 +14,7 @@ use groundswell::{
         build::Resources,
         ids::RunnerName,
         ports::{LogSource, Proposer, SessionSink},
-        units::ByteSize,
+        units::{ByteSize, Millis},
     },
     raft,
     runner::{
@@ -28,8 +28,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::{bind, misconfigured, open_files_max, private_folder};
 
-/// How often what uploads and deletions leave behind is swept up.
+/// How often what deletions leave behind is swept up.
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
+/// Every so many times also what state no longer names. Not at once after a start: who was cut off may be about to name something.
+const SWEEPS_BETWEEN: u64 = 6;
+/// How long content is kept that no state names: longer than a build or a push takes from storing it to naming it.
+const UNNAMED_KEPT: Millis = Millis::from_secs(24 * 3600);
 
 /// What a server is told.
 #[derive(Debug, Clone)]
@@ -67,15 +71,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<()> {
     let node = raft::Node::start(raft::Options::new(&options.data, options.id)).await?;
     let content: Arc<dyn ContentStore> = {
         let store = Embedded::open(folder("content"), EmbeddedOptions::default()).await?;
-        let sweeper = store.clone();
-        tokio::spawn(async move {
-            loop {
-                tokio::time::sleep(SWEEP_EVERY).await;
-                if let Err(error) = sweeper.sweep().await {
-                    tracing::warn!(%error, "the content store cannot be swept");
-                }
-            }
-        });
+        tokio::spawn(keep_clean(store.clone(), node.clone(), stop.clone()));
         Arc::new(store)
     };
     let proposer: Arc<dyn Proposer> = Arc::new(node.clone());
@@ -122,6 +118,27 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<()> {
     // Why it stopped comes before what followed from that.
     ended?;
     Ok(closed?)
+}
+
+/// Sweeps the content store until `stop`.
+async fn keep_clean(store: Embedded, node: raft::Node, stop: CancellationToken) {
+    for round in 1u64.. {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(SWEEP_EVERY) => {}
+        }
+        if let Err(error) = store.sweep().await {
+            tracing::warn!(%error, "the content store cannot be swept");
+        }
+        if round % SWEEPS_BETWEEN != 0 {
+            continue;
+        }
+        match actors::sweep_unnamed(&node, &store, UNNAMED_KEPT).await {
+            Ok(0) => {}
+            Ok(deleted) => tracing::info!(deleted, "content that no state names was deleted"),
+            Err(error) => tracing::warn!(%error, "what no state names stays until the next sweep"),
+        }
+    }
 }
 
 async fn local_runner(

@@ -220,7 +220,7 @@ impl SnapshotStore {
         self.publish(unfinished, applied)
     }
 
-    /// Makes a snapshot that came from another server count, after its state was installed.
+    /// Makes a snapshot that came from another server, and was verified, count: from now on a restart may install it.
     ///
     /// # Errors
     /// When it cannot be renamed.

@@ -371,7 +371,7 @@ pub fn release(pipeline: &str, number: u64, packed: &Packed, services: &[(&str, 
         artifact: packed.manifest.digest,
         artifact_size: ByteSize(packed.manifest.size),
         unpacked_size: ByteSize(packed.manifest.unpacked_size),
-        manifest: packed.manifest.digest_of_manifest(),
+        manifest: Digest::of(&packed.manifest.to_bytes()),
         services: services.iter().map(|(name, service)| (name.parse().unwrap(), service.clone())).collect(),
     }
 }

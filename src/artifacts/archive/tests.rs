@@ -90,6 +90,39 @@ fn what_cannot_be_packed_is_named() {
 }
 
 #[test]
+fn what_is_too_large_is_refused_before_a_byte_is_read() {
+    let sized = |size| Node {
+        path: b"disk.img".to_vec(),
+        kind: Kind::File(FileNode { executable: false, size, links: 1, inode: (0, 0) }),
+    };
+    assert!(tar_size_max(Path::new("out"), &[sized(62 << 30)]).is_ok());
+    let error = tar_size_max(Path::new("out"), &[sized(40 << 30), sized(24 << 30)]).unwrap_err().to_string();
+    assert!(error.contains("63 GiB") && error.contains("package less"), "{error}");
+}
+
+/// As many entries as there may be, and names as long as they may be, would take gigabytes.
+#[test]
+fn names_that_fill_the_memory_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("file"), "x").unwrap();
+    fs::create_dir(dir.path().join("n".repeat(200))).unwrap();
+    std::os::unix::fs::symlink("t".repeat(1000), dir.path().join("link")).unwrap();
+    let top = Root::open(dir.path()).unwrap().folder(b"").unwrap();
+    let collect = |bytes_max| {
+        let mut nodes = Vec::new();
+        Walk { dir: dir.path(), nodes: &mut nodes, names: NamesBudget::of(bytes_max) }
+            .folder(&top, &mut Vec::new())
+            .map(|()| nodes)
+    };
+    assert_eq!(collect(1208).unwrap().len(), 3, "file, link and its target, and a folder");
+    for short in [100, 208, 1207] {
+        let Err(PackError::TooManyNames(_)) = collect(short) else { panic!("{short}") };
+    }
+    let error = PackError::TooManyNames(dir.path().to_owned()).to_string();
+    assert!(error.contains("268435456 bytes") && error.contains("shorter names"), "{error}");
+}
+
+#[test]
 fn a_missing_folder_and_a_full_disk_are_errors() {
     assert!(matches!(pack(Path::new("/nonexistent"), Vec::new(), OPTIONS), Err(PackError::Read { .. })));
     let dir = tempfile::tempdir().unwrap();
@@ -201,7 +234,7 @@ proptest! {
         make(&tree, &consistent(entries), 0o644, 0);
         let (bytes, first) = packed(&tree);
         let limits = super::super::unpack::Limits {
-            entries_max: 1000, unpacked_bytes_max: u64::MAX, expected: Some((first.unpacked_digest, first.unpacked_size)),
+            entries_max: 1000, unpacked_bytes_max: u64::MAX, names_bytes_max: 1 << 20, expected: Some((first.unpacked_digest, first.unpacked_size)),
         };
         super::super::unpack::unpack(&bytes[..], &copy, &limits).unwrap();
         prop_assert_eq!(seen(&tree), seen(&copy));

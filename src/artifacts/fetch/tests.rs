@@ -253,6 +253,6 @@ async fn a_full_disk_is_told_with_figures() {
     let source = Source { client: &client, base_url: &base_url, token: Some("secret") };
     let error = fetch(source, &fixture.manifest, &path.join("artifact"), &OPTIONS, &|| 0.5, &|_| ()).await.unwrap_err();
     let FetchError::NoSpace(error) = error else { panic!("{error}") };
-    assert_eq!(error.needed, SIZE as u64);
+    assert_eq!(error.needed, Some(SIZE as u64));
     assert_eq!(server.requests.load(Ordering::Relaxed), 0, "it is known beforehand");
 }

@@ -23,8 +23,9 @@ use hyper::{
 };
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
-    process::{Child, ChildStdin, ChildStdout, Command},
+    process::{ChildStdin, ChildStdout, Command},
     sync::OwnedSemaphorePermit,
+    time::error::Elapsed,
 };
 
 use super::{
@@ -35,8 +36,9 @@ use super::{
 /// The body of an answer. Dropping it ends the program.
 pub type GitBody = UnsyncBoxBody<Bytes, io::Error>;
 
-/// How long the other side may be silent before the exchange is given up. Git sends progress every few seconds.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
+/// How long nothing may move in either direction before the exchange is given up. Git says nothing while a pack comes in, and
+/// sends progress every few seconds once it has it.
+pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 const HEADER_BYTES_MAX: u64 = 16 << 10;
 const CHUNK_BYTES: usize = 64 << 10;
 
@@ -72,12 +74,14 @@ pub(super) fn plain(status: StatusCode, text: impl Into<String>) -> Response<Git
     response
 }
 
-/// Runs the program over the request's body. `running` is given back when it has ended; `failed` is set when it ended badly.
+/// Runs the program over the request's body, until nothing moves for `idle`. `running` is given back when it has ended; `failed` is
+/// set when it ended badly.
 pub(super) async fn call<B>(
     mut command: Command,
     body: B,
     running: OwnedSemaphorePermit,
     failed: Arc<AtomicBool>,
+    idle: Duration,
 ) -> Result<Response<GitBody>, GitError>
 where
     B: Body<Data = Bytes> + Send + 'static,
@@ -86,14 +90,16 @@ where
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(GitError::Start)?;
     drop(command);
-    let group = ProcessGroup::of(&child);
-    let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
+    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let group = ProcessGroup::of(child);
+    let (Some(stdin), Some(stdout)) = (stdin, stdout) else {
         return Err(GitError::Start(io::Error::other("no pipes")));
     };
-    let stderr = tokio::spawn(read_tail(child.stderr.take()));
-    let feeding = tokio::spawn(feed(body, stdin));
+    let stderr = tokio::spawn(read_tail(stderr));
+    let life = Life { idle, fed: Arc::default() };
+    let feeding = AbortOnDrop(tokio::spawn(feed(body, stdin, life.clone())));
     let mut stdout = BufReader::with_capacity(CHUNK_BYTES, stdout);
-    let head = match tokio::time::timeout(IDLE_TIMEOUT, read_head(&mut stdout)).await {
+    let head = match life.span(read_head(&mut stdout)).await {
         Ok(Ok(head)) => head,
         Ok(Err(detail)) => {
             drop(group);
@@ -101,9 +107,9 @@ where
             let said = stderr.await.unwrap_or_default();
             return Err(GitError::Failed { what: "answering".to_owned(), detail: format!("{detail}; {}", gist(&said)) });
         }
-        Err(_) => return Err(GitError::TimedOut { what: "answering".to_owned(), after: IDLE_TIMEOUT }),
+        Err(_) => return Err(GitError::TimedOut { what: "answering".to_owned(), after: idle }),
     };
-    let running = Running { stdout, child, group, stderr, feeding: AbortOnDrop(feeding), failed, _permit: running };
+    let running = Running { stdout, group, stderr, feeding, life, failed, _permit: running };
     let body = StreamBody::new(stream::unfold(Some(running), next_chunk)).boxed_unsync();
     let mut response = Response::new(body);
     *response.status_mut() = head.status;
@@ -116,15 +122,36 @@ where
     Ok(response)
 }
 
+/// How long an exchange lives on: while anything moves, in either direction.
+#[derive(Clone)]
+struct Life {
+    idle: Duration,
+    /// Set when the program took something in.
+    fed: Arc<AtomicBool>,
+}
+
+impl Life {
+    /// Waits for `work`, which speaks for the program's output; an error when neither it nor the input moved for `idle` or twice that.
+    async fn span<T>(&self, work: impl Future<Output = T>) -> Result<T, Elapsed> {
+        let mut work = pin!(work);
+        loop {
+            match tokio::time::timeout(self.idle, work.as_mut()).await {
+                Err(_) if self.fed.swap(false, Ordering::Relaxed) => {}
+                ended => return ended,
+            }
+        }
+    }
+}
+
 /// Copies the request's body to the program, a chunk at a time. When the client is cut off the program sees an early end.
-async fn feed<B>(body: B, mut stdin: ChildStdin)
+async fn feed<B>(body: B, mut stdin: ChildStdin, life: Life)
 where
     B: Body<Data = Bytes> + Send,
     B::Error: Display,
 {
     let mut body = pin!(body);
     loop {
-        let frame = match tokio::time::timeout(IDLE_TIMEOUT, body.frame()).await {
+        let frame = match tokio::time::timeout(life.idle, body.frame()).await {
             Ok(None) => return,
             Ok(Some(Ok(frame))) => frame,
             Ok(Some(Err(error))) => {
@@ -137,11 +164,12 @@ where
             }
         };
         let Ok(data) = frame.into_data() else { continue };
-        let written = tokio::time::timeout(IDLE_TIMEOUT, stdin.write_all(&data)).await;
+        let written = tokio::time::timeout(life.idle, stdin.write_all(&data)).await;
         if !matches!(written, Ok(Ok(()))) {
             // The program has read enough, for instance because it refuses; its answer says why.
             return;
         }
+        life.fed.store(true, Ordering::Relaxed);
     }
 }
 
@@ -184,13 +212,13 @@ impl Drop for AbortOnDrop {
     }
 }
 
-/// The program while its output is read. Dropped half-way, everything that it started is killed.
+/// The program while its output is read. Dropped half-way, everything that it started is ended.
 struct Running {
     stdout: BufReader<ChildStdout>,
-    child: Child,
     group: ProcessGroup,
     stderr: tokio::task::JoinHandle<String>,
     feeding: AbortOnDrop,
+    life: Life,
     failed: Arc<AtomicBool>,
     _permit: OwnedSemaphorePermit,
 }
@@ -198,7 +226,7 @@ struct Running {
 async fn next_chunk(running: Option<Running>) -> Option<(Result<Frame<Bytes>, io::Error>, Option<Running>)> {
     let mut running = running?;
     let mut chunk = BytesMut::with_capacity(CHUNK_BYTES);
-    match tokio::time::timeout(IDLE_TIMEOUT, running.stdout.read_buf(&mut chunk)).await {
+    match running.life.span(running.stdout.read_buf(&mut chunk)).await {
         Ok(Ok(0)) => running.end().await.map(|error| (Err(error), None)),
         Ok(Ok(_)) => Some((Ok(Frame::data(chunk.freeze())), Some(running))),
         Ok(Err(error)) => Some((Err(error), None)),
@@ -209,12 +237,11 @@ async fn next_chunk(running: Option<Running>) -> Option<(Result<Frame<Bytes>, io
 impl Running {
     /// After the last byte: a program that failed must not look as if it had finished.
     async fn end(mut self) -> Option<io::Error> {
-        let status = match tokio::time::timeout(IDLE_TIMEOUT, self.child.wait()).await {
+        let status = match tokio::time::timeout(self.life.idle, self.group.wait()).await {
             Ok(Ok(status)) => status,
             Ok(Err(error)) => return Some(error),
             Err(_) => return Some(io::Error::new(io::ErrorKind::TimedOut, "git closed its output and does not end")),
         };
-        self.group.ended();
         drop(self.feeding);
         let said = self.stderr.await.unwrap_or_default();
         if status.success() {
@@ -223,5 +250,41 @@ impl Running {
         self.failed.store(true, Ordering::Relaxed);
         tracing::info!(%status, said = %gist(&said), "git ended an exchange with an error");
         Some(io::Error::other("git failed"))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    const IDLE: Duration = Duration::from_secs(1);
+
+    async fn run(script: &str, upload: impl Body<Data = Bytes, Error = io::Error> + Send + 'static) -> Result<Bytes, io::Error> {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]).process_group(0).kill_on_drop(true);
+        let turns = Arc::new(tokio::sync::Semaphore::new(1));
+        let response = call(command, upload, turns.acquire_owned().await.unwrap(), Arc::default(), IDLE).await.unwrap();
+        response.into_body().collect().await.map(|body| body.to_bytes())
+    }
+
+    /// Like receive-pack: not a word until all of a long upload is there.
+    #[tokio::test]
+    async fn an_upload_may_take_longer_than_the_program_may_be_idle() {
+        let begun = Instant::now();
+        let ticks = tokio_stream::wrappers::IntervalStream::new(tokio::time::interval(IDLE / 20));
+        let lasts = futures::StreamExt::take_while(ticks, move |_| std::future::ready(begun.elapsed() < 4 * IDLE));
+        let upload = StreamBody::new(futures::StreamExt::map(lasts, |_| Ok(Frame::data(Bytes::from_static(b"more ")))));
+        let said = run("printf 'Content-Type: text/plain\\n\\n'; cat >/dev/null; echo received", upload).await;
+        assert_eq!(said.unwrap(), "received\n");
+    }
+
+    #[tokio::test]
+    async fn where_nothing_moves_the_exchange_is_given_up() {
+        let upload = StreamBody::new(stream::pending());
+        let said = run("printf 'Content-Type: text/plain\\n\\n'; exec sleep 1000", upload).await;
+        assert_eq!(said.unwrap_err().kind(), io::ErrorKind::TimedOut);
     }
 }

@@ -3,8 +3,9 @@
 
 use std::{
     ffi::OsStr,
+    io,
     path::{Path, PathBuf},
-    process::Stdio,
+    process::{ExitStatus, Stdio},
     time::Duration,
 };
 
@@ -24,6 +25,8 @@ use crate::model::repository::CommitId;
 pub(super) const LOCAL_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long a command that moves objects over the network may take: a first fetch of a large repository.
 pub(super) const NETWORK_TIMEOUT: Duration = Duration::from_secs(30 * 60);
+/// How long a command that is told to end may take to remove its locks.
+const GRACE: Duration = Duration::from_secs(5);
 const STDOUT_BYTES_MAX: usize = 1 << 20;
 const STDERR_BYTES_KEPT: usize = 16 << 10;
 
@@ -196,8 +199,8 @@ impl Invocation {
         let mut child = self.command.stderr(Stdio::piped()).spawn().map_err(GitError::Start)?;
         // The parent's copy of the files given above goes with the command.
         drop(self.command);
-        let group = ProcessGroup::of(&child);
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let mut group = ProcessGroup::of(child);
         let feed = async {
             if let Some(mut stdin) = stdin
                 && let Err(error) = stdin.write_all(&self.stdin).await
@@ -208,13 +211,12 @@ impl Invocation {
         };
         let work = async {
             let ((), stdout, stderr) = tokio::join!(feed, read_bounded(stdout, self.stdout_bytes_max), read_tail(stderr));
-            (stdout, stderr, child.wait().await)
+            (stdout, stderr, group.wait().await)
         };
         let timed = tokio::time::timeout(self.timeout, work).await;
         let Ok((stdout, stderr, status)) = timed else {
             return Err(GitError::TimedOut { what: self.what, after: self.timeout });
         };
-        group.ended();
         let success = status.map_err(GitError::Start)?.success();
         match stdout {
             Some(stdout) => Ok(Output { success, stdout, stderr }),
@@ -250,27 +252,55 @@ pub(super) async fn read_tail(stream: Option<impl AsyncRead + Unpin>) -> String 
     String::from_utf8_lossy(&kept).into_owned()
 }
 
-/// A command and all that it started; killed when this is dropped before [`Self::ended`].
-pub(super) struct ProcessGroup(Option<Pid>);
+/// A command and all that it started. Dropped before [`Self::wait`] has returned, all of it is told to end, and killed when it has not
+/// in [`GRACE`]: a git that is killed at once leaves its locks.
+pub(super) struct ProcessGroup(Option<Ending>);
+
+/// The command stays unreaped while this lives, so that its id, which is the group's, cannot be another's. Kills the group at the end.
+struct Ending {
+    group: Pid,
+    child: Child,
+}
 
 impl ProcessGroup {
-    /// The group of a child that was started by [`Git::raw`] and has not been waited for.
-    pub fn of(child: &Child) -> Self {
-        Self(child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw))
+    /// The group of a child that was started by [`Git::raw`].
+    pub fn of(child: Child) -> Self {
+        let group = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw);
+        Self(group.map(|group| Ending { group, child }))
     }
 
-    /// The leader was waited for: its id may be another's soon, so it must not be signalled.
-    pub fn ended(mut self) {
-        self.0 = None;
+    /// Waits until the command has ended.
+    pub async fn wait(&mut self) -> io::Result<ExitStatus> {
+        match &mut self.0 {
+            Some(ending) => ending.child.wait().await,
+            None => Err(io::Error::other("it has no process id")),
+        }
     }
 }
 
 impl Drop for ProcessGroup {
     fn drop(&mut self) {
-        if let Some(group) = self.0
-            && let Err(error) = killpg(group, Signal::SIGKILL)
+        // Once reaped it has no id, and its former one may be another's.
+        let Some(ending) = self.0.take().filter(|ending| ending.child.id().is_some()) else { return };
+        if let Err(error) = killpg(ending.group, Signal::SIGTERM) {
+            tracing::debug!(%error, group = %ending.group, "a git command cannot be told to end");
+        }
+        // Without a runtime there is nobody to wait, and it is killed here and now.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                tokio::time::sleep(GRACE).await;
+                drop(ending);
+            });
+        }
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        if self.child.id().is_some()
+            && let Err(error) = killpg(self.group, Signal::SIGKILL)
         {
-            tracing::debug!(%error, %group, "a git command had already ended");
+            tracing::debug!(%error, group = %self.group, "a git command cannot be killed");
         }
     }
 }
@@ -290,4 +320,45 @@ pub(super) async fn local_refs(git: &Git, git_dir: &Path) -> Result<Vec<(String,
         .filter_map(|line| line.split_once(' '))
         .filter_map(|(id, name)| Some((name.to_owned(), id.parse().ok()?)))
         .collect())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    async fn until(what: &str, holds: impl Fn() -> bool) {
+        let deadline = tokio::time::Instant::now() + 4 * GRACE;
+        while !holds() {
+            assert!(tokio::time::Instant::now() < deadline, "{what}");
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_command_that_is_given_up_may_tidy_up_and_one_that_does_not_end_is_killed() {
+        let dir = tempfile::tempdir().unwrap();
+        let there = |name: &str| dir.path().join(name).exists();
+        let start = |script: &str| {
+            let mut command = Command::new("sh");
+            command.args(["-c", script]).current_dir(dir.path()).process_group(0).kill_on_drop(true);
+            ProcessGroup::of(command.spawn().unwrap())
+        };
+        let tidy = start("touch lock; trap 'rm lock; exit' TERM; touch tidy; while :; do sleep 0.05; done");
+        until("it runs", || there("tidy")).await;
+        drop(tidy);
+        until("it removes its lock", || !there("lock")).await;
+
+        // Its child holds the pipe as long as it lives.
+        let (alive, held) = std::os::unix::net::UnixStream::pair().unwrap();
+        alive.set_nonblocking(true).unwrap();
+        let mut command = Command::new("sh");
+        command.args(["-c", "trap '' TERM; touch stubborn; sleep 1000; sleep 1000"]).current_dir(dir.path());
+        command.process_group(0).kill_on_drop(true).stdin(std::os::fd::OwnedFd::from(held));
+        let stubborn = ProcessGroup::of(command.spawn().unwrap());
+        drop(command);
+        until("it runs", || there("stubborn")).await;
+        drop(stubborn);
+        until("it is killed with its child", || matches!(std::io::Read::read(&mut &alive, &mut [0]), Ok(0))).await;
+    }
 }

@@ -2,6 +2,8 @@
 
 use std::{io, path::PathBuf, time::Duration};
 
+use crate::artifacts::space::NoSpace;
+
 /// Why something with a repository did not work, and the way out.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -87,6 +89,9 @@ pub enum GitError {
         /// The system's answer.
         source: io::Error,
     },
+    /// The disk has too little room.
+    #[error(transparent)]
+    NoSpace(#[from] NoSpace),
     /// The state of a hosted repository could not be read or stored.
     #[error("{what}: {detail}; try again")]
     State {

@@ -15,15 +15,19 @@ use std::{
 };
 
 use bytes::Bytes;
-use hyper::{Method, Request, Response, StatusCode, body::Body};
-use tokio::sync::Semaphore;
+use hyper::{Method, Request, Response, StatusCode, body::Body, header::CONTENT_LENGTH};
+use tokio::sync::{RwLock, Semaphore};
 
 use super::{
     GitBody, GitError, PushSink, bundle, cgi,
     command::{Git, local_refs},
+    leftovers,
     push::{PRE_RECEIVE, PushSession},
 };
-use crate::model::{digest::Digest, ids::RepositoryName, repository::CommitId};
+use crate::{
+    artifacts::space::{self, NoSpace, Room},
+    model::{digest::Digest, ids::RepositoryName, repository::CommitId},
+};
 
 /// So many fetches and pushes run at once; more wait.
 const RUNNING_MAX: usize = 64;
@@ -31,6 +35,10 @@ const RUNNING_MAX: usize = 64;
 const TURN_TIMEOUT: Duration = Duration::from_secs(60);
 /// The largest pack that one push may send, in bytes.
 const PUSH_BYTES_MAX: u64 = 4 << 30;
+/// The least that a push may need, in bytes.
+const PUSH_BYTES_MIN: u64 = 1 << 20;
+/// How often a push is on the disk before git answers: as git received it, as a bundle, and in the content store, which may share the disk.
+const PUSH_COPIES: u64 = 3;
 /// The file in a cache that lists the bundles it has taken in, by their hexadecimal digests.
 const APPLIED: &str = "groundswell-bundles";
 
@@ -41,8 +49,6 @@ pub struct RepositoryState {
     pub refs: BTreeMap<String, CommitId>,
     /// The branch that a clone checks out, without `refs/heads/`; it need not exist yet.
     pub default_branch: String,
-    /// What pushes brought, the oldest first: each builds on those before it.
-    pub bundles: Vec<Digest>,
 }
 
 /// What a client may do, as the caller has checked.
@@ -62,6 +68,8 @@ pub enum Access {
 pub(super) struct Cache {
     /// The right to change its refs.
     pub changing: Arc<Semaphore>,
+    /// Held by each push that git receives; whoever has it alone may remove what was not accepted.
+    pub receiving: Arc<RwLock<()>>,
     /// Set when git failed in it: it is looked through before it is used again.
     pub suspect: Arc<AtomicBool>,
 }
@@ -75,6 +83,8 @@ pub struct HostedRepositories {
     /// As many entries as there are repositories.
     caches: Arc<Mutex<HashMap<RepositoryName, Cache>>>,
     running: Arc<Semaphore>,
+    /// How much room there is at a path.
+    pub(super) room: fn(&Path) -> std::io::Result<Room>,
 }
 
 impl HostedRepositories {
@@ -82,8 +92,10 @@ impl HostedRepositories {
     pub async fn open(root: impl Into<PathBuf>, sink: Arc<dyn PushSink>) -> Result<Self, GitError> {
         let root = std::path::absolute(root.into()).map_err(GitError::io("locate", "the repositories' folder"))?;
         let git = Git::with_config_in(&root).await?;
-        let hosted = Self { root, git, sink, caches: Arc::default(), running: Arc::new(Semaphore::new(RUNNING_MAX)) };
+        let running = Arc::new(Semaphore::new(RUNNING_MAX));
+        let hosted = Self { root, git, sink, caches: Arc::default(), running, room: space::room };
         remove_folder(&hosted.incoming()).await?;
+        leftovers::remove_all(&hosted.root).await?;
         for folder in [hosted.incoming(), hosted.hooks()] {
             tokio::fs::create_dir_all(&folder).await.map_err(GitError::io("create", &folder))?;
         }
@@ -109,9 +121,9 @@ impl HostedRepositories {
         self.root.join(format!("{name}.git"))
     }
 
-    fn cache(&self, name: &RepositoryName) -> Cache {
+    pub(super) fn cache(&self, name: &RepositoryName) -> Cache {
         let mut caches = self.caches.lock().unwrap_or_else(PoisonError::into_inner);
-        let new = || Cache { changing: Arc::new(Semaphore::new(1)), suspect: Arc::default() };
+        let new = || Cache { changing: Arc::new(Semaphore::new(1)), receiving: Arc::default(), suspect: Arc::default() };
         caches.entry(name.clone()).or_insert_with(new).clone()
     }
 
@@ -160,6 +172,7 @@ impl HostedRepositories {
                 let status = match error {
                     GitError::NoRepository { .. } => StatusCode::NOT_FOUND,
                     GitError::TimedOut { .. } | GitError::State { .. } => StatusCode::SERVICE_UNAVAILABLE,
+                    GitError::NoSpace(_) => StatusCode::INSUFFICIENT_STORAGE,
                     _ => StatusCode::INTERNAL_SERVER_ERROR,
                 };
                 cgi::plain(status, error.to_string())
@@ -191,10 +204,13 @@ impl HostedRepositories {
             command.env("REMOTE_USER", "pusher");
             // Said anew each time, and last: a push past our hook would be accepted by nobody.
             command
-                .envs([("GIT_CONFIG_COUNT", "1"), ("GIT_CONFIG_KEY_0", "core.hooksPath")])
-                .env("GIT_CONFIG_VALUE_0", self.hooks());
+                .envs([("GIT_CONFIG_COUNT", "2"), ("GIT_CONFIG_KEY_0", "core.hooksPath")])
+                .env("GIT_CONFIG_VALUE_0", self.hooks())
+                .env("GIT_CONFIG_KEY_1", "receive.maxInputSize")
+                .env("GIT_CONFIG_VALUE_1", self.push_bytes_max()?.to_string());
         }
-        if let Some(pusher) = pusher.filter(|_| sub_path == "git-receive-pack") {
+        // Nothing is pushed in a probe, so nobody waits for what it brings.
+        if let Some(pusher) = pusher.filter(|_| sub_path == "git-receive-pack" && !is_probe(&request)) {
             let session = PushSession {
                 git: self.git.clone(),
                 git_dir,
@@ -204,9 +220,19 @@ impl HostedRepositories {
                 sink: Arc::clone(&self.sink),
                 cache: self.cache(name),
             };
-            session.attach(&mut command)?;
+            session.attach(&mut command).await?;
         }
-        cgi::call(command, request.into_body(), running, self.cache(name).suspect).await
+        cgi::call(command, request.into_body(), running, self.cache(name).suspect, cgi::IDLE_TIMEOUT).await
+    }
+
+    /// How many bytes a push may send now. Errors: the disk is full, which git shows before it sends anything.
+    fn push_bytes_max(&self) -> Result<u64, GitError> {
+        let room = (self.room)(&self.root).map_err(GitError::io("ask for the space of", &self.root))?;
+        let needed = PUSH_BYTES_MIN * PUSH_COPIES;
+        if room.available < needed {
+            return Err(NoSpace { needed: Some(needed), available: room.available, path: self.root.clone() }.into());
+        }
+        Ok(PUSH_BYTES_MAX.min(room.available / PUSH_COPIES))
     }
 
     /// Makes the cache what is agreed now, from bundles where objects are missing, from nothing where it is lost or broken;
@@ -235,13 +261,19 @@ impl HostedRepositories {
             tracing::warn!(repository = %name, "the cache of a repository is broken and rebuilt");
             remove_folder(&git_dir).await?;
         }
-        match self.update(&git_dir, &state).await {
+        let mut updated = self.update(name, &git_dir, &state).await;
+        if let Err(GitError::Failed { .. }) = updated {
+            // Nobody else changes refs now, so a lock that stands in the way was left by a git that was killed.
+            leftovers::remove_locks(&git_dir).await;
+            updated = self.update(name, &git_dir, &state).await;
+        }
+        match updated {
             Ok(()) => {}
             Err(error @ GitError::State { .. }) => return Err(error),
             Err(error) => {
                 tracing::warn!(%error, repository = %name, "the cache of a repository is rebuilt");
                 remove_folder(&git_dir).await?;
-                self.update(&git_dir, &state).await?;
+                self.update(name, &git_dir, &state).await?;
             }
         }
         Ok(git_dir)
@@ -257,7 +289,7 @@ impl HostedRepositories {
         }
     }
 
-    async fn update(&self, git_dir: &Path, state: &RepositoryState) -> Result<(), GitError> {
+    async fn update(&self, name: &RepositoryName, git_dir: &Path, state: &RepositoryState) -> Result<(), GitError> {
         self.create(git_dir, &state.default_branch).await?;
         let present: BTreeMap<String, CommitId> = local_refs(&self.git, git_dir).await?.into_iter().collect();
         if present == state.refs {
@@ -266,7 +298,10 @@ impl HostedRepositories {
         let changed: Vec<(&String, &CommitId)> = state.refs.iter().filter(|(name, id)| present.get(*name) != Some(id)).collect();
         let wanted: BTreeSet<&CommitId> = changed.iter().map(|(_, id)| *id).collect();
         if !self.has_all(git_dir, &wanted, &present).await? {
-            self.apply_bundles(git_dir, &state.bundles).await?;
+            let bundles = self.sink.bundles(name).await;
+            let bundles =
+                bundles.map_err(|detail| GitError::State { what: format!("reading the bundles of `{name}`"), detail })?;
+            self.apply_bundles(git_dir, &bundles).await?;
             if !self.has_all(git_dir, &wanted, &present).await? {
                 let detail = "objects of its refs are in none of its bundles".to_owned();
                 return Err(GitError::Failed { what: "rebuilding a repository".to_owned(), detail });
@@ -298,7 +333,6 @@ impl HostedRepositories {
             "--initial-branch=not-ready",
         ]);
         init.args([git_dir]).run_ok().await?;
-        let input_max = format!("maxInputSize = {PUSH_BYTES_MAX}");
         let settings = [
             ("core", "logAllRefUpdates = false"),
             ("http", "getanyfile = false"),
@@ -306,7 +340,6 @@ impl HostedRepositories {
             ("receive", "denyDeletes = false"),
             ("receive", "denyNonFastForwards = false"),
             ("receive", "denyDeleteCurrent = ignore"),
-            ("receive", &input_max),
             ("receive", "autogc = false"),
             // Objects that could harm a check-out are refused; harmless old mistakes are not.
             ("receive", "fsckObjects = true"),
@@ -366,6 +399,11 @@ impl HostedRepositories {
         // Not synced: whoever reads a shorter list takes a bundle in twice, which is harmless.
         tokio::fs::write(&list_path, list).await.map_err(GitError::io("write", &list_path))
     }
+}
+
+/// Whether git only tries whether it may push, as it does before a large push: one flush packet, `0000` (remote-curl.c).
+fn is_probe<B>(request: &Request<B>) -> bool {
+    request.headers().get(CONTENT_LENGTH).is_some_and(|length| length.as_bytes() == b"4")
 }
 
 async fn remove_folder(path: &Path) -> Result<(), GitError> {

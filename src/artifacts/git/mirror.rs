@@ -12,8 +12,8 @@ use tokio::sync::Semaphore;
 
 use super::{
     command::{Git, Invocation, NETWORK_TIMEOUT},
-    error::{GitError, gist, without_credentials},
-    names::is_ref_name,
+    error::{GitError, without_credentials},
+    leftovers,
 };
 use crate::model::{digest::Digest, repository::CommitId};
 
@@ -40,17 +40,6 @@ pub struct RemoteRefs {
     pub head: Option<String>,
     /// Branches and tags by full name, each with its commit (a tag's own object is looked through).
     pub refs: Vec<(String, CommitId)>,
-}
-
-/// What a build needs to know of its commit.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CommitInfo {
-    /// When it was committed, seconds since 1970: `SOURCE_DATE_EPOCH`.
-    pub committed_at_s: u64,
-    /// The author's name.
-    pub author: String,
-    /// The first line of its message, at most 200 characters.
-    pub subject: String,
 }
 
 /// A folder with exactly the files of one commit.
@@ -189,26 +178,6 @@ impl Mirror {
         tokio::fs::rename(&new, &self.git_dir).await.map_err(GitError::io("create", &self.git_dir))
     }
 
-    /// Removes the lock files of a git that was killed: nothing else would, and every later fetch would fail. Only while this mirror
-    /// is not being fetched.
-    async fn remove_stale_locks(&self) {
-        let git_dir = self.git_dir.clone();
-        let removed = tokio::task::spawn_blocking(move || {
-            let is_lock = |path: &Path| path.extension().is_some_and(|extension| extension == "lock");
-            let top = std::fs::read_dir(&git_dir).into_iter().flatten().flatten().map(|entry| entry.path());
-            let refs = walkdir::WalkDir::new(git_dir.join("refs")).into_iter().flatten().map(|entry| entry.into_path());
-            for lock in top.chain(refs).filter(|path| is_lock(path)) {
-                tracing::warn!(lock = %lock.display(), "a git command was killed here; its lock is removed");
-                if let Err(error) = std::fs::remove_file(&lock) {
-                    tracing::warn!(%error, lock = %lock.display(), "the lock could not be removed");
-                }
-            }
-        });
-        if let Err(error) = removed.await {
-            tracing::warn!(%error, "looking for locks was broken off");
-        }
-    }
-
     /// The address, without credentials.
     pub fn url(&self) -> String {
         without_credentials(&self.url)
@@ -247,7 +216,9 @@ impl Mirror {
     async fn fetch_refs(&self, refspecs: &[&str]) -> Result<(), GitError> {
         // Never closed, so this cannot fail; a failure would only mean that two fetches run at once.
         let _one_at_a_time = self.fetching.acquire().await.ok();
-        self.remove_stale_locks().await;
+        // Whatever is not finished now was left by a git that was killed. Check-outs only read.
+        leftovers::remove_locks(&self.git_dir).await;
+        leftovers::remove_half_packs(&self.git_dir).await;
         let mut fetch = self.local("fetching").args(["fetch", "--quiet", "--no-tags", "--no-write-fetch-head"]);
         if refspecs.len() > 1 {
             fetch = fetch.args(["--prune"]);
@@ -267,45 +238,13 @@ impl Mirror {
         Ok(check.run().await?.success)
     }
 
-    /// The commit of a branch, a tag, a full ref name, or (the beginning of) a commit id, as of the last fetch.
-    ///
-    /// Errors: `RefNotFound`, `Invalid`.
-    pub async fn resolve(&self, reference: &str) -> Result<CommitId, GitError> {
-        if !is_ref_name(reference) {
-            return Err(GitError::Invalid { text: reference.to_owned(), expected: "a branch, a tag or a commit id" });
-        }
-        let mut candidates = vec![format!("refs/heads/{reference}"), format!("refs/tags/{reference}")];
-        let is_full = reference.starts_with("refs/");
-        let is_id = (7..=64).contains(&reference.len()) && reference.bytes().all(|b| b.is_ascii_hexdigit());
-        if is_full || is_id {
-            candidates.insert(0, reference.to_owned());
-        }
-        for candidate in candidates {
-            let parse =
-                self.local("resolving a ref").args(["rev-parse", "--verify", "--quiet", &format!("{candidate}^{{commit}}")]);
-            let output = parse.run().await?;
-            if output.success
-                && let Ok(commit) = String::from_utf8_lossy(&output.stdout).trim().parse()
-            {
-                return Ok(commit);
-            }
-        }
-        Err(self.not_found(reference))
-    }
-
-    /// When a commit was made, by whom, and what it says. Errors: `RefNotFound`.
-    pub async fn commit_info(&self, commit: &CommitId) -> Result<CommitInfo, GitError> {
-        let show =
-            self.local("reading a commit").args(["log", "-1", "--no-show-signature", "--format=%ct%n%an%n%s", commit.as_str()]);
+    /// When a commit was made, in seconds since 1970. Errors: `RefNotFound`.
+    async fn committed_at_s(&self, commit: &CommitId) -> Result<u64, GitError> {
+        let show = self.local("reading a commit").args(["log", "-1", "--no-show-signature", "--format=%ct", commit.as_str()]);
         let output = show.run().await?;
         let text = String::from_utf8_lossy(&output.stdout);
-        let mut lines = text.lines();
-        let Some(committed_at_s) = lines.next().and_then(|line| line.parse().ok()).filter(|_| output.success) else {
-            return Err(self.not_found(commit.as_str()));
-        };
-        let author = lines.next().unwrap_or_default().to_owned();
-        let subject = lines.next().unwrap_or_default().chars().take(200).collect();
-        Ok(CommitInfo { committed_at_s, author, subject })
+        let committed_at_s = text.trim().parse().ok().filter(|_| output.success);
+        committed_at_s.ok_or_else(|| self.not_found(commit.as_str()))
     }
 
     /// The paths that differ between two commits, both sides of a rename; all of `new`'s when there is no `old`.
@@ -319,16 +258,6 @@ impl Mirror {
         };
         let paths = list.run_ok().await?;
         Ok(paths.split(|b| *b == 0).filter(|p| !p.is_empty()).map(|p| String::from_utf8_lossy(p).into_owned()).collect())
-    }
-
-    /// The newest commit that both descend from, if there is one. Errors: `Failed` where a commit is not here.
-    pub async fn merge_base(&self, a: &CommitId, b: &CommitId) -> Result<Option<CommitId>, GitError> {
-        let what = "finding a merge base";
-        let output = self.local(what).args(["merge-base", a.as_str(), b.as_str()]).run().await?;
-        if !output.success && !output.stderr.trim().is_empty() {
-            return Err(GitError::Failed { what: what.to_owned(), detail: gist(&output.stderr) });
-        }
-        Ok(String::from_utf8_lossy(&output.stdout).trim().parse().ok())
     }
 
     /// A file of a commit, at most `bytes_max` bytes; links are not followed.
@@ -379,8 +308,7 @@ impl Mirror {
         fetch.args(["--"]).args([&self.git_dir]).args([commit.as_str()]).timeout(NETWORK_TIMEOUT).run_ok().await?;
         let checkout = at("checking out").args(["checkout", "--quiet", "--force", "--detach", commit.as_str()]);
         checkout.timeout(NETWORK_TIMEOUT).run_ok().await?;
-        let info = self.commit_info(commit).await?;
-        Ok(Checkout { commit: commit.clone(), committed_at_s: info.committed_at_s })
+        Ok(Checkout { commit: commit.clone(), committed_at_s: self.committed_at_s(commit).await? })
     }
 }
 

@@ -6,6 +6,7 @@ mod cgi;
 mod command;
 mod error;
 mod hosted;
+mod leftovers;
 mod mirror;
 mod names;
 mod push;
@@ -13,7 +14,7 @@ mod push;
 pub use cgi::GitBody;
 pub use error::GitError;
 pub use hosted::{Access, HostedRepositories, RepositoryState};
-pub use mirror::{Checkout, CommitInfo, Mirror, Mirrors, RemoteRefs};
+pub use mirror::{Checkout, Mirror, Mirrors, RemoteRefs};
 pub use push::{PushRequest, PushSink, UPDATES_MAX};
 
 #[cfg(test)]

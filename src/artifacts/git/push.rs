@@ -18,7 +18,10 @@ use std::{
 use futures::future::BoxFuture;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
-    net::UnixStream,
+    net::{
+        UnixStream,
+        unix::{OwnedReadHalf, OwnedWriteHalf},
+    },
     process::Command,
     sync::OwnedSemaphorePermit,
 };
@@ -28,6 +31,7 @@ use super::{
     bundle::{self, Quarantine},
     command::{Git, NETWORK_TIMEOUT, local_refs},
     hosted::Cache,
+    leftovers,
     names::{exclude_each_other, is_ref_name, parse_or_none},
 };
 use crate::model::{
@@ -78,8 +82,12 @@ pub trait PushSink: Send + Sync + 'static {
     /// be unknown: a push that is repeated after it was applied should be accepted again.
     fn push(&self, request: PushRequest) -> BoxFuture<'_, Result<String, String>>;
 
-    /// The refs as agreed, read no earlier than now, and the bundles that hold their objects; nothing for an unknown name.
+    /// The refs as agreed, read no earlier than now; nothing for an unknown name.
     fn state<'a>(&'a self, repository: &'a RepositoryName) -> BoxFuture<'a, Result<Option<RepositoryState>, String>>;
+
+    /// What pushes brought, the oldest first: each builds on those before it. At least what held the objects of the refs when they
+    /// were read last. Asked only where objects are missing.
+    fn bundles<'a>(&'a self, repository: &'a RepositoryName) -> BoxFuture<'a, Result<Vec<Digest>, String>>;
 
     /// Writes a bundle's bytes, verified against its digest, to the new file `destination`.
     fn bundle<'a>(&'a self, bundle: &'a Digest, destination: &'a Path) -> BoxFuture<'a, Result<(), String>>;
@@ -106,7 +114,7 @@ struct HookRequest {
 impl PushSession {
     /// Lets `command` inherit the hook's socket, and answers on it in a task of its own: a pusher who leaves must not leave a
     /// half-made decision. The command must be spawned and dropped soon, as it holds the other end.
-    pub fn attach(self, command: &mut Command) -> Result<(), GitError> {
+    pub async fn attach(self, command: &mut Command) -> Result<(), GitError> {
         let ours_and_theirs = StdUnixStream::pair().and_then(|(ours, theirs)| {
             ours.set_nonblocking(true)?;
             Ok((UnixStream::from_std(ours)?, theirs))
@@ -128,31 +136,47 @@ impl PushSession {
         };
         // SAFETY: the closure allocates nothing and takes no lock; it runs between fork and exec.
         unsafe { command.pre_exec(inherit) };
+        let receiving = Arc::clone(&self.cache.receiving).read_owned().await;
         tokio::spawn(async move {
-            if tokio::time::timeout(NETWORK_TIMEOUT + SINK_TIMEOUT + END_TIMEOUT, self.attend(ours)).await.is_err() {
-                tracing::warn!("a push did not end in time");
+            let (reader, writer) = ours.into_split();
+            let mut reader = BufReader::new(reader);
+            // The pack is received before the hook runs, and that takes as long as the pusher's line is slow. It ends with git.
+            if let Err(error) = reader.fill_buf().await {
+                tracing::debug!(%error, "a push broke off");
+            }
+            let answer = self.attend(&mut reader, writer);
+            let answered = tokio::time::timeout(NETWORK_TIMEOUT + SINK_TIMEOUT + END_TIMEOUT, answer).await;
+            if answered.is_err() {
+                tracing::warn!(repository = %self.repository, "a push did not end in time");
+            }
+            until_end(&mut reader).await;
+            drop(receiving);
+            // Where others push, the last of them does it.
+            if let Ok(_alone) = self.cache.receiving.try_write() {
+                leftovers::remove_pushes(&self.git_dir).await;
+            }
+            if answered == Ok(true) {
+                self.tidy().await;
             }
         });
         Ok(())
     }
 
-    async fn attend(self, stream: UnixStream) {
-        let (reader, mut writer) = stream.into_split();
-        let mut reader = BufReader::new(reader);
-        // The pack is received before the hook runs, so this may take long; an end without a word means no push.
-        let request = match read_hook(&mut reader).await {
+    /// Whether a push was answered, from when the hook speaks until git has ended.
+    async fn attend(&self, reader: &mut BufReader<OwnedReadHalf>, mut writer: OwnedWriteHalf) -> bool {
+        let request = match read_hook(reader).await {
             Ok(Some(request)) => request,
             Ok(None) => {
                 // Git refused by itself, or the pusher left: perhaps for what the cache lacks.
                 self.cache.suspect.store(true, Ordering::Relaxed);
-                return;
+                return false;
             }
             Err(why) => {
                 send(&mut writer, "refused", &why).await;
-                return;
+                return false;
             }
         };
-        let Ok(permit) = Arc::clone(&self.cache.changing).acquire_owned().await else { return };
+        let Ok(permit) = Arc::clone(&self.cache.changing).acquire_owned().await else { return false };
         let updates = request.updates.len();
         let (verdict, words) = match self.decide(request).await {
             Ok(words) => ("accepted", words),
@@ -162,19 +186,21 @@ impl PushSession {
         send(&mut writer, verdict, &words).await;
         drop(writer);
         self.wait_for_end(reader, permit).await;
+        true
     }
 
     /// Git now moves the objects in and changes its refs; nobody else may touch them until its processes have ended.
-    async fn wait_for_end(&self, mut reader: BufReader<tokio::net::unix::OwnedReadHalf>, permit: OwnedSemaphorePermit) {
-        let mut nothing = [0; 64];
-        let end = async { while let Ok(1..) = reader.read(&mut nothing).await {} };
-        if tokio::time::timeout(END_TIMEOUT, end).await.is_err() {
+    async fn wait_for_end(&self, reader: &mut BufReader<OwnedReadHalf>, permit: OwnedSemaphorePermit) {
+        if tokio::time::timeout(END_TIMEOUT, until_end(reader)).await.is_err() {
             tracing::warn!(repository = %self.repository, "git still runs after a push was answered");
         }
         drop(permit);
-        // Packs what many small pushes left; git decides whether there is enough.
+    }
+
+    /// Packs what many small pushes left; git decides whether there is enough.
+    async fn tidy(&self) {
         let tidy = self.git.command("tidying up").in_repository(&self.git_dir).args(["gc", "--auto", "--quiet"]);
-        if let Err(error) = tidy.run_ok().await {
+        if let Err(error) = tidy.timeout(NETWORK_TIMEOUT).run_ok().await {
             tracing::warn!(%error, repository = %self.repository, "the cache of a repository is not tidied");
         }
     }
@@ -246,6 +272,12 @@ impl PushSession {
     }
 }
 
+/// Until all of git's processes have ended.
+async fn until_end(reader: &mut BufReader<OwnedReadHalf>) {
+    let mut nothing = [0; 64];
+    while let Ok(1..) = reader.read(&mut nothing).await {}
+}
+
 async fn read_hook(reader: &mut BufReader<tokio::net::unix::OwnedReadHalf>) -> Result<Option<HookRequest>, String> {
     let mut lines = reader.take(HOOK_BYTES_MAX).lines();
     let mut next = async || lines.next_line().await.map_err(|error| format!("the push could not be read: {error}"));
@@ -300,7 +332,7 @@ fn check_names<'a>(updates: &'a [RefUpdate], existing: impl Iterator<Item = &'a 
 }
 
 /// Tells the hook; when it is gone, so is the pusher, and git has refused already.
-async fn send(writer: &mut tokio::net::unix::OwnedWriteHalf, verdict: &str, words: &str) {
+async fn send(writer: &mut OwnedWriteHalf, verdict: &str, words: &str) {
     let mut answer = format!("{verdict}\n");
     for line in words.lines() {
         answer.push_str(line);

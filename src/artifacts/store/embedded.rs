@@ -151,7 +151,11 @@ impl ContentStore for Embedded {
     }
 
     fn delete(&self, digest: Digest) -> BoxFuture<'_, Result<bool>> {
-        self.on_disk(move |layout| layout.delete(digest))
+        self.delete_unused(digest, Millis(0))
+    }
+
+    fn delete_unused(&self, digest: Digest, unused_for: Millis) -> BoxFuture<'_, Result<bool>> {
+        self.on_disk(move |layout| layout.delete(digest, unused_for))
     }
 
     fn list(&self, after: Option<Digest>, limit: usize) -> BoxFuture<'_, Result<Vec<Stored>>> {

@@ -5,18 +5,16 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Read},
+    io,
     os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
 
-use sha2::{Digest as _, Sha256};
-
 use super::{EmbeddedOptions, Level, Result, Scrubbed, StoreError, Stored, Usage};
 use crate::{
-    artifacts::space,
+    artifacts::{hash, space},
     model::{
         digest::Digest,
         units::{BasisPoints, Millis},
@@ -40,7 +38,7 @@ struct Totals {
 }
 
 pub(super) fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
-    move |source| match space::no_space(&source, path.parent().unwrap_or(path), 0) {
+    move |source| match space::no_space(&source, path.parent().unwrap_or(path), None) {
         Some(error) => error.into(),
         None => StoreError::Io { action, path: path.to_owned(), source },
     }
@@ -85,24 +83,14 @@ pub(super) struct Hashed {
 }
 
 pub(super) fn hash_file(path: &Path) -> Result<Option<Hashed>> {
-    let mut file = match File::open(path) {
+    let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(io_error("open", path)(error)),
     };
     let inode = file.metadata().map_err(io_error("look at", path))?.ino();
-    let (mut hash, mut size, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 20]);
-    loop {
-        match file.read(&mut buffer) {
-            Ok(0) => return Ok(Some(Hashed { digest: Digest(hash.finalize().into()), size, inode })),
-            Ok(read) => {
-                hash.update(&buffer[..read]);
-                size += read as u64;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(io_error("read", path)(error)),
-        }
-    }
+    let (digest, size) = hash::of(file).map_err(io_error("read", path))?;
+    Ok(Some(Hashed { digest, size, inode }))
 }
 
 impl Layout {
@@ -200,12 +188,12 @@ impl Layout {
         Ok(revived)
     }
 
-    pub(super) fn delete(&self, digest: Digest) -> Result<bool> {
+    pub(super) fn delete(&self, digest: Digest, unused_for: Millis) -> Result<bool> {
         let (object, tombstone) = (self.object(digest), self.tombstone(digest));
         {
             let mut totals = self.totals();
             let Some(metadata) = metadata_if_there(&object)? else { return Ok(false) };
-            let left = self.options.lease.as_duration().saturating_sub(age(&metadata));
+            let left = self.options.lease.max(unused_for).as_duration().saturating_sub(age(&metadata));
             if !left.is_zero() {
                 let left = Millis(left.as_millis().try_into().unwrap_or(u64::MAX));
                 return Err(StoreError::Leased { digest, left });

@@ -5,13 +5,13 @@ use std::os::unix::fs::MetadataExt;
 use proptest::prelude::*;
 use tar::Header;
 
-use super::*;
+use super::{disk::SYNC_EACH_MAX, *};
 use crate::artifacts::{
     archive::{PackOptions, pack},
     testing,
 };
 
-const LIMITS: Limits = Limits { entries_max: 100, unpacked_bytes_max: 8 << 20, expected: None };
+const LIMITS: Limits = Limits { entries_max: 100, unpacked_bytes_max: 8 << 20, names_bytes_max: 10_000, expected: None };
 
 /// One entry, with whatever header: names are written as they are.
 fn entry(kind: EntryType, path: &str, link: &str, mode: u32, content: &[u8]) -> Vec<u8> {
@@ -70,6 +70,8 @@ fn refused(bytes: &[u8]) -> UnpackError {
     let (dir, dest) = place();
     let error = unpack(bytes, &dest, &LIMITS).unwrap_err();
     assert_untouched(dir.path());
+    // Whoever only looks into it is told the same.
+    assert_eq!(inspect(bytes, &LIMITS).unwrap_err().to_string(), error.to_string());
     error
 }
 
@@ -84,6 +86,7 @@ fn a_good_archive_is_laid_out() {
     ]);
     let unpacked = unpack(&good[..], &dest, &LIMITS).unwrap();
     assert_eq!(unpacked.entries, 4);
+    assert_eq!(inspect(&good[..], &LIMITS).unwrap(), unpacked);
     assert_eq!(fs::read(dest.join("current")).unwrap(), b"content");
     assert_eq!(fs::metadata(dest.join("copy")).unwrap().ino(), fs::metadata(dest.join("bin/api")).unwrap().ino());
     assert_eq!(fs::metadata(&dest).unwrap().mode() & 0o7777, 0o755);
@@ -160,6 +163,13 @@ fn bombs_are_stopped() {
     assert!(matches!(refused(&archive(&[zeros])), UnpackError::TooLarge(_)));
     let many: Vec<_> = (0..101).map(|number| file(&number.to_string())).collect();
     assert!(matches!(refused(&archive(&many)), UnpackError::TooMany(100)));
+    let long = |number: u32| {
+        let name = format!("{}/{number:03}{}", vec!["d"; 45].join("/"), "n".repeat(200));
+        [entry(EntryType::GNULongName, "././@LongLink", "", 0o644, name.as_bytes()), file("cut")].concat()
+    };
+    let folders = (1..=45).map(|depth| folder(&format!("{}/", vec!["d"; depth].join("/"))));
+    let names: Vec<_> = folders.chain((0..30).map(long)).collect();
+    assert!(matches!(refused(&archive(&names)), UnpackError::TooManyNames(10_000)));
     // A name of 64 MiB is not read into memory.
     let name = entry(EntryType::GNULongName, "././@LongLink", "", 0o644, &vec![b'n'; 4 << 20]);
     assert!(matches!(refused(&archive(&[name, file("f")])), UnpackError::Refused { .. }));
@@ -228,7 +238,7 @@ fn a_full_disk_is_told_with_figures() {
     for limits in [foreseen, LIMITS] {
         let error = unpack(&large[..], &path.join("release"), &limits).unwrap_err();
         let UnpackError::NoSpace(error) = error else { panic!("{error}") };
-        assert!(error.needed > error.available && error.available <= 1 << 20, "{error}");
+        assert!(error.needed > Some(error.available) && error.available <= 1 << 20, "{error}");
         assert_eq!(fs::read_dir(&path).unwrap().count(), 0, "something was left");
     }
 }
@@ -248,7 +258,10 @@ fn sample() -> Vec<u8> {
 /// Whatever `bytes` are: either they are laid out, or nothing is left; nothing beside is touched.
 fn harmless(bytes: &[u8]) {
     let (dir, dest) = place();
-    if unpack(bytes, &dest, &LIMITS).is_ok() {
+    let unpacked = unpack(bytes, &dest, &LIMITS);
+    let told = |result: &Result<Unpacked>| result.as_ref().map_err(ToString::to_string).copied();
+    assert_eq!(told(&inspect(bytes, &LIMITS)), told(&unpacked));
+    if unpacked.is_ok() {
         for entry in walkdir::WalkDir::new(&dest) {
             let mode = entry.unwrap().path().symlink_metadata().unwrap().mode();
             assert_eq!(mode & 0o7000, 0);

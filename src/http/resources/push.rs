@@ -14,7 +14,6 @@ use axum::{
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 use hyper::StatusCode;
 use serde::Deserialize;
-use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 use utoipa::IntoParams;
 
@@ -23,8 +22,9 @@ use crate::{
     artifacts::{
         archive::Packed,
         manifest::{Manifest, Origin},
-        pieces::{CONTENT_BYTES_MAX, Content, ContentHasher},
+        pieces::{Content, ContentHasher},
         store::{ContentStore, Stored, stream_of},
+        unpack::{self, Limits, UnpackError},
     },
     http::{
         access::Caller,
@@ -181,21 +181,34 @@ async fn store(app: &App, archive: impl Stream<Item = io::Result<Bytes>> + Send 
     Ok((stored, content))
 }
 
-/// The digest and size of the tar inside: it must be one whole Zstandard stream.
+/// The digest and size of the tar inside. What no target would unpack is refused now, and not by every target later.
 async fn unpacked(store: &dyn ContentStore, stored: Stored) -> Result<(Digest, u64), Problem> {
     let content = store.get_range(stored.digest, 0..stored.size).await?;
     let (sender, chunks) = mpsc::channel(4);
-    let reading = tokio::task::spawn_blocking(move || read_tar(Bridge { chunks, left: Bytes::new() }));
+    let reading = tokio::task::spawn_blocking(move || unpack::inspect(Bridge { chunks, left: Bytes::new() }, &Limits::of_any()));
     // Fails only when the reader has seen enough: its answer says why.
     if content.map(Ok).try_for_each(|chunk| sender.send(chunk)).await.is_err() {
         tracing::debug!("an archive was not read to its end");
     }
     drop(sender);
-    let read = reading.await.map_err(Problem::internal)?;
-    read.map_err(|error| {
-        let hint = "push what `swell artifact push` or a package phase has packed";
-        Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "not_an_archive", format!("the archive cannot be read: {error}"), hint)
-    })
+    let inspected = reading.await.map_err(Problem::internal)?.map_err(|error| not_unpacked(&error))?;
+    Ok((inspected.digest, inspected.size))
+}
+
+fn not_unpacked(error: &UnpackError) -> Problem {
+    let (code, detail, hint) = match error {
+        UnpackError::Damaged(why) => (
+            "not_an_archive",
+            format!("the archive cannot be read: {why}"),
+            "push what `swell artifact push` or a package phase has packed",
+        ),
+        _ => (
+            "harmful_archive",
+            format!("{error}; no target would unpack it, so no release was made"),
+            "leave that out of the archive, or push the folder and let `swell artifact push` pack it",
+        ),
+    };
+    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, code, detail, hint)
 }
 
 /// A stream of the async side, read on a thread that may block.
@@ -216,25 +229,4 @@ impl Read for Bridge {
         buffer[..count].copy_from_slice(&self.left.split_to(count));
         Ok(count)
     }
-}
-
-fn read_tar(compressed: impl Read) -> io::Result<(Digest, u64)> {
-    let mut tar = zstd::Decoder::new(compressed)?.take(CONTENT_BYTES_MAX + 1);
-    let (mut hasher, mut size, mut buffer) = (Sha256::new(), 0u64, vec![0; 256 << 10]);
-    loop {
-        let count = tar.read(&mut buffer)?;
-        if count == 0 {
-            break;
-        }
-        hasher.update(&buffer[..count]);
-        size += count as u64;
-    }
-    if size > CONTENT_BYTES_MAX {
-        return Err(io::Error::other(format!("it has more than the {CONTENT_BYTES_MAX} bytes of the largest artifact")));
-    }
-    // A tar is a sequence of blocks of 512 bytes and ends with two of zeros.
-    if size < 1024 || size % 512 != 0 {
-        return Err(io::Error::other("there is no tar in it"));
-    }
-    Ok((Digest(hasher.finalize().into()), size))
 }

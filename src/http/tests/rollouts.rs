@@ -108,6 +108,49 @@ async fn an_artifact_built_elsewhere_becomes_a_release_whose_bytes_are_served() 
     assert_problem(status, &body, "not_an_archive");
 }
 
+/// An archive with a file and one entry more, as no packer of ours would write it.
+fn with_entry(kind: tar::EntryType, path: &str, link: &str) -> Vec<u8> {
+    let entry = |kind, path: &str, link: &str| {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_mode(0o644);
+        header.set_mtime(0);
+        header.set_size(0);
+        let fields = header.as_old_mut();
+        fields.name[..path.len()].copy_from_slice(path.as_bytes());
+        fields.linkname[..link.len()].copy_from_slice(link.as_bytes());
+        header.set_cksum();
+        header.as_bytes().to_vec()
+    };
+    let tar = [entry(tar::EntryType::Regular, "web", ""), entry(kind, path, link), vec![0; 1024]].concat();
+    zstd::encode_all(&tar[..], 1).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archive_that_no_target_would_unpack_makes_no_release() {
+    use tar::EntryType;
+    let server = fleet(1).await;
+    for (archive, why) in [
+        (with_entry(EntryType::Regular, "../../etc/x", ""), "`../../etc/x`"),
+        (with_entry(EntryType::Regular, "/etc/x", ""), "it is absolute"),
+        (with_entry(EntryType::Symlink, "out", "../../etc"), "its target is outside the artifact"),
+        (with_entry(EntryType::Link, "hard", "/etc/passwd"), "it links to something outside"),
+        (with_entry(EntryType::Char, "null", ""), "it is a device"),
+        (with_entry(EntryType::Fifo, "pipe", ""), "it is a fifo"),
+        (with_entry(EntryType::Regular, "web", ""), "`web` twice"),
+    ] {
+        let (status, body) = push(&server, 1, FILE, archive).await;
+        assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{body}");
+        assert_problem(status, &body, "harmful_archive");
+        assert!(body["detail"].as_str().unwrap().contains(why), "{why}: {body}");
+    }
+    let (_, builds) = server.get("/v1/builds").await;
+    let (_, releases) = server.get("/v1/releases?pipeline=shop").await;
+    assert_eq!((&builds["items"], &releases["items"]), (&json!([]), &json!([])), "{builds} {releases}");
+    // Nothing is lost: a good one makes the first release.
+    assert_eq!(release(&server, 2).await, "shop@1");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_plan_is_shown_carried_out_paused_and_taken_back() {
     let server = fleet(6).await;

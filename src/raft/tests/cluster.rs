@@ -7,27 +7,32 @@ use tempfile::TempDir;
 
 use super::{network::Network, *};
 
-struct Cluster {
+pub struct Cluster {
     network: Network,
     nodes: BTreeMap<u64, Node>,
-    _dir: TempDir,
+    _dir: Option<TempDir>,
 }
 
 impl Cluster {
     async fn start() -> Self {
         let dir = TempDir::new().unwrap();
+        let cluster = Self::at(dir.path()).await;
+        Self { _dir: Some(dir), ..cluster }
+    }
+
+    /// The cluster whose servers are in `dir`, which may be empty.
+    pub async fn at(dir: &Path) -> Self {
         let network = Network::default();
         let mut nodes = BTreeMap::new();
         let members: BTreeMap<u64, BasicNode> = (1..=3).map(|id| (id, BasicNode::default())).collect();
         for id in 1..=3 {
-            let options =
-                Options { snapshot_every_entries: 30, keep_entries: 5, ..Options::new(dir.path().join(id.to_string()), id) };
+            let options = Options { snapshot_every_entries: 30, keep_entries: 5, ..Options::new(dir.join(id.to_string()), id) };
             let members = (id == 3).then(|| members.clone());
             let node = Node::start_with(options, network.end(id), members).await.unwrap();
             network.add(id, &node);
             nodes.insert(id, node);
         }
-        Self { network, nodes, _dir: dir }
+        Self { network, nodes, _dir: None }
     }
 
     /// The leader that the nodes other than `without` agree on.
@@ -44,13 +49,36 @@ impl Cluster {
         (id, self.nodes[&id].clone())
     }
 
-    async fn all_have(&self, name: &str) {
+    /// Cuts one server off until the others have purged what it lacks, up to `r99`.
+    async fn leave_one_behind(&self) -> u64 {
+        let (id, leader) = self.leader(None).await;
+        applied(&leader, "before").await;
+        self.all_have("before").await;
+        let away = *self.nodes.keys().find(|other| **other != id).unwrap();
+        self.network.cut(away, true);
+        let was = self.nodes[&away].view().applied();
+        for number in 0..100 {
+            applied(&leader, &format!("r{number}")).await;
+        }
+        eventually("the log is purged", || leader.purged() > Some(was)).await;
+        assert_eq!(self.network.snapshots_sent(), 0);
+        away
+    }
+
+    /// A server that was away comes back, and gets a snapshot.
+    pub async fn bring_one_forward(&self) {
+        let away = self.leave_one_behind().await;
+        self.network.cut(away, false);
+        self.all_have("r99").await;
+    }
+
+    pub async fn all_have(&self, name: &str) {
         for (id, node) in &self.nodes {
             eventually(&format!("{name} on {id}"), || names(&node.view()).contains(&name.to_owned())).await;
         }
     }
 
-    async fn stop(self) {
+    pub async fn stop(self) {
         self.network.clear();
         for node in self.nodes.values() {
             node.shutdown().await.unwrap();
@@ -95,17 +123,9 @@ async fn a_cluster_survives_its_leader_and_is_not_disturbed_when_it_returns() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_was_away_for_long_is_brought_forward_by_a_snapshot() {
     let cluster = Cluster::start().await;
-    let (id, leader) = cluster.leader(None).await;
-    applied(&leader, "before").await;
-    cluster.all_have("before").await;
-    let away = *cluster.nodes.keys().find(|other| **other != id).unwrap();
-    cluster.network.cut(away, true);
+    let away = cluster.leave_one_behind().await;
     let was = cluster.nodes[&away].view();
-    for number in 0..100 {
-        applied(&leader, &format!("r{number}")).await;
-    }
-    eventually("the log is purged", || leader.purged() > Some(was.applied())).await;
-    assert_eq!(cluster.network.snapshots_sent(), 0);
+    let (_, leader) = cluster.leader(Some(away)).await;
     cluster.network.cut(away, false);
     cluster.all_have("r99").await;
     assert!(cluster.network.snapshots_sent() > 0);

@@ -47,9 +47,24 @@ async fn child() {
     std::process::exit(3);
 }
 
+/// Not a test either: three servers in one process, of which one is brought forward by a snapshot.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "is started by the tests of kills"]
+async fn child_that_is_brought_forward() {
+    let Some(dir) = std::env::var_os(DIR) else { return };
+    let cluster = cluster::Cluster::at(Path::new(&dir)).await;
+    tokio::time::timeout(CHILD_LIFE, cluster.bring_one_forward()).await.ok();
+    std::process::exit(3);
+}
+
 fn spawn(dir: &Path, round: &str, crash_at: Option<&str>) -> Child {
+    spawn_as("child", dir, round, crash_at)
+}
+
+fn spawn_as(test: &str, dir: &Path, round: &str, crash_at: Option<&str>) -> Child {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "raft::tests::crash::child", "--ignored", "--nocapture", "--test-threads=1"]);
+    let test = format!("raft::tests::crash::{test}");
+    command.args(["--exact", &test, "--ignored", "--nocapture", "--test-threads=1"]);
     command.env(DIR, dir).env(ROUND, round).envs(crash_at.map(|point| ("SWELL_CRASH_AT", point)));
     command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap()
 }
@@ -130,5 +145,17 @@ async fn killed_around_every_sync_it_keeps_what_it_acknowledged() {
         let child = spawn(dir.path(), point.rsplit('_').next().unwrap(), Some(point));
         tokio::task::spawn_blocking(move || acknowledged(child, usize::MAX)).await.unwrap();
         assert_there(dir.path(), &all).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_while_it_installs_what_another_server_sent_it_starts_again_and_finishes() {
+    for point in ["raft::snapshot_adopted", "storage::before_install", "storage::after_install"] {
+        let dir = TempDir::new().unwrap();
+        let child = spawn_as("child_that_is_brought_forward", dir.path(), "0", Some(point));
+        tokio::task::spawn_blocking(move || acknowledged(child, usize::MAX)).await.unwrap();
+        let cluster = cluster::Cluster::at(dir.path()).await;
+        cluster.all_have("r99").await;
+        cluster.stop().await;
     }
 }

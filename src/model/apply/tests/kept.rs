@@ -1,21 +1,23 @@
 //! What is kept: artifacts that anything could go back to, and routes to whatever answers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::{
     apply::testing::*,
+    build::Build,
     command::*,
     digest::Digest,
     ids::ReleaseId,
-    observation::{InstanceObserved, InstanceState, Progress, Report},
+    observation::{InstanceObserved, InstanceState, Observation, Progress, Report, TargetFailure},
     pipeline::{Pipeline, Retention},
     pipeline_file::PipelineFile,
-    release::{Release, release_key},
-    retention::expired_artifacts,
+    release::{Artifact, Release, release_key},
+    repository::Bundle,
+    retention::{expired_artifacts, unnamed_content},
     rollout::Purpose,
     routing::route_table,
-    tables::{Tables, key},
-    units::{Millis, Timestamp},
+    tables::{ReadTables, Scan, Tables, key},
+    units::{ByteSize, Millis, Timestamp},
 };
 
 fn digest(world: &World, release: &ReleaseId) -> Digest {
@@ -106,4 +108,36 @@ fn routes_lead_to_what_answers_whichever_release_it_is_of() {
         .map(|route| (route.service.to_string(), route.releases.iter().map(|release| release.instances.len()).sum::<usize>()))
         .collect();
     assert_eq!(routes, [("shop/production/shop".to_owned(), 1), ("shop/production/web".to_owned(), 2)]);
+}
+
+#[test]
+fn content_is_garbage_once_no_record_names_it() {
+    let (mut world, file) = World::with_fleet(1, FILE);
+    let first = world.deployed(1, &file);
+    for number in 2..=6 {
+        world.deployed(number, &file);
+    }
+    let artifact: Artifact = world.get(key(digest(&world, &first).hex().as_str()));
+    let [output, bundle, garbage] = [b"output".as_slice(), b"bundle", b"garbage"].map(Digest::of);
+    let log = Digest::of(b"log");
+    let mut build: Build = world.tables.scan(&Scan::all(), 1).unwrap().remove(0);
+    build.attempts[0].log = Some(log);
+    world.tables.put(&build).unwrap();
+    let mut seen: Observation = world.tables.scan(&Scan::all(), 1).unwrap().remove(0);
+    seen.report.failure = Some(TargetFailure {
+        service: None,
+        reason: "it ended".into(),
+        hint: "see its output".into(),
+        exit: None,
+        probe: None,
+        output: String::new(),
+        output_blob: Some(output),
+    });
+    world.tables.put(&seen).unwrap();
+    world.tables.put(&Bundle { repository: name("shop"), number: 0, digest: bundle, size: ByteSize(1) }).unwrap();
+
+    let stored = BTreeSet::from([artifact.digest, artifact.manifest, log, output, bundle, garbage]);
+    assert_eq!(unnamed_content(&world.tables, stored.clone()).unwrap(), BTreeSet::from([garbage]));
+    world.ok(delete(vec![artifact.digest]));
+    assert!(unnamed_content(&world.tables, stored).unwrap().contains(&artifact.digest));
 }
