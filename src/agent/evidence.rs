@@ -10,7 +10,7 @@ use crate::{
     model::observation::TargetFailure,
     runner::{
         shim::{ExitRecord, Outcome},
-        spool::{FRAME_BYTES_MAX, SpoolReader},
+        spool::SpoolReader,
     },
 };
 
@@ -37,8 +37,7 @@ pub(super) struct LastSeen {
 /// The last [`OUTPUT_LONG_BYTES`] of what the shim in `dir` kept.
 pub(super) fn output_tail(dir: &Path) -> Vec<u8> {
     let mut bytes = Vec::new();
-    // A reader begins at a frame, so one frame more is asked for and cut.
-    let reader = SpoolReader::open_tail(dir, (OUTPUT_LONG_BYTES + FRAME_BYTES_MAX) as u64);
+    let reader = SpoolReader::open_tail(dir, OUTPUT_LONG_BYTES as u64);
     let read = reader.and_then(|mut reader| {
         while let Some(frame) = reader.next_frame()? {
             bytes.extend(frame.bytes);

@@ -14,7 +14,7 @@ use super::{
     folder::Running,
     log::last_output,
     run::{Run, Stop, lost},
-    verdict::{EndedBy, Given, OUTPUT_BYTES_MAX, exit_code, in_a_sentence, no_time_left, verdict},
+    verdict::{EndedBy, Given, OUTPUT_BYTES_MAX, ended_well, exit_code, in_a_sentence, no_time_left, verdict},
 };
 use crate::{
     artifacts::space,
@@ -106,9 +106,13 @@ impl Run {
             cpu_time: exit.cpu_time,
             ..begun
         };
-        let folder = self.folder.path().to_owned();
-        let (is_full, output) = self.aside(move || (is_full(&folder), last_output(&dir, OUTPUT_BYTES_MAX))).await?;
-        match verdict(given, &exit, ended_by, is_full, || output) {
+        let (is_full, output) = if ended_well(&exit, ended_by) {
+            (false, String::new())
+        } else {
+            let folder = self.folder.path().to_owned();
+            self.aside(move || (is_full(&folder), last_output(&dir, OUTPUT_BYTES_MAX))).await?
+        };
+        match verdict(given, &exit, ended_by, is_full, output) {
             None => self.end_well(ended, exit.ended_at.since(exit.started_at)).await?,
             Some(end) => {
                 // Not kept: after a crash here, the shim's exit record leads to the same end.

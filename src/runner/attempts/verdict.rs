@@ -36,17 +36,25 @@ pub(super) enum EndedBy {
     Disk(ByteSize),
 }
 
-/// How the attempt ends for what became of a phase; `None` where it goes on. `output` gives the phase's last words.
+/// Whether the attempt goes on after a phase.
+pub(super) fn ended_well(exit: &ExitRecord, ended_by: EndedBy) -> bool {
+    ended_by == EndedBy::Itself && exit.succeeded()
+}
+
+/// How the attempt ends for what became of a phase; `None` where it goes on. `output` are the phase's last words, where it did not.
 pub(super) fn verdict(
     given: Given<'_>,
     exit: &ExitRecord,
     ended_by: EndedBy,
     disk_is_full: bool,
-    output: impl FnOnce() -> String,
+    output: String,
 ) -> Option<AttemptEnd> {
+    if ended_well(exit, ended_by) {
+        return None;
+    }
     let script = in_a_sentence(given.script);
     let failure =
-        |reason: String, hint: &str| BuildFailure { phase: given.phase, reason, hint: hint.to_owned(), output: cut(output()) };
+        |reason: String, hint: &str| BuildFailure { phase: given.phase, reason, hint: hint.to_owned(), output: cut(output) };
     if ended_by == EndedBy::Cancel {
         return Some(AttemptEnd::Canceled);
     }
@@ -59,9 +67,6 @@ pub(super) fn verdict(
     }
     if exit.timed_out {
         return Some(AttemptEnd::TimedOut(failure(timed_out(given), TIMEOUT_HINT)));
-    }
-    if exit.succeeded() {
-        return None;
     }
     if exit.oom_killed {
         let peak = exit.memory_peak_bytes.map_or_else(String::new, |peak| format!(", peak {}", ByteSize(peak)));
@@ -162,7 +167,7 @@ mod tests {
     }
 
     fn reason(exit: &ExitRecord, ended_by: EndedBy, disk_is_full: bool) -> String {
-        match verdict(GIVEN, exit, ended_by, disk_is_full, || "FAIL: one".into()) {
+        match verdict(GIVEN, exit, ended_by, disk_is_full, "FAIL: one".into()) {
             Some(AttemptEnd::Failed(failure) | AttemptEnd::TimedOut(failure)) => {
                 assert_eq!(failure.output, "FAIL: one");
                 failure.reason
