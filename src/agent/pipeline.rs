@@ -190,15 +190,28 @@ impl Pipeline {
                 Next::Wait(at) => return [at, wake_at].into_iter().flatten().min(),
                 Next::Do(step) => {
                     tracing::debug!(pipeline = %self.name, ?step, "next step");
+                    let of_one = step.of_one();
                     if let Err(error) = self.take(step).await {
                         self.complain(&error);
-                        return soon(self);
+                        match of_one {
+                            Some(id) => self.postpone(id),
+                            None => return soon(self),
+                        }
                     }
                 }
             }
         }
         tracing::error!(pipeline = %self.name, "too many steps without a pause: this is a defect, please report it");
         soon(self)
+    }
+
+    /// What could not be done with one instance is tried again later, and ever more seldom; the others do not wait for it.
+    fn postpone(&mut self, id: u64) {
+        let (now, timing) = (self.shared.now(), self.shared.timing);
+        let seen = self.seen.entry(id).or_insert(Seen::down(now));
+        seen.troubles = seen.troubles.saturating_add(1);
+        let wait_ms = backoff_ms(seen.troubles, timing.restart_first, timing.restart_most);
+        seen.retry_at = now + wait_ms.max(TROUBLE_PAUSE.as_millis() as u64);
     }
 
     fn want(&mut self, wanted: Wanted) {

@@ -56,7 +56,10 @@ impl Pipeline {
         })
         .await?;
         for stranger in strangers {
-            remove_shim(&stranger).await?;
+            if let Err(error) = remove_shim(&stranger).await {
+                // A process that does not die must not keep all others waiting; it is tried again when the agent starts.
+                self.complain(&error);
+            }
         }
         for instance in self.journal.instances.clone() {
             let dir = self.dir_of(&instance);
@@ -169,6 +172,9 @@ impl Pipeline {
         journal.rerun(id);
         self.commit(journal).await?;
         crash::point("agent::start_recorded");
+        if let Some(seen) = self.seen.get_mut(&id) {
+            seen.troubles = 0;
+        }
         self.launch(id).await
     }
 
