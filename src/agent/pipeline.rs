@@ -109,6 +109,8 @@ pub(super) struct Pipeline {
     pub(super) seen: BTreeMap<u64, Seen>,
     pub(super) last: BTreeMap<u64, LastSeen>,
     pub(super) watchers: BTreeMap<u64, Watcher>,
+    /// Instances that were found running and whose first probe has no answer yet. Until then there is nothing to report.
+    pub(super) unasked: BTreeSet<u64>,
     pub(super) fetching: Option<(Digest, CancellationToken)>,
     pub(super) fetch_failures: u32,
     pub(super) hold_until: u64,
@@ -132,6 +134,7 @@ pub(super) async fn run(shared: Arc<Shared>, name: PipelineName, mut wants: watc
         seen: BTreeMap::new(),
         last: BTreeMap::new(),
         watchers: BTreeMap::new(),
+        unasked: BTreeSet::new(),
         fetching: None,
         fetch_failures: 0,
         hold_until: 0,
@@ -240,6 +243,7 @@ impl Pipeline {
         let Some(seen) = self.seen.get_mut(&id).filter(|_| is_present) else { return };
         match sight {
             Sight::Pulse(pulse) => {
+                self.unasked.remove(&id);
                 if let Process::Up { passing_since, failures, passed, .. } = &mut seen.process {
                     (*passing_since, *failures, *passed) = (pulse.passing_since, pulse.failures, pulse.passed);
                 }
@@ -254,6 +258,7 @@ impl Pipeline {
     /// The process of an instance is gone: keeps why, and when it may start again.
     pub(super) async fn ended(&mut self, id: u64, record: Option<ExitRecord>) {
         self.watchers.remove(&id);
+        self.unasked.remove(&id);
         let now = self.shared.now();
         let Some(instance) = self.journal.instance(id).cloned() else { return };
         let Some(seen) = self.seen.get_mut(&id) else { return };
@@ -360,7 +365,8 @@ impl Pipeline {
     /// Tells what there is to tell; says when that changes by time alone.
     fn report(&self) -> Option<u64> {
         let view = self.view();
-        if self.wanted == Wanted::Unknown {
+        // An instance that was found again may hang: what was told before holds until it was asked.
+        if self.wanted == Wanted::Unknown || !self.unasked.is_empty() {
             return None;
         }
         let (progress, wake_at) = decide::progress(&view);

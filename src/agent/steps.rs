@@ -10,7 +10,7 @@ use std::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    decide::{Fault, Process, Seen, Step},
+    decide::{Fault, Process, Seen, Step, UNHEALTHY_AFTER_FAILURES},
     deliver::{self, Place},
     evidence::{self, LastSeen, OUTPUT_SHORT_BYTES},
     host::make_open_folder,
@@ -28,7 +28,7 @@ use crate::{
     model::{
         digest::Digest,
         ids::{PortName, ServiceName},
-        pipeline_file::Start,
+        pipeline_file::{Probe, Start},
     },
     runner::{
         runtime::{self, ShimHandle, ShimStatus},
@@ -49,6 +49,7 @@ impl Pipeline {
         })
         .await?;
         (self.seen, self.last) = (BTreeMap::new(), BTreeMap::new());
+        self.unasked.clear();
         let dirs = self.folder.join("instances");
         let known: Vec<String> = self.journal.instances.iter().map(Instance::name).collect();
         let strangers = blocking(move || {
@@ -82,11 +83,20 @@ impl Pipeline {
     fn adopt(&mut self, instance: &Instance, handle: ShimHandle) {
         let now = self.shared.now();
         tracing::info!(pipeline = %self.name, instance = instance.name(), "goes on with a running instance");
-        // What was current has proven itself; it need not do so again only because the agent was started again.
+        // What was current has proven itself; it need not do so again only because the agent was started again. But whether it still
+        // answers only a probe says, and one that fails is believed.
         let proven = instance.role == Role::Current || instance.served;
-        let pulse = Pulse { passing_since: proven.then_some(now), passed: proven, ..Pulse::default() };
         match Launch::of(&self.name, instance, &self.release_dir(instance.artifact), &self.shared.around) {
-            Ok(launch) => self.watch(instance, handle, &launch, pulse),
+            Ok(launch) => {
+                let question = Question::of(instance, self.shared.around.facts.address, &launch);
+                let pulse = if matches!(question, Question::Alive) {
+                    Pulse { passing_since: proven.then_some(now), passed: proven, ..Pulse::default() }
+                } else {
+                    self.unasked.insert(instance.id);
+                    Pulse { passed: proven, failures: if proven { UNHEALTHY_AFTER_FAILURES - 1 } else { 0 }, ..Pulse::default() }
+                };
+                self.watch(instance, handle, question, pulse);
+            }
             Err(refusal) => {
                 tracing::error!(pipeline = %self.name, instance = instance.name(), error = %refusal, "cannot be probed")
             }
@@ -204,10 +214,11 @@ impl Pipeline {
             hint: "check the service's `command`, and this target's disk and memory".to_owned(),
         })?;
         // A service without a probe passes from the beginning.
-        let is_alive = matches!(instance.settings.settings.health.probe(), crate::model::pipeline_file::Probe::Alive);
+        let is_alive = matches!(instance.settings.settings.health.probe(), Probe::Alive);
         let pulse = Pulse { passing_since: is_alive.then(|| self.shared.now()), passed: is_alive, ..Pulse::default() };
         tracing::info!(pipeline = %self.name, release = %instance.release, instance = instance.name(), "started");
-        self.watch(instance, handle, &launch, pulse);
+        let question = Question::of(instance, self.shared.around.facts.address, &launch);
+        self.watch(instance, handle, question, pulse);
         Ok(())
     }
 
@@ -230,7 +241,7 @@ impl Pipeline {
         })
     }
 
-    fn watch(&mut self, instance: &Instance, handle: ShimHandle, launch: &Launch, pulse: Pulse) {
+    fn watch(&mut self, instance: &Instance, handle: ShimHandle, question: Question, pulse: Pulse) {
         let now = self.shared.now();
         let Pulse { passing_since, failures, passed, .. } = pulse;
         if let Some(seen) = self.seen.get_mut(&instance.id) {
@@ -239,7 +250,7 @@ impl Pipeline {
         let watch = Watch {
             key: (instance.id, instance.run),
             handle,
-            question: Question::of(instance, self.shared.around.facts.address, launch),
+            question,
             health: instance.settings.settings.health.clone(),
             stop_timeout: instance.settings.settings.stop.timeout,
             pulse,
@@ -359,6 +370,7 @@ impl Pipeline {
     fn stop(&mut self, id: u64) {
         let Some(watcher) = self.watchers.get(&id) else { return };
         watcher.stop();
+        self.unasked.remove(&id);
         if let Some(Seen { process: Process::Up { stopping, .. }, .. }) = self.seen.get_mut(&id) {
             *stopping = true;
         }

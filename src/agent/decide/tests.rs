@@ -235,8 +235,16 @@ impl World {
         }
     }
 
-    /// Those that were asked to end do, and what was asked for comes.
+    /// Those that were asked to end do, what was asked for comes, and those that were found running answer their first probe.
     fn obey(&mut self) {
+        for instance in &self.journal.instances {
+            if let Some(Seen { process: Process::Up { passing_since, passed, failures, .. }, .. }) =
+                self.seen.get_mut(&instance.id)
+                && !self.broken.contains(&instance.release.number)
+            {
+                (*passing_since, *passed, *failures) = (passing_since.or(Some(self.now)), true, 0);
+            }
+        }
         let stopping: Vec<u64> = (self.seen.iter())
             .filter(|(_, seen)| matches!(seen.process, Process::Up { stopping: true, .. }))
             .map(|(id, _)| *id)
@@ -268,9 +276,9 @@ impl World {
                 Process::Up { .. } => Seen {
                     process: Process::Up {
                         since: self.now,
-                        passing_since: (proven || !self.broken.contains(&instance.release.number)).then_some(self.now),
-                        failures: 0,
-                        passed: proven || !self.broken.contains(&instance.release.number),
+                        passing_since: None,
+                        failures: if proven { UNHEALTHY_AFTER_FAILURES - 1 } else { 0 },
+                        passed: proven,
                         stopping: false,
                     },
                     ..Seen::down(self.now)
