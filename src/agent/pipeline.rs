@@ -299,7 +299,11 @@ impl Pipeline {
                         }
                     }
                     // It may be wanted again by now: then it is fetched again.
-                    Err(_) if was_stopped => {}
+                    Err(_) if was_stopped => {
+                        if let Err(error) = self.forget_archives().await {
+                            self.complain(&error);
+                        }
+                    }
                     Err(error) if self.wanted.release().is_some_and(|release| release.artifact == digest) => {
                         self.not_delivered(error).await
                     }

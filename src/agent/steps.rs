@@ -10,7 +10,7 @@ use std::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    decide::{Fault, Process, Seen, Step, UNHEALTHY_AFTER_FAILURES},
+    decide::{Fault, Process, Seen, Step, UNHEALTHY_AFTER_FAILURES, Wanted},
     deliver::{self, Place},
     evidence::{self, LastSeen, OUTPUT_SHORT_BYTES},
     host::make_open_folder,
@@ -76,8 +76,18 @@ impl Pipeline {
                 ShimStatus::NotStarted | ShimStatus::Vanished => {}
             }
         }
+        if self.wanted != Wanted::Unknown {
+            self.forget_archives().await?;
+        }
         let active = self.journal.active.as_ref().map(|active| active.artifact);
         self.link(active).await
+    }
+
+    /// Removes what is on its way of releases that are not wanted.
+    pub(super) async fn forget_archives(&self) -> Result<(), StepError> {
+        let wanted = self.wanted.release().map(|release| release.artifact);
+        let archives = self.folder.join("fetch");
+        blocking(move || deliver::forget_others(&archives, wanted).map_err(io_error("removing archives in", &archives))).await
     }
 
     fn adopt(&mut self, instance: &Instance, handle: ShimHandle) {
@@ -139,6 +149,9 @@ impl Pipeline {
             Step::Retire => {
                 let mut journal = self.journal.clone();
                 (journal.active, journal.attempt) = (None, None);
+                // Nobody goes back to what is not wanted here any more: the releases are removed next.
+                journal.activated.clear();
+                self.forget_archives().await?;
                 self.link(None).await?;
                 return self.commit(journal).await;
             }

@@ -357,6 +357,18 @@ async fn the_last_three_releases_stay_on_the_disk() {
     let hex = |pack: &Packed| Digest::hex(&pack.manifest.digest);
     let expected = packs[2..].iter().map(hex).collect();
     eventually("three are left", || target.releases("shop") == expected).await;
-    assert_eq!(names(&target.data_dir.join("pipelines/shop/fetch")).len(), 0, "archives are gone");
+    let archives = target.data_dir.join("pipelines/shop/fetch");
+    assert_eq!(names(&archives).len(), 0, "archives are gone");
+    // What is left of a release that never came goes with the next one, and with the pipeline everything goes.
+    let left = archives.join(format!(".{}.tar.zst.partial", Digest::of(b"never came").hex()));
+    fs::write(&left, "x").unwrap();
+    server.want(&target.name, &[release("shop", 6, &packs[0], &[("api", web(6, "", &ports))])]);
+    server.until_healthy("shop", 6).await;
+    assert!(!left.exists());
+    fs::write(&left, "x").unwrap();
+    server.want(&target.name, &[]);
+    server.until_progress("shop", Progress::Stopped).await;
+    eventually("no release is left", || target.releases("shop").is_empty()).await;
+    assert_eq!(names(&archives).len(), 0);
     target.stop();
 }

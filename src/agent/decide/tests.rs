@@ -197,7 +197,10 @@ impl World {
                 self.journal.instances.retain(|instance| instance.id != id);
                 self.seen.remove(&id);
             }
-            Step::Retire => (self.journal.active, self.journal.attempt) = (None, None),
+            Step::Retire => {
+                (self.journal.active, self.journal.attempt) = (None, None);
+                self.journal.activated.clear();
+            }
             Step::Remove(digest) => assert!(self.on_disk.remove(&digest)),
         }
         // Only what nobody wants any more may cost an api that serves.
@@ -506,6 +509,7 @@ proptest! {
             Wanted::Nothing => {
                 prop_assert!(world.journal.instances.is_empty());
                 prop_assert_eq!(progress(&world.view()).0, Progress::Stopped);
+                prop_assert!(world.on_disk.is_empty(), "{:?}", world.on_disk);
             }
             Wanted::Release(release) => {
                 prop_assert_eq!(progress(&world.view()).0, Progress::Healthy, "{:#?}", world.journal);
