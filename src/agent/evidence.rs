@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 
 use super::{decide::Fault, journal::Instance, launch::Refusal};
 use crate::{
-    model::observation::TargetFailure,
+    model::{observation::TargetFailure, units::Millis},
     runner::{
         shim::{ExitRecord, Outcome},
         spool::SpoolReader,
@@ -18,6 +18,8 @@ use crate::{
 pub(super) const OUTPUT_SHORT_BYTES: usize = 4 << 10;
 /// Most bytes of output in the content store.
 pub(super) const OUTPUT_LONG_BYTES: usize = 64 << 10;
+/// A release that fails again and again has its output sent to the content store so often at most: it keeps what it gets.
+const OUTPUT_EVERY: Millis = Millis::from_secs(600);
 /// Most bytes of one text of a report.
 const TEXT_BYTES_MAX: usize = 1 << 10;
 
@@ -49,6 +51,13 @@ pub(super) fn output_tail(dir: &Path) -> Vec<u8> {
     }
     bytes.drain(..bytes.len().saturating_sub(OUTPUT_LONG_BYTES));
     bytes
+}
+
+/// Whether output is to be sent to the content store: it is longer than a report takes, and of this release (`before` is its last
+/// failure) there is none yet, or only an old one, of monotonic `kept_at`.
+pub(super) fn is_worth_keeping(output: &[u8], before: Option<&TargetFailure>, kept_at: u64, now: u64) -> bool {
+    let has_some = before.is_some_and(|failure| failure.output_blob.is_some());
+    output.len() > OUTPUT_SHORT_BYTES && (!has_some || now.saturating_sub(kept_at) > OUTPUT_EVERY.0)
 }
 
 /// How a process ended, in words such as `exit 3` or `signal 9 (out of memory)`.
@@ -137,6 +146,18 @@ fn cut(mut text: String) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::digest::Digest;
+
+    #[test]
+    fn a_crash_loop_sends_its_output_now_and_then() {
+        let long = [b'x'; OUTPUT_SHORT_BYTES + 1];
+        let none = failure_without_instance(String::new(), String::new());
+        let some = TargetFailure { output_blob: Some(Digest::of(b"")), ..none.clone() };
+        assert!(is_worth_keeping(&long, None, 0, 5) && is_worth_keeping(&long, Some(&none), 0, 5));
+        assert!(!is_worth_keeping(&long[1..], None, 0, 5), "a report takes it");
+        assert!(!is_worth_keeping(&long, Some(&some), 1_000, 601_000));
+        assert!(is_worth_keeping(&long, Some(&some), 1_000, 601_001));
+    }
 
     #[test]
     fn the_end_of_the_output_is_bounded_whatever_its_bytes() {

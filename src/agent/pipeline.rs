@@ -18,7 +18,7 @@ use super::{
     decide::{self, Next, Process, Seen, View, Wanted},
     deliver::{DeliverError, Origin, with_causes},
     evidence::{self, LastSeen},
-    journal::{Attempt, Journal, Role},
+    journal::{Journal, Role},
     launch::Surroundings,
     options::{Timing, backoff_ms},
     reports::Reports,
@@ -28,7 +28,7 @@ use super::{
 use crate::{
     model::{
         digest::Digest,
-        ids::PipelineName,
+        ids::{PipelineName, ReleaseId},
         observation::{InstanceObserved, Report, TargetFailure},
         units::ByteSize,
     },
@@ -94,8 +94,8 @@ pub(super) enum StepError {
 #[derive(Debug)]
 pub(super) enum Event {
     Delivered(Digest, Result<(), DeliverError>),
-    /// The evidence of a run's failure is in the content store.
-    Kept(Option<u64>, Digest),
+    /// The output of a release's failure is in the content store, or no server took it.
+    Kept(ReleaseId, Option<Digest>),
 }
 
 /// The state of the task.
@@ -114,6 +114,10 @@ pub(super) struct Pipeline {
     pub(super) fetching: Option<(Digest, CancellationToken)>,
     pub(super) fetch_failures: u32,
     pub(super) hold_until: u64,
+    /// Whether output is on its way to the content store.
+    pub(super) sends_output: bool,
+    /// When it last got there.
+    pub(super) output_kept_at: u64,
     pub(super) sights: mpsc::Sender<((u64, u64), Sight)>,
     pub(super) events: mpsc::Sender<Event>,
 }
@@ -138,6 +142,8 @@ pub(super) async fn run(shared: Arc<Shared>, name: PipelineName, mut wants: watc
         fetching: None,
         fetch_failures: 0,
         hold_until: 0,
+        sends_output: false,
+        output_kept_at: 0,
         sights,
         events,
     };
@@ -281,7 +287,7 @@ impl Pipeline {
         if instance.role == Role::Current && self.wanted.release().is_some_and(|release| release.release == instance.release) {
             let output = last.output.clone();
             self.note(Some(instance.run), false, failure).await;
-            self.keep_output(instance.run, output);
+            self.keep_output(instance.release, output);
         }
     }
 
@@ -310,9 +316,12 @@ impl Pipeline {
                     Err(_) => {}
                 }
             }
-            Event::Kept(run, digest) => {
+            Event::Kept(release, kept) => {
+                self.sends_output = false;
+                let Some(digest) = kept else { return };
+                self.output_kept_at = self.shared.now();
                 let mut journal = self.journal.clone();
-                if let Some(attempt) = journal.attempt.as_mut().filter(|attempt| attempt.run == run) {
+                if let Some(attempt) = journal.attempt.as_mut().filter(|attempt| attempt.release == release) {
                     attempt.failure.output_blob = Some(digest);
                     self.commit_or_keep(journal).await;
                 }
@@ -339,10 +348,8 @@ impl Pipeline {
     /// Records what went wrong with the wanted release.
     async fn note(&mut self, run: Option<u64>, failed: bool, failure: TargetFailure) {
         let Some(release) = self.wanted.release().map(|release| release.release.clone()) else { return };
-        let before = self.journal.attempt.as_ref().filter(|attempt| attempt.release == release);
-        let failures = before.map_or(0, |attempt| attempt.failures).saturating_add(u32::from(failed));
         let mut journal = self.journal.clone();
-        journal.attempt = Some(Attempt { release, failures, run, failed, failure });
+        journal.failed(release, run, failed, failure);
         self.commit_or_keep(journal).await;
     }
 

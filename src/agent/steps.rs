@@ -12,9 +12,9 @@ use tokio_util::sync::CancellationToken;
 use super::{
     decide::{Fault, Process, Seen, Step, UNHEALTHY_AFTER_FAILURES, Wanted},
     deliver::{self, Place},
-    evidence::{self, LastSeen, OUTPUT_SHORT_BYTES},
+    evidence::{self, LastSeen},
     host::make_open_folder,
-    journal::{Attempt, Instance, Journal, Role},
+    journal::{Instance, Journal, Role},
     launch::{Launch, Refusal},
     options::backoff_ms,
     pipeline::{Event, Pipeline, StepError},
@@ -27,7 +27,7 @@ use crate::{
     crash,
     model::{
         digest::Digest,
-        ids::{PortName, ServiceName},
+        ids::{PortName, ReleaseId, ServiceName},
         pipeline_file::{Probe, Start},
     },
     runner::{
@@ -302,20 +302,21 @@ impl Pipeline {
             journal.instances.iter_mut().filter(beside).for_each(|other| other.role = Role::Leaving);
         })
         .await;
-        self.keep_output(instance.run, last.output);
+        self.keep_output(instance.release, last.output);
     }
 
-    /// Sends the output of a run that failed to the content store, where it is longer than a report takes.
-    pub(super) fn keep_output(&self, run: u64, output: Vec<u8>) {
-        if output.len() <= OUTPUT_SHORT_BYTES {
+    /// Sends the output of a failure of `release`, the wanted one, to the content store where that is worth it.
+    pub(super) fn keep_output(&mut self, release: ReleaseId, output: Vec<u8>) {
+        let before = self.journal.attempt.as_ref().map(|attempt| &attempt.failure);
+        if self.sends_output || !evidence::is_worth_keeping(&output, before, self.output_kept_at, self.shared.now()) {
             return;
         }
+        self.sends_output = true;
         let (origin, events) = (self.shared.origin(), self.events.clone());
         tokio::spawn(async move {
-            if let Some(digest) = deliver::upload(&origin, output).await {
-                // The pipeline's task has ended: it will have other evidence.
-                events.send(Event::Kept(Some(run), digest)).await.ok();
-            }
+            let kept = deliver::upload(&origin, output).await;
+            // The pipeline's task has ended: it will have other evidence.
+            events.send(Event::Kept(release, kept)).await.ok();
         });
     }
 
@@ -328,10 +329,9 @@ impl Pipeline {
     ) {
         let Some(release) = self.wanted.release().map(|release| release.release.clone()) else { return };
         let mut journal = self.journal.clone();
-        let before = journal.attempt.as_ref().filter(|attempt| attempt.release == release).map_or(0, |attempt| attempt.failures);
-        let failures = before.saturating_add(1);
         let stayed = journal.staying();
-        journal.attempt = Some(Attempt { release, failures, run, failed: true, failure });
+        journal.failed(release, run, true, failure);
+        let failures = journal.attempt.as_ref().map_or(1, |attempt| attempt.failures);
         change(&mut journal);
         self.commit_or_keep(journal).await;
         crash::point("agent::failure_recorded");
