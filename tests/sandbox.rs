@@ -493,6 +493,33 @@ async fn a_shim_outlives_its_parent_and_is_adopted() {
     assert!(String::from_utf8_lossy(&third.stdout).contains("was used before"));
 }
 
+/// A small disk of its own, unmounted at the end.
+struct SmallDisk(PathBuf);
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        Command::new("umount").arg("-l").arg(&self.0).status().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn how_a_command_ended_is_kept_although_it_filled_the_disk() {
+    needs_isolation!();
+    let place = Place::new();
+    let disk = place.workspace();
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"]).arg(&disk).status().unwrap();
+    assert!(mounted.success());
+    let disk = SmallDisk(disk);
+    let dir = disk.0.join("shim");
+    let fill = format!("head -c 10m /dev/zero > '{}'; exit 3", disk.0.join("fill").display());
+    let shim = ShimRuntime::with_executable(SWELL).start(&dir, &place.process(None, &fill)).await.unwrap();
+    let record = tokio::time::timeout(PATIENCE, shim.wait()).await.unwrap().unwrap();
+    assert_eq!(record.map(|record| record.outcome), Some(Outcome::Exited(3)));
+    assert!(runtime::is_disk_full(&dir));
+    drop(disk);
+    place.assert_nothing_left();
+}
+
 #[tokio::test]
 async fn an_instance_runs_as_its_user_within_its_limits() {
     needs_isolation!();

@@ -30,6 +30,8 @@ pub(super) struct LastSeen {
     pub exit: Option<ExitRecord>,
     /// What the last probe that failed answered.
     pub probe: Option<String>,
+    /// Whether the disk was full when it ended without a word.
+    pub disk_full: bool,
     /// Why it was not even started.
     pub refusal: Option<Refusal>,
     /// The end of its output.
@@ -110,6 +112,10 @@ fn words(instance: &Instance, fault: Fault, seen: &LastSeen) -> (String, String)
         (Fault::Died, None, Some(record)) => (
             format!("service {service} of {release} ended by itself ({}) when it should run", exit_text(record)),
             "read the end of its output".to_owned(),
+        ),
+        (Fault::Died, None, None) if seen.disk_full => (
+            format!("service {service} of {release} ended, and how could not be kept: this target's disk is full"),
+            "free some space on this target, or give it a larger disk".to_owned(),
         ),
         (Fault::Died, None, None) => (
             format!("service {service} of {release} vanished: it or its supervisor was killed"),

@@ -33,7 +33,7 @@ use crate::{
         units::ByteSize,
     },
     runner::{
-        runtime::{RuntimeError, ShimRuntime},
+        runtime::{self, RuntimeError, ShimRuntime},
         shim::ExitRecord,
     },
 };
@@ -279,9 +279,11 @@ impl Pipeline {
             return;
         }
         let dir = self.dir_of(&instance);
-        let output = tokio::task::spawn_blocking(move || evidence::output_tail(&dir)).await.unwrap_or_default();
+        let vanished = record.is_none();
+        let looked = move || (evidence::output_tail(&dir), vanished && runtime::is_disk_full(&dir));
+        let (output, disk_full) = tokio::task::spawn_blocking(looked).await.unwrap_or_default();
         let last = self.last.entry(id).or_default();
-        (last.exit, last.output) = (record, output);
+        (last.exit, last.output, last.disk_full) = (record, output, disk_full);
         let failure = evidence::failure_of(&instance, decide::Fault::Died, last);
         tracing::warn!(pipeline = %self.name, release = %instance.release, instance = instance.name(), exit = failure.exit, "an instance died");
         if instance.role == Role::Current && self.wanted.release().is_some_and(|release| release.release == instance.release) {

@@ -27,7 +27,11 @@ use super::{
     },
     spool::{Frame, SpoolError, SpoolReader},
 };
-use crate::crash;
+use crate::{
+    artifacts::space::{self, Room},
+    crash,
+    model::units::ByteSize,
+};
 
 /// How long a shim may take until it has recorded itself.
 const READY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -92,6 +96,19 @@ pub enum ShimStatus {
     Exited(ExitRecord),
     /// It was killed, or the machine restarted, before it could say. What ran may have had effects; `reap` it.
     Vanished,
+}
+
+/// With less than this free, whatever goes wrong is put down to the disk.
+const DISK_FULL_BELOW: u64 = ByteSize(16 << 20).0;
+
+/// Whether the disk of `folder` is full: then a command may have failed, and its shim vanished, for that alone. What is kept free for
+/// others counts as free: a command writes there too. Blocking.
+pub fn is_disk_full(folder: &Path) -> bool {
+    space::room(folder).is_ok_and(is_full)
+}
+
+fn is_full(room: Room) -> bool {
+    room.free < DISK_FULL_BELOW
 }
 
 /// Reads what is known of the shim in `dir`.
@@ -347,4 +364,17 @@ impl SpoolFollower {
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, RuntimeError> + Send + 'static) -> Result<T, RuntimeError> {
     spawn_blocking(work).await.unwrap_or(Err(RuntimeError::ShuttingDown))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_is_full_when_a_command_can_write_no_more_not_when_its_reserve_begins() {
+        let room = |free: ByteSize| Room { capacity: 1 << 40, free: free.0, available: free.0.saturating_sub(256 << 20) };
+        assert!(!is_full(room(ByteSize(270 << 20))));
+        assert!(is_full(room(ByteSize(15 << 20))));
+    }
 }

@@ -17,7 +17,6 @@ use super::{
     verdict::{EndedBy, Given, OUTPUT_BYTES_MAX, ended_well, exit_code, in_a_sentence, no_time_left, verdict},
 };
 use crate::{
-    artifacts::space,
     crash,
     model::{
         build::{Phase, PhaseRecord},
@@ -26,7 +25,7 @@ use crate::{
     },
     runner::{
         cgroup::Limits,
-        runtime::{self, ShimHandle, ShimStatus},
+        runtime::{self, ShimHandle, ShimStatus, is_disk_full},
         shim::{Bind, ContainerSpec, ExitRecord, Isolation, ShimSpec, StopPolicy},
     },
 };
@@ -52,9 +51,6 @@ const APPEAR_WITHIN: Duration = Duration::from_secs(10);
 /// How often the files of a phase are measured at the most; seldom enough to take a twentieth of the time.
 const MEASURE_EVERY: Duration = Duration::from_secs(2);
 const MEASURE_SHARE: u32 = 20;
-
-/// With less than this free, a phase that fails is not blamed.
-const DISK_FULL_BELOW: u64 = ByteSize(16 << 20).0;
 
 impl Run {
     /// Runs a phase, unless it was run before.
@@ -110,7 +106,7 @@ impl Run {
             (false, String::new())
         } else {
             let folder = self.folder.path().to_owned();
-            self.aside(move || (is_full(&folder), last_output(&dir, OUTPUT_BYTES_MAX))).await?
+            self.aside(move || (is_disk_full(&folder), last_output(&dir, OUTPUT_BYTES_MAX))).await?
         };
         match verdict(given, &exit, ended_by, is_full, output) {
             None => self.end_well(ended, exit.ended_at.since(exit.started_at)).await?,
@@ -175,7 +171,7 @@ impl Run {
         match ended {
             Ok(Some(exit)) => Ok((exit, ended_by)),
             Ok(None) if ended_by == EndedBy::Cancel => Err(Stop::End(crate::model::build::AttemptEnd::Canceled)),
-            Ok(None) => Err(lost(VANISHED)),
+            Ok(None) => Err(vanished(shim.dir()).await),
             Err(error) => Err(lost(format!("a container could not be watched: {}", chain(&error)))),
         }
     }
@@ -250,7 +246,14 @@ impl Run {
     }
 }
 
-const VANISHED: &str = "the process that ran a phase was killed from outside, or the machine restarted";
+/// Of a shim that could not say how its phase ended.
+async fn vanished(dir: &Path) -> Stop {
+    let dir = dir.to_owned();
+    match spawn_blocking(move || is_disk_full(&dir)).await {
+        Ok(true) => lost("the runner's disk is full: how a phase ended could not be kept"),
+        _ => lost("the process that ran a phase was killed from outside, or the machine restarted"),
+    }
+}
 
 enum Begun {
     Runs(ShimHandle),
@@ -273,7 +276,7 @@ async fn present(dir: &Path) -> Result<Option<Begun>, Stop> {
         }
         ShimStatus::Vanished => {
             runtime::clear(dir).await.map_err(failed)?;
-            Err(lost(VANISHED))
+            Err(vanished(dir).await)
         }
     }
 }
@@ -282,10 +285,6 @@ fn signalled(sent: Result<(), runtime::RuntimeError>) {
     if let Err(error) = sent {
         tracing::warn!(error = %chain(&error), "a phase could not be asked to end");
     }
-}
-
-fn is_full(folder: &Path) -> bool {
-    space::room(folder).is_ok_and(|room| room.available < DISK_FULL_BELOW)
 }
 
 /// Ready once the files in `dirs` take more than `limit`, with what they take. A soft bound: looked at every two seconds or more seldom.

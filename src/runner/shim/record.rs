@@ -15,6 +15,8 @@ use crate::model::units::{Millis, Timestamp};
 
 /// The exit record's name in a shim's folder.
 pub const EXIT_FILE: &str = "exit.json";
+/// What is reserved for it, in bytes. A larger one is written where there is room.
+const EXIT_BYTES: usize = 4096;
 /// The name of the file that says who the shim is.
 pub const SHIM_PID_FILE: &str = "shim.pid";
 /// The name of the file that says who the command is.
@@ -160,6 +162,14 @@ impl ExitRecord {
     }
 }
 
+/// Takes the room on the disk that an exit record needs, so that a command which fills the disk is still told from one that vanished.
+pub(super) fn reserve(dir: &Path) -> Result<(), RecordError> {
+    let path = temporary(&dir.join(EXIT_FILE));
+    let failed = |source| RecordError::Io { what: "writing", path: path.clone(), source };
+    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+    file.and_then(|mut file| file.write_all(&[b' '; EXIT_BYTES])).map_err(failed)
+}
+
 /// The machine's clock. This is not a pure module: the shim is where time enters.
 pub(super) fn now() -> Timestamp {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
@@ -210,12 +220,17 @@ enum Sync {
     No,
 }
 
+fn temporary(path: &Path) -> PathBuf {
+    path.with_extension("tmp")
+}
+
 fn write_json<T: Serialize>(path: &Path, value: &T, sync: Sync) -> Result<(), RecordError> {
     let failed = |source| RecordError::Io { what: "writing", path: path.to_owned(), source };
-    let temporary = path.with_extension("tmp");
+    let temporary = temporary(path);
     let bytes = serde_json::to_vec_pretty(value).map_err(|error| failed(error.into()))?;
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary).map_err(failed)?;
-    file.write_all(&bytes).map_err(failed)?;
+    // Over what is there: the room that was reserved for it must not be given back first.
+    let mut file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&temporary).map_err(failed)?;
+    file.write_all(&bytes).and_then(|()| file.set_len(bytes.len() as u64)).map_err(failed)?;
     if sync == Sync::Yes {
         file.sync_all().map_err(failed)?;
     }
