@@ -94,6 +94,10 @@ impl Run {
             }
             Begun::Ended(exit) => (exit, EndedBy::Itself),
         };
+        let ended_by = match ended_by {
+            EndedBy::Itself if exit.stopped => self.stopped_by(given.disk).await?,
+            ended_by => ended_by,
+        };
         crash::point("attempt::phase_ended");
         let ended = PhaseRecord {
             ended_at: Some(exit.ended_at),
@@ -152,7 +156,7 @@ impl Run {
         let mut ended_by = EndedBy::Itself;
         let wait = shim.wait();
         let (stopped, fenced) = (self.is_stopped(), self.is_fenced());
-        let too_large = grown_above(vec![self.folder.workspace(), self.folder.out(), self.folder.home()], disk);
+        let too_large = grown_above(self.measured(), disk);
         tokio::pin!(wait, stopped, fenced, too_large);
         let ended = loop {
             tokio::select! {
@@ -174,6 +178,21 @@ impl Run {
             Ok(None) => Err(vanished(shim.dir()).await),
             Err(error) => Err(lost(format!("a container could not be watched: {}", chain(&error)))),
         }
+    }
+
+    /// Who asked a phase to end, when this server did not: most likely it before it died.
+    async fn stopped_by(&self, disk: ByteSize) -> Result<EndedBy, Stop> {
+        if self.was_stopped() {
+            return Ok(EndedBy::Cancel);
+        }
+        let dirs = self.measured();
+        let used = self.aside(move || disk_usage_of(&dirs)).await?;
+        Ok(if used > disk { EndedBy::Disk(used) } else { EndedBy::Stranger })
+    }
+
+    /// The folders that count against the limit of disk.
+    fn measured(&self) -> Vec<PathBuf> {
+        vec![self.folder.workspace(), self.folder.out(), self.folder.home()]
     }
 
     /// The environment of a phase. What identifies the build cannot be overridden.
@@ -294,13 +313,17 @@ async fn grown_above(dirs: Vec<PathBuf>, limit: ByteSize) -> ByteSize {
         sleep(pause).await;
         let started = Instant::now();
         let dirs = dirs.clone();
-        match spawn_blocking(move || dirs.iter().map(|dir| disk_usage(dir)).sum()).await {
-            Ok(used) if used > limit.0 => return ByteSize(used),
+        match spawn_blocking(move || disk_usage_of(&dirs)).await {
+            Ok(used) if used > limit => return used,
             Ok(_) => pause = MEASURE_EVERY.max(started.elapsed() * MEASURE_SHARE),
             // Only as the program ends.
             Err(_) => std::future::pending().await,
         }
     }
+}
+
+fn disk_usage_of(dirs: &[PathBuf]) -> ByteSize {
+    ByteSize(dirs.iter().map(|dir| disk_usage(dir)).sum())
 }
 
 /// Bytes on disk below `dir`, each file once. What vanishes meanwhile counts nothing.

@@ -338,6 +338,11 @@ impl Run {
         }
     }
 
+    /// Whether somebody wants it stopped now.
+    pub fn was_stopped(&self) -> bool {
+        *self.stopped.borrow()
+    }
+
     pub fn is_fenced(&self) -> impl Future<Output = ()> + Send + use<> {
         self.reporter.fenced()
     }

@@ -34,11 +34,13 @@ pub(super) enum EndedBy {
     Cancel,
     /// Its files had grown to so many bytes.
     Disk(ByteSize),
+    /// Somebody asked its shim to end, and it was not the runner.
+    Stranger,
 }
 
 /// Whether the attempt goes on after a phase.
 pub(super) fn ended_well(exit: &ExitRecord, ended_by: EndedBy) -> bool {
-    ended_by == EndedBy::Itself && exit.succeeded()
+    matches!(ended_by, EndedBy::Itself | EndedBy::Stranger) && exit.succeeded()
 }
 
 /// How the attempt ends for what became of a phase; `None` where it goes on. `output` are the phase's last words, where it did not.
@@ -61,6 +63,9 @@ pub(super) fn verdict(
     if let EndedBy::Disk(used) = ended_by {
         let reason = format!("{script} was killed: its files took {used} of disk, more than the {} of [build].disk", given.disk);
         return Some(AttemptEnd::Failed(failure(reason, "write less, or raise [build].disk in the pipeline file")));
+    }
+    if ended_by == EndedBy::Stranger {
+        return Some(AttemptEnd::Lost(format!("{script} was asked to end from outside, and {}", how_it_ended(&exit.outcome))));
     }
     if let Outcome::Failed(why) = &exit.outcome {
         return Some(AttemptEnd::Lost(format!("{script} could not be started: {}: {}; {}", why.what, why.why, why.way_out)));
@@ -193,6 +198,8 @@ mod tests {
         assert_eq!(reason(&late, EndedBy::Itself, false), "`make check` was not done after the 30m of [build].timeout");
         assert!(reason(&two, EndedBy::Itself, true).starts_with("lost: the runner's disk is full"));
         assert_eq!(reason(&exit(Outcome::Exited(0)), EndedBy::Cancel, false), "Canceled");
+        assert_eq!(reason(&exit(Outcome::Exited(0)), EndedBy::Stranger, false), "goes on");
+        assert!(reason(&two, EndedBy::Stranger, false).starts_with("lost: `make check` was asked to end from outside"));
         assert!(reason(&two, EndedBy::Disk(ByteSize(2 << 30)), false).contains("took 2GiB of disk, more than the 1GiB"));
         let failure = Failure { what: "create the container".into(), why: "no".into(), way_out: "doctor".into() };
         assert!(
