@@ -689,6 +689,23 @@ async fn a_phase_that_was_stopped_as_its_server_died_is_told_as_what_it_is() {
 }
 
 #[tokio::test]
+async fn a_clock_that_steps_while_a_phase_runs_costs_the_build_no_time() {
+    needs_isolation!();
+    let place = Place::new("[build]\nrun = \"true\"\ntimeout = \"5m\"\n[package]\nrun = \"echo x > $OUT/x\"\n").await;
+    let build = place.assign(&place.head());
+    let status = child_command(&place, build, Some("attempt::phase_ended")).status().unwrap();
+    assert_eq!(status.signal(), Some(9));
+    let shim = place.root.join(format!("runner/attempts/{build}-1/log/002-build"));
+    let mut exit = groundswell::runner::shim::read_exit(&shim).unwrap().unwrap();
+    exit.ended_at.0 += 86_400_000;
+    fs::write(shim.join("exit.json"), serde_json::to_vec(&exit).unwrap()).unwrap();
+    let after = Place::open(&place.root, Level::Full).await;
+    let built = after.run_to_end(build).await;
+    assert_eq!(built.state, BuildState::ReadyToDeploy, "{:?}", built.attempts);
+    after.close().await;
+}
+
+#[tokio::test]
 async fn a_killed_shim_loses_the_attempt() {
     needs_isolation!();
     let place = Place::new("[build]\nrun = \"echo begun; sleep 600\"\n[package]\nrun = \"true\"\n").await;

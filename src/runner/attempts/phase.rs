@@ -113,7 +113,7 @@ impl Run {
             self.aside(move || (is_disk_full(&folder), last_output(&dir, OUTPUT_BYTES_MAX))).await?
         };
         match verdict(given, &exit, ended_by, is_full, output) {
-            None => self.end_well(ended, exit.ended_at.since(exit.started_at)).await?,
+            None => self.end_well(ended, exit.took).await?,
             Some(end) => {
                 // Not kept: after a crash here, the shim's exit record leads to the same end.
                 self.record.set_phase(ended.clone());

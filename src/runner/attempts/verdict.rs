@@ -161,6 +161,7 @@ mod tests {
             outcome,
             started_at: Timestamp(1),
             ended_at: Timestamp(2),
+            took: Millis(1),
             oom_killed: false,
             timed_out: false,
             stopped: false,

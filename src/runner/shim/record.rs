@@ -92,8 +92,10 @@ pub struct ExitRecord {
     pub outcome: Outcome,
     /// When the command was started, by the machine's clock.
     pub started_at: Timestamp,
-    /// When it had ended.
+    /// When it had ended, by the same clock.
     pub ended_at: Timestamp,
+    /// How long it ran, by a clock that nobody sets.
+    pub took: Millis,
     /// The kernel killed something in it because the memory limit was reached.
     pub oom_killed: bool,
     /// It was killed because its time limit was reached.
@@ -142,6 +144,7 @@ impl ExitRecord {
             outcome: Outcome::Failed(failure),
             started_at: now,
             ended_at: now,
+            took: Millis(0),
             oom_killed: false,
             timed_out: false,
             stopped: false,
