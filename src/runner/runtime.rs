@@ -12,7 +12,11 @@ use std::{
     time::Duration,
 };
 
-use nix::sys::signal::Signal;
+use nix::{
+    errno::Errno,
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use tokio::{
     io::{AsyncReadExt, Interest, unix::AsyncFd},
     process::Command,
@@ -253,7 +257,12 @@ impl ShimHandle {
 
     fn signal(&self, signal: Signal) -> Result<(), RuntimeError> {
         let failed = |error| RuntimeError::Signal(self.shim.pid, error);
-        let Some(pidfd) = self.pidfd().map_err(failed)? else { return Ok(()) };
+        let pidfd = match self.pidfd() {
+            Ok(Some(pidfd)) => pidfd,
+            Ok(None) => return Ok(()),
+            Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => return signal_by_id(&self.shim, signal).map_err(failed),
+            Err(error) => return Err(failed(error)),
+        };
         // SAFETY: plain numbers and a null pointer, as pidfd_send_signal(2) documents.
         let sent = unsafe {
             libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal as i32, std::ptr::null::<libc::siginfo_t>(), 0)
@@ -304,6 +313,18 @@ impl ShimHandle {
             Ok(read_exit(&dir)?)
         })
         .await
+    }
+}
+
+/// Where the kernel has no pidfd (before Linux 5.3). The id could pass to another process between the look and the signal, but ids are
+/// given out in turn: all others come first.
+fn signal_by_id(process: &ProcessRef, signal: Signal) -> io::Result<()> {
+    if !process.is_alive() {
+        return Ok(());
+    }
+    match kill(Pid::from_raw(process.pid), signal) {
+        Ok(()) | Err(Errno::ESRCH) => Ok(()),
+        Err(errno) => Err(errno.into()),
     }
 }
 
@@ -376,5 +397,17 @@ mod tests {
         let room = |free: ByteSize| Room { capacity: 1 << 40, free: free.0, available: free.0.saturating_sub(256 << 20) };
         assert!(!is_full(room(ByteSize(270 << 20))));
         assert!(is_full(room(ByteSize(15 << 20))));
+    }
+
+    #[test]
+    fn without_pidfds_exactly_the_process_that_is_meant_is_signalled() {
+        let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+        let process = ProcessRef::of(Pid::from_raw(child.id() as i32)).unwrap();
+        let earlier = ProcessRef { start_ticks: process.start_ticks - 1, ..process.clone() };
+        signal_by_id(&earlier, Signal::SIGKILL).unwrap();
+        assert!(process.is_alive());
+        signal_by_id(&process, Signal::SIGTERM).unwrap();
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&child.wait().unwrap()), Some(Signal::SIGTERM as i32));
+        signal_by_id(&process, Signal::SIGTERM).unwrap();
     }
 }
