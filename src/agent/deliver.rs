@@ -24,6 +24,7 @@ use crate::{
         digest::Digest,
         units::{ByteSize, Millis},
     },
+    runner::words::chain,
 };
 
 /// How long a manifest, or an upload of evidence, may take.
@@ -149,17 +150,13 @@ fn not_fetched(error: FetchError) -> DeliverError {
     };
     // A server that has lost its copy may be the only one that has: another is asked, later this one again.
     let retryable = error.retryable() || matches!(error, FetchError::Status { .. });
-    DeliverError::new(with_causes(&error), hint, retryable)
+    DeliverError::new(chain(&error), hint, retryable)
 }
 
 async fn manifest(origin: &Origin, server: &str, release: &DesiredRelease) -> Result<Manifest, DeliverError> {
     let url = format!("{server}/v1/artifacts/{}/manifest", release.artifact);
     let failed = |error: reqwest::Error| {
-        DeliverError::new(
-            format!("cannot fetch the manifest from {url}: {}", with_causes(&error.without_url())),
-            UNREACHABLE,
-            true,
-        )
+        DeliverError::new(format!("cannot fetch the manifest from {url}: {}", chain(&error.without_url())), UNREACHABLE, true)
     };
     let request = origin.client.get(&url).bearer_auth(&origin.token).timeout(REQUEST_TIMEOUT);
     let mut response = request.send().await.map_err(failed)?;
@@ -176,7 +173,7 @@ async fn manifest(origin: &Origin, server: &str, release: &DesiredRelease) -> Re
     if Digest::of(&bytes) != release.manifest {
         return Err(DeliverError::new(format!("{url} is not the manifest that {} names", release.release), DAMAGED, false));
     }
-    let manifest = Manifest::from_bytes(&bytes).map_err(|error| DeliverError::new(with_causes(&error), DAMAGED, false))?;
+    let manifest = Manifest::from_bytes(&bytes).map_err(|error| DeliverError::new(chain(&error), DAMAGED, false))?;
     if manifest.digest != release.artifact {
         return Err(DeliverError::new(format!("{url} is the manifest of {}", manifest.digest), DAMAGED, false));
     }
@@ -234,7 +231,7 @@ async fn lay_out(archive: PathBuf, folder: PathBuf, manifest: Manifest) -> Resul
                     UnpackError::Io { .. } => "check the disk of this target",
                     _ => DAMAGED,
                 };
-                return Err((with_causes(&error), hint));
+                return Err((chain(&error), hint));
             }
         }
         crash::point("agent::unpacked");
@@ -269,21 +266,6 @@ pub(super) async fn upload(origin: &Origin, bytes: Vec<u8>) -> Option<Digest> {
         }
     }
     None
-}
-
-/// The error and its causes in one line.
-pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        let said = next.to_string();
-        if !text.contains(&said) {
-            text.push_str(": ");
-            text.push_str(&said);
-        }
-        cause = next.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     decide::{self, Next, Process, Seen, View, Wanted},
-    deliver::{DeliverError, Origin, with_causes},
+    deliver::{DeliverError, Origin},
     evidence::{self, LastSeen},
     journal::{Journal, Role},
     launch::Surroundings,
@@ -35,6 +35,7 @@ use crate::{
     runner::{
         runtime::{self, RuntimeError, ShimRuntime},
         shim::ExitRecord,
+        words::chain,
     },
 };
 
@@ -372,7 +373,7 @@ impl Pipeline {
     }
 
     pub(super) fn complain(&self, error: &StepError) {
-        tracing::error!(pipeline = %self.name, error = with_causes(error), "a step could not be taken, it is tried again");
+        tracing::error!(pipeline = %self.name, error = chain(error), "a step could not be taken, it is tried again");
     }
 
     /// Tells what there is to tell; says when that changes by time alone.

@@ -33,6 +33,7 @@ use crate::{
     runner::{
         runtime::{self, ShimHandle, ShimStatus},
         shim::ExitRecord,
+        words::chain,
     },
 };
 
@@ -223,7 +224,7 @@ impl Pipeline {
         let spec = launch.spec(self.shared.around.isolated);
         let started = self.shared.runtime.start(&dir, &spec).await;
         let handle = started.map_err(|error| Refusal {
-            reason: format!("service {} could not be started: {}", instance.service, deliver::with_causes(&error)),
+            reason: format!("service {} could not be started: {}", instance.service, chain(&error)),
             hint: "check the service's `command`, and this target's disk and memory".to_owned(),
         })?;
         // A service without a probe passes from the beginning.

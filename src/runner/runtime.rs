@@ -1,5 +1,5 @@
-//! The asynchronous side of the shim, for runner and agent: start one, find it again after a restart, stop it, wait for it,
-//! follow its output. Knows a shim only by its folder; must not know what is run or why.
+//! The asynchronous side of the shim, for runner and agent: start one, find it again after a restart, stop it, wait for it.
+//! Knows a shim only by its folder; must not know what is run or why.
 
 use std::{
     fs, io,
@@ -24,12 +24,9 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{
-    shim::{
-        CHILD_PID_FILE, ExitRecord, ProcessRef, READY_LINE, ReapError, RecordError, SHIM_PID_FILE, ShimSpec, SpecError,
-        read_exit, read_process, reap, write_spec,
-    },
-    spool::{Frame, SpoolError, SpoolReader},
+use super::shim::{
+    ExitRecord, ProcessRef, READY_LINE, ReapError, RecordError, SHIM_PID_FILE, ShimSpec, SpecError, read_exit, read_process,
+    reap, write_spec,
 };
 use crate::{
     artifacts::space::{self, Room},
@@ -41,10 +38,6 @@ use crate::{
 const READY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Where the kernel has no pidfd: how often to look.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
-/// A follower looks for new output this often at first, and this seldom when there is none.
-const FOLLOW_INTERVALS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(250));
-/// Most bytes of output that [`SpoolFollower::next_batch`] returns at once (and one frame more).
-const BATCH_BYTES_MAX: usize = 256 * 1024;
 
 /// Why a shim could not be started, found or ended.
 #[derive(Debug, thiserror::Error)]
@@ -81,9 +74,6 @@ pub enum RuntimeError {
     /// What a killed shim left could not be removed.
     #[error(transparent)]
     Reap(#[from] ReapError),
-    /// Its output could not be read.
-    #[error(transparent)]
-    Spool(#[from] SpoolError),
     /// The process is ending.
     #[error("the program is shutting down")]
     ShuttingDown,
@@ -234,17 +224,6 @@ impl ShimHandle {
         &self.dir
     }
 
-    /// The shim's own process.
-    pub fn shim(&self) -> &ProcessRef {
-        &self.shim
-    }
-
-    /// The command's process, once it is known: for containers, process 1 as the machine sees it.
-    pub async fn command(&self) -> Result<Option<ProcessRef>, RuntimeError> {
-        let dir = self.dir.clone();
-        blocking(move || Ok(read_process(&dir, CHILD_PID_FILE)?)).await
-    }
-
     /// Asks the command to end as its spec says; [`ShimHandle::wait`] for it. A shim that ended already is fine.
     pub fn stop(&self) -> Result<(), RuntimeError> {
         self.signal(Signal::SIGTERM)
@@ -325,61 +304,6 @@ fn signal_by_id(process: &ProcessRef, signal: Signal) -> io::Result<()> {
     match kill(Pid::from_raw(process.pid), signal) {
         Ok(()) | Err(Errno::ESRCH) => Ok(()),
         Err(errno) => Err(errno.into()),
-    }
-}
-
-/// Follows the output of the shim in a folder, from a logical offset to the end of the shim.
-#[derive(Debug)]
-pub struct SpoolFollower {
-    dir: PathBuf,
-    /// `None` only while a blocking read has it, or after such a read was cancelled.
-    reader: Option<SpoolReader>,
-    offset: u64,
-    ended: bool,
-}
-
-impl SpoolFollower {
-    /// From `offset`: 0, or the `next_offset` of the last frame that was handled.
-    pub fn new(dir: &Path, offset: u64) -> Self {
-        Self { dir: dir.to_owned(), reader: None, offset, ended: false }
-    }
-
-    /// The next frames, at least one, as soon as there are any; empty when the shim has ended and everything was read.
-    /// Cancelling it loses nothing.
-    pub async fn next_batch(&mut self) -> Result<Vec<Frame>, RuntimeError> {
-        let mut pause = FOLLOW_INTERVALS.0;
-        loop {
-            let mut reader = self.reader.take().unwrap_or_else(|| SpoolReader::open(&self.dir, self.offset));
-            let (reader, frames) = blocking(move || {
-                let mut frames = Vec::new();
-                let mut bytes = 0;
-                while bytes < BATCH_BYTES_MAX {
-                    let Some(frame) = reader.next_frame()? else { break };
-                    bytes += frame.bytes.len();
-                    frames.push(frame);
-                }
-                Ok((reader, frames))
-            })
-            .await?;
-            self.offset = reader.offset();
-            self.reader = Some(reader);
-            if !frames.is_empty() || self.ended {
-                return Ok(frames);
-            }
-            // What was printed before the end was recorded is in the file by now: read once more.
-            let dir = self.dir.clone();
-            self.ended =
-                blocking(move || Ok(!matches!(status_now(&dir)?, ShimStatus::Running(_) | ShimStatus::NotStarted))).await?;
-            if !self.ended {
-                sleep(pause).await;
-                pause = (pause * 2).min(FOLLOW_INTERVALS.1);
-            }
-        }
-    }
-
-    /// The logical offset at which the next batch begins.
-    pub fn offset(&self) -> u64 {
-        self.offset
     }
 }
 

@@ -196,7 +196,7 @@ fn new_file(path: &Path, base: u64) -> io::Result<File> {
     Ok(file)
 }
 
-/// The reading side: frames from a logical offset on, across rotation. Blocking; `runtime` offers it to async code.
+/// The reading side: frames from a logical offset on, across rotation. Blocking.
 #[derive(Debug)]
 pub struct SpoolReader {
     dir: PathBuf,

@@ -26,7 +26,7 @@ use crate::{
     runner::{
         cgroup::Limits,
         runtime::{self, ShimHandle, ShimStatus, is_disk_full},
-        shim::{Bind, ContainerSpec, ExitRecord, Isolation, ShimSpec, StopPolicy},
+        shim::{Bind, ContainerSpec, DEFAULT_PATH, ExitRecord, Isolation, ShimSpec, StopPolicy},
     },
 };
 
@@ -42,8 +42,6 @@ const OPEN_FILES_MAX: u64 = 65_536;
 /// Where the workspace and `$OUT` are inside a container: the same on every runner, since paths find their way into artifacts.
 const WORKSPACE: &str = "/workspace";
 const OUT: &str = "/out";
-
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// How long a shim that was being started when the server died may take to show itself.
 const APPEAR_WITHIN: Duration = Duration::from_secs(10);
@@ -212,7 +210,7 @@ impl Run {
             ("SOURCE_DATE_EPOCH", committed_at_s.to_string()),
             ("TZ", "UTC".to_owned()),
             ("LC_ALL", "C.UTF-8".to_owned()),
-            ("PATH", PATH.to_owned()),
+            ("PATH", DEFAULT_PATH.to_owned()),
             ("HOME", home),
         ];
         let build = &self.job.build;

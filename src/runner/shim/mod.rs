@@ -53,14 +53,15 @@ use tracing_subscriber::{
 };
 
 pub use self::{
+    child::DEFAULT_PATH,
     reap::{ReapError, reap},
     record::{
-        CHILD_PID_FILE, EXIT_FILE, ExitRecord, Failure, Outcome, ProcessRef, RecordError, SHIM_PID_FILE, read_exit, read_process,
-        write_spec,
+        CHILD_PID_FILE, EXIT_FILE, ExitRecord, Failure, Outcome, ProcessRef, RecordError, SHIM_PID_FILE, boot_id, read_exit,
+        read_process, write_spec,
     },
     spec::{Bind, ContainerSpec, Isolation, ProcessSpec, SPEC_FILE, ShimSpec, SpecError, StopPolicy},
 };
-use crate::crash;
+use crate::{crash, runner::words::chain};
 
 /// What the shim writes to its standard output once `shim.pid` is recorded; whoever started it waits for this line.
 pub const READY_LINE: &str = "ready\n";
@@ -168,21 +169,6 @@ fn reset_signals() -> nix::Result<()> {
     // SAFETY: restores the default disposition, installs no handler.
     unsafe { signal::signal(signal::Signal::SIGPIPE, signal::SigHandler::SigDfl) }?;
     signal::SigSet::empty().thread_set_mask()
-}
-
-/// The error and its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        let said = next.to_string();
-        if !text.contains(&said) {
-            text.push_str(": ");
-            text.push_str(&said);
-        }
-        cause = next.source();
-    }
-    text
 }
 
 /// Warnings of ours and of libcontainer go to the log, and the log has an end.
