@@ -652,6 +652,60 @@ async fn a_running_phase_survives_its_server_and_is_adopted_or_removed() {
 }
 
 #[tokio::test]
+async fn a_phase_that_was_stopped_as_its_server_died_is_told_as_what_it_is() {
+    needs_isolation!();
+    let ends = [("canceled", BuildState::Canceled), ("disk", BuildState::BuildFailed), ("a stranger", BuildState::Queued)];
+    for (why, expected) in ends {
+        let place =
+            Place::new("[build]\nrun = \"head -c 40M /dev/zero > fat; touch begun; exec sleep 600\"\ndisk = \"16MiB\"\n[package]\nrun = \"true\"\n")
+                .await;
+        let build = place.assign(&place.head());
+        let mut child = child_command(&place, build, None).spawn().unwrap();
+        let begun = place.root.join(format!("runner/attempts/{build}-1/workspace/begun"));
+        eventually("the phase runs", || begun.exists()).await;
+        // The server asks the phase to end, and dies at once.
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let shim = place.root.join(format!("runner/attempts/{build}-1/log/002-build"));
+        let process = groundswell::runner::shim::read_process(&shim, "shim.pid").unwrap().unwrap();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(process.pid), nix::sys::signal::Signal::SIGUSR1).unwrap();
+        eventually("it ended", || shim.join("exit.json").exists()).await;
+        if why != "disk" {
+            fs::remove_file(begun.with_file_name("fat")).unwrap();
+        }
+        let after = Place::open(&place.root, Level::Full).await;
+        if why == "canceled" {
+            after.state.say(BuildAction::Cancel { build }).unwrap();
+        }
+        let (_stop, stopped) = watch::channel(why == "canceled");
+        tokio::time::timeout(PATIENCE, after.attempts.run(after.job(build), stopped)).await.unwrap();
+        let ended = after.state.build(build);
+        assert_eq!(ended.state, expected, "{why}: {:?}", ended.attempts);
+        if why == "disk" {
+            assert!(failure(&ended).reason.contains("more than the 16MiB of [build].disk"), "{ended:?}");
+        }
+        after.close().await;
+    }
+}
+
+#[tokio::test]
+async fn a_clock_that_steps_while_a_phase_runs_costs_the_build_no_time() {
+    needs_isolation!();
+    let place = Place::new("[build]\nrun = \"true\"\ntimeout = \"5m\"\n[package]\nrun = \"echo x > $OUT/x\"\n").await;
+    let build = place.assign(&place.head());
+    let status = child_command(&place, build, Some("attempt::phase_ended")).status().unwrap();
+    assert_eq!(status.signal(), Some(9));
+    let shim = place.root.join(format!("runner/attempts/{build}-1/log/002-build"));
+    let mut exit = groundswell::runner::shim::read_exit(&shim).unwrap().unwrap();
+    exit.ended_at.0 += 86_400_000;
+    fs::write(shim.join("exit.json"), serde_json::to_vec(&exit).unwrap()).unwrap();
+    let after = Place::open(&place.root, Level::Full).await;
+    let built = after.run_to_end(build).await;
+    assert_eq!(built.state, BuildState::ReadyToDeploy, "{:?}", built.attempts);
+    after.close().await;
+}
+
+#[tokio::test]
 async fn a_killed_shim_loses_the_attempt() {
     needs_isolation!();
     let place = Place::new("[build]\nrun = \"echo begun; sleep 600\"\n[package]\nrun = \"true\"\n").await;

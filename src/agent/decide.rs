@@ -77,12 +77,17 @@ pub(super) struct Seen {
     pub deaths: u32,
     /// Since when it is leaving.
     pub leaving_since: u64,
+    /// Before this its process is neither cleared nor started again: that could not be done the last time.
+    pub retry_at: u64,
+    /// How often in a row it could not.
+    pub troubles: u32,
 }
 
 impl Seen {
     /// Without a process, to be started now.
     pub fn down(now: u64) -> Self {
-        Self { process: Process::Down { restart_at: now, died: false }, deaths: 0, leaving_since: now }
+        let process = Process::Down { restart_at: now, died: false };
+        Self { process, deaths: 0, leaving_since: now, retry_at: now, troubles: 0 }
     }
 }
 
@@ -140,6 +145,16 @@ pub(super) enum Step {
     Retire,
     /// Remove a release from the disk.
     Remove(Digest),
+}
+
+impl Step {
+    /// The instance that alone is to blame when the step cannot be taken: its process, say, hangs in the kernel and does not die.
+    pub fn of_one(&self) -> Option<u64> {
+        match self {
+            Step::Forget(id) | Step::Restart(id) => Some(*id),
+            _ => None,
+        }
+    }
 }
 
 /// What to do next.
@@ -205,7 +220,7 @@ fn departures(view: &View<'_>, alarm: &mut Alarm) -> Option<Step> {
         }
         let seen = seen(view, instance);
         match seen.process {
-            Process::Down { .. } if alarm.is_due(seen.leaving_since) => return Some(Step::Forget(instance.id)),
+            Process::Down { .. } if alarm.is_due(seen.retry_at) => return Some(Step::Forget(instance.id)),
             Process::Up { stopping: false, .. } => {
                 let drain = if instance.served { instance.settings.settings.stop.drain.0 } else { 0 };
                 if alarm.is_due(seen.leaving_since.saturating_add(drain)) {
@@ -355,9 +370,12 @@ fn is_ready(view: &View<'_>, instance: &Instance, alarm: &mut Alarm) -> bool {
 
 /// Those that should run and don't.
 fn restarts(view: &View<'_>, alarm: &mut Alarm) -> Option<Step> {
-    let due = |instance: &&Instance| match process(view, instance) {
-        Process::Down { restart_at, .. } => alarm.is_due(restart_at),
-        Process::Up { .. } => false,
+    let due = |instance: &&Instance| {
+        let seen = seen(view, instance);
+        match seen.process {
+            Process::Down { restart_at, .. } => alarm.is_due(restart_at.max(seen.retry_at)),
+            Process::Up { .. } => false,
+        }
     };
     staying(view).find(due).map(|instance| Step::Restart(instance.id))
 }

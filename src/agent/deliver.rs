@@ -2,8 +2,9 @@
 //! the release afterwards.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -23,10 +24,14 @@ use crate::{
         digest::Digest,
         units::{ByteSize, Millis},
     },
+    runner::words::chain,
 };
 
 /// How long a manifest, or an upload of evidence, may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// What stat(2) counts blocks in.
+const BLOCK_BYTES: u64 = 512;
 
 /// The servers, as a source of bytes. Not `Debug`: it holds the token.
 #[derive(Clone)]
@@ -67,29 +72,26 @@ impl DeliverError {
 const UNREACHABLE: &str = "see whether this target reaches the servers; it tries again by itself";
 const DAMAGED: &str = "have the content store scrubbed, or build again";
 
-/// What the archive of `artifact` is called while it is fetched; what was fetched of it so far has more around this name.
-pub(super) fn archive_name(artifact: Digest) -> String {
-    format!("{}.tar.zst", artifact.hex())
-}
-
-/// Removes what was fetched of other releases than `wanted`: they were given up half-way, and nobody else comes back for it.
-pub(super) fn remove_others(archives: &Path, wanted: Option<Digest>) -> io::Result<()> {
-    let entries = match std::fs::read_dir(archives) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        entries => entries?,
-    };
-    let wanted = wanted.map(archive_name);
-    for entry in entries {
-        let entry = entry?;
-        let is_wanted = wanted.as_ref().is_some_and(|wanted| entry.file_name().to_string_lossy().contains(wanted));
-        if !is_wanted {
-            remove_file(&entry.path())?;
-        }
+/// Removes what is on its way in `archives` of every release but `wanted`: nobody will ask for the rest of it. Blocking.
+pub(super) fn forget_others(archives: &Path, wanted: Option<Digest>) -> io::Result<()> {
+    for (path, _) in on_the_way(archives, |name| wanted.is_none_or(|wanted| !name.contains(&wanted.hex())))? {
+        remove_file(&path)?;
     }
     Ok(())
 }
 
-/// Fetches and unpacks `release`. What was fetched of others goes; bytes that an earlier attempt left are not fetched again. `stop` ends it between pieces.
+/// The files in `archives` whose names are `of_interest`, with what they take of the disk.
+fn on_the_way(archives: &Path, of_interest: impl Fn(&str) -> bool) -> io::Result<Vec<(PathBuf, u64)>> {
+    let entries = match fs::read_dir(archives) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    // What vanishes meanwhile takes nothing.
+    let sized = |entry: fs::DirEntry| Some((entry.path(), entry.metadata().ok()?.blocks() * BLOCK_BYTES));
+    Ok(entries.flatten().filter(|entry| of_interest(&entry.file_name().to_string_lossy())).filter_map(sized).collect())
+}
+
+/// Fetches and unpacks `release`. Bytes that an earlier attempt left are not fetched again. `stop` ends it between pieces.
 pub(super) async fn deliver(
     origin: &Origin,
     release: &DesiredRelease,
@@ -97,13 +99,13 @@ pub(super) async fn deliver(
     stop: &CancellationToken,
 ) -> Result<(), DeliverError> {
     let (archives, wanted) = (place.archives.clone(), release.artifact);
-    let removed = tokio::task::spawn_blocking(move || {
-        remove_others(&archives, Some(wanted)).inspect_err(|error| {
-            tracing::warn!(%error, folder = %archives.display(), "what was fetched of other releases is not removed");
-        })
-    });
-    // Room is what it makes, and no reason not to fetch.
-    removed.await.ok();
+    match tokio::task::spawn_blocking(move || forget_others(&archives, Some(wanted))).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            tracing::warn!(%error, folder = %place.archives.display(), "archives that nobody wants could not be removed")
+        }
+        Err(_) => return Err(stopping()),
+    }
     let mut last = DeliverError::new("no server is known", "name servers in the agent's configuration", true);
     for server in &origin.servers {
         let tried = tokio::select! {
@@ -129,8 +131,8 @@ async fn archive(
     place: &Place,
 ) -> Result<(PathBuf, Manifest), DeliverError> {
     let manifest = manifest(origin, server, release).await?;
-    let archive = place.archives.join(archive_name(release.artifact));
-    has_room(place, &manifest, &archive).await?;
+    let archive = place.archives.join(format!("{}.tar.zst", release.artifact.hex()));
+    has_room(place, &manifest).await?;
     let base_url = format!("{server}/v1/artifacts/{{digest}}/content");
     let source = Source { client: &origin.client, base_url: &base_url, token: Some(&origin.token) };
     let options = FetchOptions { piece_timeout: Millis::from_secs(30), attempts_max: 3, ..FetchOptions::default() };
@@ -148,17 +150,13 @@ fn not_fetched(error: FetchError) -> DeliverError {
     };
     // A server that has lost its copy may be the only one that has: another is asked, later this one again.
     let retryable = error.retryable() || matches!(error, FetchError::Status { .. });
-    DeliverError::new(with_causes(&error), hint, retryable)
+    DeliverError::new(chain(&error), hint, retryable)
 }
 
 async fn manifest(origin: &Origin, server: &str, release: &DesiredRelease) -> Result<Manifest, DeliverError> {
     let url = format!("{server}/v1/artifacts/{}/manifest", release.artifact);
     let failed = |error: reqwest::Error| {
-        DeliverError::new(
-            format!("cannot fetch the manifest from {url}: {}", with_causes(&error.without_url())),
-            UNREACHABLE,
-            true,
-        )
+        DeliverError::new(format!("cannot fetch the manifest from {url}: {}", chain(&error.without_url())), UNREACHABLE, true)
     };
     let request = origin.client.get(&url).bearer_auth(&origin.token).timeout(REQUEST_TIMEOUT);
     let mut response = request.send().await.map_err(failed)?;
@@ -175,24 +173,27 @@ async fn manifest(origin: &Origin, server: &str, release: &DesiredRelease) -> Re
     if Digest::of(&bytes) != release.manifest {
         return Err(DeliverError::new(format!("{url} is not the manifest that {} names", release.release), DAMAGED, false));
     }
-    let manifest = Manifest::from_bytes(&bytes).map_err(|error| DeliverError::new(with_causes(&error), DAMAGED, false))?;
+    let manifest = Manifest::from_bytes(&bytes).map_err(|error| DeliverError::new(chain(&error), DAMAGED, false))?;
     if manifest.digest != release.artifact {
         return Err(DeliverError::new(format!("{url} is the manifest of {}", manifest.digest), DAMAGED, false));
     }
     Ok(manifest)
 }
 
+/// What is still to be written: what came of the archive before an interruption takes its room already. Makes the folder.
+fn room_needed(archives: &Path, manifest: &Manifest) -> io::Result<u64> {
+    fs::create_dir_all(archives)?;
+    let name = manifest.digest.hex();
+    let present: u64 = on_the_way(archives, |other| other.contains(&name))?.into_iter().map(|(_, bytes)| bytes).sum();
+    Ok(manifest.unpacked_size + manifest.size.saturating_sub(present))
+}
+
 /// Both the archive and what is in it must fit, with the reserve left over.
-async fn has_room(place: &Place, manifest: &Manifest, archive: &Path) -> Result<(), DeliverError> {
-    let (folder, archive, reserve) = (place.archives.clone(), archive.to_owned(), place.reserve);
-    let needed = manifest.unpacked_size;
-    let size = manifest.size;
-    let asked = tokio::task::spawn_blocking(move || {
-        std::fs::create_dir_all(&folder)?;
-        let has_archive = archive.exists();
-        Ok::<_, io::Error>((space::room(&folder)?, has_archive))
-    });
-    let (room, has_archive) = match asked.await {
+async fn has_room(place: &Place, manifest: &Manifest) -> Result<(), DeliverError> {
+    let (folder, manifest, reserve) = (place.archives.clone(), manifest.clone(), place.reserve);
+    let asked =
+        tokio::task::spawn_blocking(move || Ok::<_, io::Error>((room_needed(&folder, &manifest)?, space::room(&folder)?)));
+    let (needed, room) = match asked.await {
         Ok(Ok(asked)) => asked,
         Ok(Err(error)) => {
             let reason = format!("cannot use {}: {error}", place.archives.display());
@@ -200,7 +201,6 @@ async fn has_room(place: &Place, manifest: &Manifest, archive: &Path) -> Result<
         }
         Err(_) => return Err(stopping()),
     };
-    let needed = needed + if has_archive { 0 } else { size };
     let available = room.available.min(room.free.saturating_sub(reserve.0));
     if needed <= available {
         return Ok(());
@@ -219,7 +219,7 @@ async fn has_room(place: &Place, manifest: &Manifest, archive: &Path) -> Result<
 async fn lay_out(archive: PathBuf, folder: PathBuf, manifest: Manifest) -> Result<(), DeliverError> {
     let work = move || {
         if let Some(parent) = folder.parent() {
-            std::fs::create_dir_all(parent).map_err(|error| (error.to_string(), "check the disk of this target"))?;
+            fs::create_dir_all(parent).map_err(|error| (error.to_string(), "check the disk of this target"))?;
         }
         let file = File::open(&archive).map_err(|error| (error.to_string(), "check the disk of this target"))?;
         match unpack(file, &folder, &Limits::of(&manifest)) {
@@ -231,7 +231,7 @@ async fn lay_out(archive: PathBuf, folder: PathBuf, manifest: Manifest) -> Resul
                     UnpackError::Io { .. } => "check the disk of this target",
                     _ => DAMAGED,
                 };
-                return Err((with_causes(&error), hint));
+                return Err((chain(&error), hint));
             }
         }
         crash::point("agent::unpacked");
@@ -248,7 +248,7 @@ fn stopping() -> DeliverError {
 }
 
 fn remove_file(path: &Path) -> io::Result<()> {
-    match std::fs::remove_file(path) {
+    match fs::remove_file(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result,
     }
@@ -268,56 +268,65 @@ pub(super) async fn upload(origin: &Origin, bytes: Vec<u8>) -> Option<Digest> {
     None
 }
 
-/// The error and its causes in one line.
-pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        let said = next.to_string();
-        if !text.contains(&said) {
-            text.push_str(": ");
-            text.push_str(&said);
-        }
-        cause = next.source();
-    }
-    text
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use super::*;
+    use std::os::unix::fs::FileExt;
 
-    #[tokio::test]
-    async fn a_release_that_is_no_longer_wanted_leaves_nothing_of_its_download() {
-        let dir = tempfile::tempdir().unwrap();
-        let archives = dir.path().join("fetch");
-        std::fs::create_dir(&archives).unwrap();
-        let wanted = Digest::of(b"wanted");
-        let kept = [archive_name(wanted), format!(".{}.partial", archive_name(wanted))];
-        let given_up = Digest::of(b"given up");
-        for name in kept.iter().cloned().chain([archive_name(given_up), format!(".{}.partial", archive_name(given_up))]) {
-            std::fs::write(archives.join(name), "bytes").unwrap();
+    use super::*;
+    use crate::{
+        artifacts::{
+            archive::{PackOptions, pack},
+            manifest::Origin as MadeBy,
+        },
+        model::units::Timestamp,
+    };
+
+    fn manifest() -> Manifest {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("file"), "x").unwrap();
+        let packed = pack(folder.path(), &mut Vec::new(), PackOptions { mtime_secs: 0 }).unwrap();
+        let (pipeline, commit, created_at) = ("shop".parse().unwrap(), "0".repeat(40), Timestamp(0));
+        let made_by =
+            MadeBy { pipeline, build: None, commit, git_ref: None, created_at, host_fingerprint: None, provenance: None };
+        Manifest::new(packed, made_by)
+    }
+
+    #[test]
+    fn what_came_before_an_interruption_is_not_asked_room_for_again() {
+        let root = tempfile::tempdir().unwrap();
+        let archives = root.path().join("fetch");
+        let manifest = Manifest { size: 3 << 20, unpacked_size: 5 << 20, ..manifest() };
+        let needed = || room_needed(&archives, &manifest).unwrap();
+        assert_eq!(needed(), 8 << 20);
+        // Nothing of another release counts, nor a hole.
+        fs::write(archives.join(".other.tar.zst.partial"), vec![1; 1 << 20]).unwrap();
+        let partial = archives.join(format!(".{}.tar.zst.partial", manifest.digest.hex()));
+        let file = File::create(&partial).unwrap();
+        file.set_len(manifest.size).unwrap();
+        assert_eq!(needed(), 8 << 20);
+        file.write_all_at(&vec![1; 2 << 20], 0).unwrap();
+        assert!((6 << 20..7 << 20).contains(&needed()), "{}", needed());
+        fs::rename(&partial, archives.join(format!("{}.tar.zst", manifest.digest.hex()))).unwrap();
+        file.write_all_at(&vec![1; 3 << 20], 0).unwrap();
+        assert_eq!(needed(), 5 << 20);
+    }
+
+    #[test]
+    fn what_is_on_its_way_of_other_releases_is_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let archives = root.path().join("fetch");
+        forget_others(&archives, None).unwrap();
+        fs::create_dir(&archives).unwrap();
+        let (wanted, other) = (Digest::of(b"wanted"), Digest::of(b"other"));
+        for digest in [wanted, other] {
+            fs::write(archives.join(format!("{}.tar.zst", digest.hex())), "").unwrap();
+            fs::write(archives.join(format!(".{}.tar.zst.partial", digest.hex())), "").unwrap();
         }
-        let names = || {
-            let names = std::fs::read_dir(&archives).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-            names.collect::<std::collections::BTreeSet<_>>()
-        };
-        let origin = Origin { client: reqwest::Client::new(), token: String::new(), servers: Vec::new() };
-        let place = Place { release: dir.path().join("release"), archives: archives.clone(), reserve: ByteSize(0) };
-        let release = DesiredRelease {
-            release: "shop@1".parse().unwrap(),
-            environment: "production".parse().unwrap(),
-            artifact: wanted,
-            artifact_size: ByteSize(5),
-            unpacked_size: ByteSize(5),
-            manifest: wanted,
-            services: Default::default(),
-        };
-        deliver(&origin, &release, &place, &CancellationToken::new()).await.unwrap_err();
-        assert_eq!(names(), kept.iter().cloned().collect(), "what is wanted goes on where it stopped");
-        remove_others(&archives, None).unwrap();
-        assert!(names().is_empty());
-        remove_others(&dir.path().join("nothing"), None).unwrap();
+        forget_others(&archives, Some(wanted)).unwrap();
+        assert_eq!(fs::read_dir(&archives).unwrap().count(), 2);
+        assert!(archives.join(format!("{}.tar.zst", wanted.hex())).exists());
+        forget_others(&archives, None).unwrap();
+        assert_eq!(fs::read_dir(&archives).unwrap().count(), 0);
     }
 }

@@ -7,10 +7,10 @@ use nix::sys::signal::Signal;
 
 use super::{decide::Fault, journal::Instance, launch::Refusal};
 use crate::{
-    model::observation::TargetFailure,
+    model::{observation::TargetFailure, units::Millis},
     runner::{
         shim::{ExitRecord, Outcome},
-        spool::{FRAME_BYTES_MAX, SpoolReader},
+        spool::SpoolReader,
     },
 };
 
@@ -18,6 +18,8 @@ use crate::{
 pub(super) const OUTPUT_SHORT_BYTES: usize = 4 << 10;
 /// Most bytes of output in the content store.
 pub(super) const OUTPUT_LONG_BYTES: usize = 64 << 10;
+/// A release that fails again and again has its output sent to the content store so often at most: it keeps what it gets.
+const OUTPUT_EVERY: Millis = Millis::from_secs(600);
 /// Most bytes of one text of a report.
 const TEXT_BYTES_MAX: usize = 1 << 10;
 
@@ -28,6 +30,8 @@ pub(super) struct LastSeen {
     pub exit: Option<ExitRecord>,
     /// What the last probe that failed answered.
     pub probe: Option<String>,
+    /// Whether the disk was full when it ended without a word.
+    pub disk_full: bool,
     /// Why it was not even started.
     pub refusal: Option<Refusal>,
     /// The end of its output.
@@ -37,8 +41,7 @@ pub(super) struct LastSeen {
 /// The last [`OUTPUT_LONG_BYTES`] of what the shim in `dir` kept.
 pub(super) fn output_tail(dir: &Path) -> Vec<u8> {
     let mut bytes = Vec::new();
-    // A reader begins at a frame, so one frame more is asked for and cut.
-    let reader = SpoolReader::open_tail(dir, (OUTPUT_LONG_BYTES + FRAME_BYTES_MAX) as u64);
+    let reader = SpoolReader::open_tail(dir, OUTPUT_LONG_BYTES as u64);
     let read = reader.and_then(|mut reader| {
         while let Some(frame) = reader.next_frame()? {
             bytes.extend(frame.bytes);
@@ -50,6 +53,13 @@ pub(super) fn output_tail(dir: &Path) -> Vec<u8> {
     }
     bytes.drain(..bytes.len().saturating_sub(OUTPUT_LONG_BYTES));
     bytes
+}
+
+/// Whether output is to be sent to the content store: it is longer than a report takes, and of this release (`before` is its last
+/// failure) there is none yet, or only an old one, of monotonic `kept_at`.
+pub(super) fn is_worth_keeping(output: &[u8], before: Option<&TargetFailure>, kept_at: u64, now: u64) -> bool {
+    let has_some = before.is_some_and(|failure| failure.output_blob.is_some());
+    output.len() > OUTPUT_SHORT_BYTES && (!has_some || now.saturating_sub(kept_at) > OUTPUT_EVERY.0)
 }
 
 /// How a process ended, in words such as `exit 3` or `signal 9 (out of memory)`.
@@ -103,6 +113,10 @@ fn words(instance: &Instance, fault: Fault, seen: &LastSeen) -> (String, String)
             format!("service {service} of {release} ended by itself ({}) when it should run", exit_text(record)),
             "read the end of its output".to_owned(),
         ),
+        (Fault::Died, None, None) if seen.disk_full => (
+            format!("service {service} of {release} ended, and how could not be kept: this target's disk is full"),
+            "free some space on this target, or give it a larger disk".to_owned(),
+        ),
         (Fault::Died, None, None) => (
             format!("service {service} of {release} vanished: it or its supervisor was killed"),
             "see whether this target is out of memory, or who killed it".to_owned(),
@@ -138,6 +152,18 @@ fn cut(mut text: String) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::digest::Digest;
+
+    #[test]
+    fn a_crash_loop_sends_its_output_now_and_then() {
+        let long = [b'x'; OUTPUT_SHORT_BYTES + 1];
+        let none = failure_without_instance(String::new(), String::new());
+        let some = TargetFailure { output_blob: Some(Digest::of(b"")), ..none.clone() };
+        assert!(is_worth_keeping(&long, None, 0, 5) && is_worth_keeping(&long, Some(&none), 0, 5));
+        assert!(!is_worth_keeping(&long[1..], None, 0, 5), "a report takes it");
+        assert!(!is_worth_keeping(&long, Some(&some), 1_000, 601_000));
+        assert!(is_worth_keeping(&long, Some(&some), 1_000, 601_001));
+    }
 
     #[test]
     fn the_end_of_the_output_is_bounded_whatever_its_bytes() {

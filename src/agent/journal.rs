@@ -139,6 +139,14 @@ impl Journal {
         }
     }
 
+    /// Records a failure of the release that is wanted. Output that was kept of an earlier one stays until there is other.
+    pub fn failed(&mut self, release: ReleaseId, run: Option<u64>, failed: bool, mut failure: TargetFailure) {
+        let before = self.attempt.take().filter(|attempt| attempt.release == release);
+        let failures = before.as_ref().map_or(0, |attempt| attempt.failures).saturating_add(u32::from(failed));
+        failure.output_blob = failure.output_blob.or(before.and_then(|attempt| attempt.failure.output_blob));
+        self.attempt = Some(Attempt { release, failures, run, failed, failure });
+    }
+
     /// What is new becomes current, and everything else leaves.
     pub fn switch(&mut self, release: &DesiredRelease) {
         for instance in &mut self.instances {

@@ -3,16 +3,14 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
-    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use nix::unistd::{User, chown};
+use nix::unistd::User;
 use tokio::{process::Command, sync::Mutex, time::timeout};
 
-use super::journal::Instance;
+use super::{journal::Instance, kept};
 use crate::{
     model::{
         digest::Digest,
@@ -147,7 +145,8 @@ impl Launch {
             ensure_user(user).await?;
         }
         let (data, user) = (self.data.clone(), self.user.clone());
-        let made = tokio::task::spawn_blocking(move || data.iter().try_for_each(|folder| make_folder(folder, user.as_deref())));
+        let made =
+            tokio::task::spawn_blocking(move || data.iter().try_for_each(|folder| kept::make_folder(folder, user.as_deref())));
         made.await.map_err(|_| refusal("the agent is stopping".to_owned(), "start it again"))?
     }
 }
@@ -238,26 +237,6 @@ async fn ensure_user(name: &str) -> Result<(), Refusal> {
         Ok(Err(error)) => Err(refusal(format!("making the user {name}: useradd could not be run: {error}"), hint)),
         Err(_) => Err(refusal(format!("making the user {name}: useradd took longer than {USERADD_TIMEOUT:?}"), hint)),
     }
-}
-
-/// Makes a kept folder and gives it to the service's user. What is in it is left as it is.
-fn make_folder(folder: &str, user: Option<&str>) -> Result<(), Refusal> {
-    let hint = "check the folder named in the service's `data`";
-    let failed = |error: io::Error| refusal(format!("preparing the data folder {folder}: {error}"), hint);
-    let is_new = !Path::new(folder).exists();
-    fs::create_dir_all(folder).map_err(failed)?;
-    if is_new {
-        fs::set_permissions(folder, fs::Permissions::from_mode(0o750)).map_err(failed)?;
-    }
-    let Some(user) = user else { return Ok(()) };
-    let found = User::from_name(user).map_err(|errno| failed(errno.into()))?;
-    let Some(found) = found else {
-        return Err(refusal(
-            format!("this target has no user `{user}`"),
-            "create it (`useradd --system`), or name another in `user`",
-        ));
-    };
-    chown(folder, Some(found.uid), Some(found.gid)).map_err(|errno| failed(errno.into()))
 }
 
 #[cfg(test)]

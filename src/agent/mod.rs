@@ -11,6 +11,7 @@
 //! - `steps`: what each step does to the disk and to processes
 //! - `deliver`: brings a release to the disk
 //! - `launch`: what an instance is started with: command, environment, user, folders
+//! - `kept`: the folders that a service keeps across releases
 //! - `watch`: the task beside each running instance: probes, and waits for its end
 //! - `probe`: asks an instance whether it works
 //! - `taken`: which other program has a port
@@ -39,6 +40,7 @@ mod deliver;
 mod evidence;
 mod host;
 mod journal;
+mod kept;
 mod launch;
 mod options;
 mod pipeline;

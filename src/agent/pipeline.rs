@@ -16,9 +16,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     decide::{self, Next, Process, Seen, View, Wanted},
-    deliver::{DeliverError, Origin, with_causes},
+    deliver::{DeliverError, Origin},
     evidence::{self, LastSeen},
-    journal::{Attempt, Journal, Role},
+    journal::{Journal, Role},
     launch::Surroundings,
     options::{Timing, backoff_ms},
     reports::Reports,
@@ -28,14 +28,15 @@ use super::{
 use crate::{
     model::{
         digest::Digest,
-        ids::PipelineName,
+        ids::{PipelineName, ReleaseId},
         observation::{InstanceObserved, Report, TargetFailure},
         units::ByteSize,
         wire::AgentId,
     },
     runner::{
-        runtime::{RuntimeError, ShimRuntime},
+        runtime::{self, RuntimeError, ShimRuntime},
         shim::ExitRecord,
+        words::chain,
     },
 };
 
@@ -97,8 +98,8 @@ pub(super) enum StepError {
 #[derive(Debug)]
 pub(super) enum Event {
     Delivered(Digest, Result<(), DeliverError>),
-    /// The evidence of a run's failure is in the content store.
-    Kept(Option<u64>, Digest),
+    /// The output of a release's failure is in the content store, or no server took it.
+    Kept(ReleaseId, Option<Digest>),
 }
 
 /// The state of the task.
@@ -112,9 +113,15 @@ pub(super) struct Pipeline {
     pub(super) seen: BTreeMap<u64, Seen>,
     pub(super) last: BTreeMap<u64, LastSeen>,
     pub(super) watchers: BTreeMap<u64, Watcher>,
+    /// Instances that were found running and whose first probe has no answer yet. Until then there is nothing to report.
+    pub(super) unasked: BTreeSet<u64>,
     pub(super) fetching: Option<(Digest, CancellationToken)>,
     pub(super) fetch_failures: u32,
     pub(super) hold_until: u64,
+    /// Whether output is on its way to the content store.
+    pub(super) sends_output: bool,
+    /// When it last got there.
+    pub(super) output_kept_at: u64,
     pub(super) sights: mpsc::Sender<((u64, u64), Sight)>,
     pub(super) events: mpsc::Sender<Event>,
 }
@@ -135,9 +142,12 @@ pub(super) async fn run(shared: Arc<Shared>, name: PipelineName, mut wants: watc
         seen: BTreeMap::new(),
         last: BTreeMap::new(),
         watchers: BTreeMap::new(),
+        unasked: BTreeSet::new(),
         fetching: None,
         fetch_failures: 0,
         hold_until: 0,
+        sends_output: false,
+        output_kept_at: 0,
         sights,
         events,
     };
@@ -193,15 +203,28 @@ impl Pipeline {
                 Next::Wait(at) => return [at, wake_at].into_iter().flatten().min(),
                 Next::Do(step) => {
                     tracing::debug!(pipeline = %self.name, ?step, "next step");
+                    let of_one = step.of_one();
                     if let Err(error) = self.take(step).await {
                         self.complain(&error);
-                        return soon(self);
+                        match of_one {
+                            Some(id) => self.postpone(id),
+                            None => return soon(self),
+                        }
                     }
                 }
             }
         }
         tracing::error!(pipeline = %self.name, "too many steps without a pause: this is a defect, please report it");
         soon(self)
+    }
+
+    /// What could not be done with one instance is tried again later, and ever more seldom; the others do not wait for it.
+    fn postpone(&mut self, id: u64) {
+        let (now, timing) = (self.shared.now(), self.shared.timing);
+        let seen = self.seen.entry(id).or_insert(Seen::down(now));
+        seen.troubles = seen.troubles.saturating_add(1);
+        let wait_ms = backoff_ms(seen.troubles, timing.restart_first, timing.restart_most);
+        seen.retry_at = now + wait_ms.max(TROUBLE_PAUSE.as_millis() as u64);
     }
 
     fn want(&mut self, wanted: Wanted) {
@@ -230,6 +253,7 @@ impl Pipeline {
         let Some(seen) = self.seen.get_mut(&id).filter(|_| is_present) else { return };
         match sight {
             Sight::Pulse(pulse) => {
+                self.unasked.remove(&id);
                 if let Process::Up { passing_since, failures, passed, .. } = &mut seen.process {
                     (*passing_since, *failures, *passed) = (pulse.passing_since, pulse.failures, pulse.passed);
                 }
@@ -244,6 +268,7 @@ impl Pipeline {
     /// The process of an instance is gone: keeps why, and when it may start again.
     pub(super) async fn ended(&mut self, id: u64, record: Option<ExitRecord>) {
         self.watchers.remove(&id);
+        self.unasked.remove(&id);
         let now = self.shared.now();
         let Some(instance) = self.journal.instance(id).cloned() else { return };
         let Some(seen) = self.seen.get_mut(&id) else { return };
@@ -258,15 +283,17 @@ impl Pipeline {
             return;
         }
         let dir = self.dir_of(&instance);
-        let output = tokio::task::spawn_blocking(move || evidence::output_tail(&dir)).await.unwrap_or_default();
+        let vanished = record.is_none();
+        let looked = move || (evidence::output_tail(&dir), vanished && runtime::is_disk_full(&dir));
+        let (output, disk_full) = tokio::task::spawn_blocking(looked).await.unwrap_or_default();
         let last = self.last.entry(id).or_default();
-        (last.exit, last.output) = (record, output);
+        (last.exit, last.output, last.disk_full) = (record, output, disk_full);
         let failure = evidence::failure_of(&instance, decide::Fault::Died, last);
         tracing::warn!(pipeline = %self.name, release = %instance.release, instance = instance.name(), exit = failure.exit, "an instance died");
         if instance.role == Role::Current && self.wanted.release().is_some_and(|release| release.release == instance.release) {
             let output = last.output.clone();
             self.note(Some(instance.run), false, failure).await;
-            self.keep_output(instance.run, output);
+            self.keep_output(instance.release, output);
         }
     }
 
@@ -284,16 +311,23 @@ impl Pipeline {
                         }
                     }
                     // It may be wanted again by now: then it is fetched again.
-                    Err(_) if was_stopped => {}
+                    Err(_) if was_stopped => {
+                        if let Err(error) = self.forget_archives().await {
+                            self.complain(&error);
+                        }
+                    }
                     Err(error) if self.wanted.release().is_some_and(|release| release.artifact == digest) => {
                         self.not_delivered(error).await
                     }
                     Err(_) => {}
                 }
             }
-            Event::Kept(run, digest) => {
+            Event::Kept(release, kept) => {
+                self.sends_output = false;
+                let Some(digest) = kept else { return };
+                self.output_kept_at = self.shared.now();
                 let mut journal = self.journal.clone();
-                if let Some(attempt) = journal.attempt.as_mut().filter(|attempt| attempt.run == run) {
+                if let Some(attempt) = journal.attempt.as_mut().filter(|attempt| attempt.release == release) {
                     attempt.failure.output_blob = Some(digest);
                     self.commit_or_keep(journal).await;
                 }
@@ -320,10 +354,8 @@ impl Pipeline {
     /// Records what went wrong with the wanted release.
     async fn note(&mut self, run: Option<u64>, failed: bool, failure: TargetFailure) {
         let Some(release) = self.wanted.release().map(|release| release.release.clone()) else { return };
-        let before = self.journal.attempt.as_ref().filter(|attempt| attempt.release == release);
-        let failures = before.map_or(0, |attempt| attempt.failures).saturating_add(u32::from(failed));
         let mut journal = self.journal.clone();
-        journal.attempt = Some(Attempt { release, failures, run, failed, failure });
+        journal.failed(release, run, failed, failure);
         self.commit_or_keep(journal).await;
     }
 
@@ -344,13 +376,14 @@ impl Pipeline {
     }
 
     pub(super) fn complain(&self, error: &StepError) {
-        tracing::error!(pipeline = %self.name, error = with_causes(error), "a step could not be taken, it is tried again");
+        tracing::error!(pipeline = %self.name, error = chain(error), "a step could not be taken, it is tried again");
     }
 
     /// Tells what there is to tell; says when that changes by time alone.
     fn report(&self) -> Option<u64> {
         let view = self.view();
-        if self.wanted == Wanted::Unknown {
+        // An instance that was found again may hang: what was told before holds until it was asked.
+        if self.wanted == Wanted::Unknown || !self.unasked.is_empty() {
             return None;
         }
         let (progress, wake_at) = decide::progress(&view);

@@ -22,7 +22,7 @@ use tokio::{
 };
 
 use super::{journal::Instance, launch::Launch};
-use crate::model::pipeline_file::Probe;
+use crate::{model::pipeline_file::Probe, runner::shim::DEFAULT_PATH};
 
 /// Most bytes of an answer's body, or of a command's output, that are kept.
 const ANSWER_BYTES_MAX: usize = 200;
@@ -112,7 +112,7 @@ async fn run(launch: &Launch, patience: Duration) -> Result<(), String> {
     command
         .args(arguments)
         .env_clear()
-        .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+        .env("PATH", DEFAULT_PATH)
         .envs(&launch.env)
         .current_dir(&launch.folder)
         .stdin(Stdio::null())

@@ -4,15 +4,16 @@
 //! The form: `SWELLAG1`, the SHA-256 of what follows, the value as MessagePack with field names.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
+    fs, io,
     path::{Path, PathBuf},
 };
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::model::digest::Digest;
+use crate::{
+    model::digest::Digest,
+    runner::files::{Survives, replace},
+};
 
 const MAGIC: &[u8; 8] = b"SWELLAG1";
 const HEAD_BYTES: usize = MAGIC.len() + 32;
@@ -67,19 +68,10 @@ pub(super) fn load<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, SavedE
 /// Saves a value, readable by its owner only.
 pub(super) fn save<T: Serialize>(path: &Path, value: &T) -> Result<(), SavedError> {
     let body = rmp_serde::to_vec_named(value)?;
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let beside = path.with_extension("new");
-    let write = || {
-        fs::create_dir_all(folder)?;
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
-        file.write_all(MAGIC)?;
-        file.write_all(&Digest::of(&body).0)?;
-        file.write_all(&body)?;
-        file.sync_all()?;
-        fs::rename(&beside, path)?;
-        File::open(folder)?.sync_all()
-    };
-    write().map_err(|source| SavedError::Io { what: "writing", path: path.to_owned(), source })
+    let bytes = [MAGIC.as_slice(), &Digest::of(&body).0, &body].concat();
+    let made = path.parent().map_or(Ok(()), fs::create_dir_all);
+    let written = made.and_then(|()| replace(path, &bytes, Survives::PowerCuts));
+    written.map_err(|source| SavedError::Io { what: "writing", path: path.to_owned(), source })
 }
 
 #[cfg(test)]

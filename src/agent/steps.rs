@@ -10,11 +10,11 @@ use std::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    decide::{Fault, Process, Seen, Step, Wanted},
+    decide::{Fault, Process, Seen, Step, UNHEALTHY_AFTER_FAILURES, Wanted},
     deliver::{self, Place},
-    evidence::{self, LastSeen, OUTPUT_SHORT_BYTES},
+    evidence::{self, LastSeen},
     host::make_open_folder,
-    journal::{Attempt, Instance, Journal, Role},
+    journal::{Instance, Journal, Role},
     launch::{Launch, Refusal},
     options::backoff_ms,
     pipeline::{Event, Pipeline, StepError},
@@ -27,12 +27,13 @@ use crate::{
     crash,
     model::{
         digest::Digest,
-        ids::{PortName, ServiceName},
-        pipeline_file::Start,
+        ids::{PortName, ReleaseId, ServiceName},
+        pipeline_file::{Probe, Start},
     },
     runner::{
         runtime::{self, ShimHandle, ShimStatus},
         shim::ExitRecord,
+        words::chain,
     },
 };
 
@@ -40,25 +41,16 @@ impl Pipeline {
     /// Finds everything as the journal and the disk say, after whatever happened.
     pub(super) async fn recover(&mut self) -> Result<(), StepError> {
         let folder = self.folder.clone();
-        let wanted = match &self.wanted {
-            Wanted::Unknown => None,
-            wanted => Some(wanted.release().map(|release| release.artifact)),
-        };
         (self.journal, self.on_disk) = blocking(move || {
             let releases = folder.join("releases");
             for open in [&folder, &releases] {
                 make_open_folder(open).map_err(io_error("making folder", open))?;
             }
-            let (journal, on_disk) = (load_journal(&folder)?, releases_in(&releases)?);
-            if let Some(wanted) = wanted {
-                let fetched = folder.join("fetch");
-                let wanted = wanted.filter(|artifact| !on_disk.contains(artifact));
-                deliver::remove_others(&fetched, wanted).map_err(io_error("clearing folder", &fetched))?;
-            }
-            Ok((journal, on_disk))
+            Ok((load_journal(&folder)?, releases_in(&releases)?))
         })
         .await?;
         (self.seen, self.last) = (BTreeMap::new(), BTreeMap::new());
+        self.unasked.clear();
         let dirs = self.folder.join("instances");
         let known: Vec<String> = self.journal.instances.iter().map(Instance::name).collect();
         let strangers = blocking(move || {
@@ -66,7 +58,10 @@ impl Pipeline {
         })
         .await?;
         for stranger in strangers {
-            remove_shim(&stranger).await?;
+            if let Err(error) = remove_shim(&stranger).await {
+                // A process that does not die must not keep all others waiting; it is tried again when the agent starts.
+                self.complain(&error);
+            }
         }
         for instance in self.journal.instances.clone() {
             let dir = self.dir_of(&instance);
@@ -82,18 +77,37 @@ impl Pipeline {
                 ShimStatus::NotStarted | ShimStatus::Vanished => {}
             }
         }
+        if self.wanted != Wanted::Unknown {
+            self.forget_archives().await?;
+        }
         let active = self.journal.active.as_ref().map(|active| active.artifact);
         self.link(active).await
+    }
+
+    /// Removes what is on its way of releases that are not wanted.
+    pub(super) async fn forget_archives(&self) -> Result<(), StepError> {
+        let wanted = self.wanted.release().map(|release| release.artifact);
+        let archives = self.folder.join("fetch");
+        blocking(move || deliver::forget_others(&archives, wanted).map_err(io_error("removing archives in", &archives))).await
     }
 
     fn adopt(&mut self, instance: &Instance, handle: ShimHandle) {
         let now = self.shared.now();
         tracing::info!(pipeline = %self.name, instance = instance.name(), "goes on with a running instance");
-        // What was current has proven itself; it need not do so again only because the agent was started again.
+        // What was current has proven itself; it need not do so again only because the agent was started again. But whether it still
+        // answers only a probe says, and one that fails is believed.
         let proven = instance.role == Role::Current || instance.served;
-        let pulse = Pulse { passing_since: proven.then_some(now), passed: proven, ..Pulse::default() };
         match Launch::of(&self.name, instance, &self.release_dir(instance.artifact), &self.shared.around) {
-            Ok(launch) => self.watch(instance, handle, &launch, pulse),
+            Ok(launch) => {
+                let question = Question::of(instance, self.shared.around.facts.address, &launch);
+                let pulse = if matches!(question, Question::Alive) {
+                    Pulse { passing_since: proven.then_some(now), passed: proven, ..Pulse::default() }
+                } else {
+                    self.unasked.insert(instance.id);
+                    Pulse { passed: proven, failures: if proven { UNHEALTHY_AFTER_FAILURES - 1 } else { 0 }, ..Pulse::default() }
+                };
+                self.watch(instance, handle, question, pulse);
+            }
             Err(refusal) => {
                 tracing::error!(pipeline = %self.name, instance = instance.name(), error = %refusal, "cannot be probed")
             }
@@ -136,6 +150,9 @@ impl Pipeline {
             Step::Retire => {
                 let mut journal = self.journal.clone();
                 (journal.active, journal.attempt) = (None, None);
+                // Nobody goes back to what is not wanted here any more: the releases are removed next.
+                journal.activated.clear();
+                self.forget_archives().await?;
                 self.link(None).await?;
                 return self.commit(journal).await;
             }
@@ -179,6 +196,9 @@ impl Pipeline {
         journal.rerun(id);
         self.commit(journal).await?;
         crash::point("agent::start_recorded");
+        if let Some(seen) = self.seen.get_mut(&id) {
+            seen.troubles = 0;
+        }
         self.launch(id).await
     }
 
@@ -204,14 +224,15 @@ impl Pipeline {
         let spec = launch.spec(self.shared.around.isolated);
         let started = self.shared.runtime.start(&dir, &spec).await;
         let handle = started.map_err(|error| Refusal {
-            reason: format!("service {} could not be started: {}", instance.service, deliver::with_causes(&error)),
+            reason: format!("service {} could not be started: {}", instance.service, chain(&error)),
             hint: "check the service's `command`, and this target's disk and memory".to_owned(),
         })?;
         // A service without a probe passes from the beginning.
-        let is_alive = matches!(instance.settings.settings.health.probe(), crate::model::pipeline_file::Probe::Alive);
+        let is_alive = matches!(instance.settings.settings.health.probe(), Probe::Alive);
         let pulse = Pulse { passing_since: is_alive.then(|| self.shared.now()), passed: is_alive, ..Pulse::default() };
         tracing::info!(pipeline = %self.name, release = %instance.release, instance = instance.name(), "started");
-        self.watch(instance, handle, &launch, pulse);
+        let question = Question::of(instance, self.shared.around.facts.address, &launch);
+        self.watch(instance, handle, question, pulse);
         Ok(())
     }
 
@@ -234,7 +255,7 @@ impl Pipeline {
         })
     }
 
-    fn watch(&mut self, instance: &Instance, handle: ShimHandle, launch: &Launch, pulse: Pulse) {
+    fn watch(&mut self, instance: &Instance, handle: ShimHandle, question: Question, pulse: Pulse) {
         let now = self.shared.now();
         let Pulse { passing_since, failures, passed, .. } = pulse;
         if let Some(seen) = self.seen.get_mut(&instance.id) {
@@ -243,7 +264,7 @@ impl Pipeline {
         let watch = Watch {
             key: (instance.id, instance.run),
             handle,
-            question: Question::of(instance, self.shared.around.facts.address, launch),
+            question,
             health: instance.settings.settings.health.clone(),
             stop_timeout: instance.settings.settings.stop.timeout,
             pulse,
@@ -282,20 +303,21 @@ impl Pipeline {
             journal.instances.iter_mut().filter(beside).for_each(|other| other.role = Role::Leaving);
         })
         .await;
-        self.keep_output(instance.run, last.output);
+        self.keep_output(instance.release, last.output);
     }
 
-    /// Sends the output of a run that failed to the content store, where it is longer than a report takes.
-    pub(super) fn keep_output(&self, run: u64, output: Vec<u8>) {
-        if output.len() <= OUTPUT_SHORT_BYTES {
+    /// Sends the output of a failure of `release`, the wanted one, to the content store where that is worth it.
+    pub(super) fn keep_output(&mut self, release: ReleaseId, output: Vec<u8>) {
+        let before = self.journal.attempt.as_ref().map(|attempt| &attempt.failure);
+        if self.sends_output || !evidence::is_worth_keeping(&output, before, self.output_kept_at, self.shared.now()) {
             return;
         }
+        self.sends_output = true;
         let (origin, events) = (self.shared.origin(), self.events.clone());
         tokio::spawn(async move {
-            if let Some(digest) = deliver::upload(&origin, output).await {
-                // The pipeline's task has ended: it will have other evidence.
-                events.send(Event::Kept(Some(run), digest)).await.ok();
-            }
+            let kept = deliver::upload(&origin, output).await;
+            // The pipeline's task has ended: it will have other evidence.
+            events.send(Event::Kept(release, kept)).await.ok();
         });
     }
 
@@ -308,10 +330,9 @@ impl Pipeline {
     ) {
         let Some(release) = self.wanted.release().map(|release| release.release.clone()) else { return };
         let mut journal = self.journal.clone();
-        let before = journal.attempt.as_ref().filter(|attempt| attempt.release == release).map_or(0, |attempt| attempt.failures);
-        let failures = before.saturating_add(1);
         let stayed = journal.staying();
-        journal.attempt = Some(Attempt { release, failures, run, failed: true, failure });
+        journal.failed(release, run, true, failure);
+        let failures = journal.attempt.as_ref().map_or(1, |attempt| attempt.failures);
         change(&mut journal);
         self.commit_or_keep(journal).await;
         crash::point("agent::failure_recorded");
@@ -363,6 +384,7 @@ impl Pipeline {
     fn stop(&mut self, id: u64) {
         let Some(watcher) = self.watchers.get(&id) else { return };
         watcher.stop();
+        self.unasked.remove(&id);
         if let Some(Seen { process: Process::Up { stopping, .. }, .. }) = self.seen.get_mut(&id) {
             *stopping = true;
         }
@@ -384,7 +406,7 @@ impl Pipeline {
     }
 
     async fn remove(&mut self, digest: Digest) -> Result<(), StepError> {
-        let (release, archive) = (self.release_dir(digest), self.folder.join("fetch").join(deliver::archive_name(digest)));
+        let (release, archive) = (self.release_dir(digest), self.folder.join("fetch").join(format!("{}.tar.zst", digest.hex())));
         blocking(move || {
             // Renamed first: what is half removed must not be taken for a release.
             let aside = release.with_extension("removed");

@@ -48,6 +48,7 @@ use self::{folder::Folder, run::Run};
 use super::{
     isolation::Level,
     runtime::{self, ShimRuntime},
+    words::chain,
 };
 use crate::{
     artifacts::{git::Mirrors, store::ContentStore},
@@ -258,18 +259,4 @@ impl LogSource for Attempts {
 /// The machine's clock: for what people see, never for what is decided.
 fn now() -> Timestamp {
     Timestamp(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64)
-}
-
-/// An error with its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        let said = next.to_string();
-        if !text.contains(&said) {
-            text = format!("{text}: {said}");
-        }
-        cause = next.source();
-    }
-    text
 }

@@ -1,5 +1,5 @@
-//! The asynchronous side of the shim, for runner and agent: start one, find it again after a restart, stop it, wait for it,
-//! follow its output. Knows a shim only by its folder; must not know what is run or why.
+//! The asynchronous side of the shim, for runner and agent: start one, find it again after a restart, stop it, wait for it.
+//! Knows a shim only by its folder; must not know what is run or why.
 
 use std::{
     fs, io,
@@ -12,7 +12,11 @@ use std::{
     time::Duration,
 };
 
-use nix::sys::signal::Signal;
+use nix::{
+    errno::Errno,
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use tokio::{
     io::{AsyncReadExt, Interest, unix::AsyncFd},
     process::Command,
@@ -20,23 +24,20 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{
-    shim::{
-        CHILD_PID_FILE, ExitRecord, ProcessRef, READY_LINE, ReapError, RecordError, SHIM_PID_FILE, ShimSpec, SpecError,
-        read_exit, read_process, reap, write_spec,
-    },
-    spool::{Frame, SpoolError, SpoolReader},
+use super::shim::{
+    ExitRecord, ProcessRef, READY_LINE, ReapError, RecordError, SHIM_PID_FILE, ShimSpec, SpecError, read_exit, read_process,
+    reap, write_spec,
 };
-use crate::crash;
+use crate::{
+    artifacts::space::{self, Room},
+    crash,
+    model::units::ByteSize,
+};
 
 /// How long a shim may take until it has recorded itself.
 const READY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Where the kernel has no pidfd: how often to look.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
-/// A follower looks for new output this often at first, and this seldom when there is none.
-const FOLLOW_INTERVALS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(250));
-/// Most bytes of output that [`SpoolFollower::next_batch`] returns at once (and one frame more).
-const BATCH_BYTES_MAX: usize = 256 * 1024;
 
 /// Why a shim could not be started, found or ended.
 #[derive(Debug, thiserror::Error)]
@@ -73,9 +74,6 @@ pub enum RuntimeError {
     /// What a killed shim left could not be removed.
     #[error(transparent)]
     Reap(#[from] ReapError),
-    /// Its output could not be read.
-    #[error(transparent)]
-    Spool(#[from] SpoolError),
     /// The process is ending.
     #[error("the program is shutting down")]
     ShuttingDown,
@@ -92,6 +90,19 @@ pub enum ShimStatus {
     Exited(ExitRecord),
     /// It was killed, or the machine restarted, before it could say. What ran may have had effects; `reap` it.
     Vanished,
+}
+
+/// With less than this free, whatever goes wrong is put down to the disk.
+const DISK_FULL_BELOW: u64 = ByteSize(16 << 20).0;
+
+/// Whether the disk of `folder` is full: then a command may have failed, and its shim vanished, for that alone. What is kept free for
+/// others counts as free: a command writes there too. Blocking.
+pub fn is_disk_full(folder: &Path) -> bool {
+    space::room(folder).is_ok_and(is_full)
+}
+
+fn is_full(room: Room) -> bool {
+    room.free < DISK_FULL_BELOW
 }
 
 /// Reads what is known of the shim in `dir`.
@@ -213,17 +224,6 @@ impl ShimHandle {
         &self.dir
     }
 
-    /// The shim's own process.
-    pub fn shim(&self) -> &ProcessRef {
-        &self.shim
-    }
-
-    /// The command's process, once it is known: for containers, process 1 as the machine sees it.
-    pub async fn command(&self) -> Result<Option<ProcessRef>, RuntimeError> {
-        let dir = self.dir.clone();
-        blocking(move || Ok(read_process(&dir, CHILD_PID_FILE)?)).await
-    }
-
     /// Asks the command to end as its spec says; [`ShimHandle::wait`] for it. A shim that ended already is fine.
     pub fn stop(&self) -> Result<(), RuntimeError> {
         self.signal(Signal::SIGTERM)
@@ -236,7 +236,12 @@ impl ShimHandle {
 
     fn signal(&self, signal: Signal) -> Result<(), RuntimeError> {
         let failed = |error| RuntimeError::Signal(self.shim.pid, error);
-        let Some(pidfd) = self.pidfd().map_err(failed)? else { return Ok(()) };
+        let pidfd = match self.pidfd() {
+            Ok(Some(pidfd)) => pidfd,
+            Ok(None) => return Ok(()),
+            Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => return signal_by_id(&self.shim, signal).map_err(failed),
+            Err(error) => return Err(failed(error)),
+        };
         // SAFETY: plain numbers and a null pointer, as pidfd_send_signal(2) documents.
         let sent = unsafe {
             libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal as i32, std::ptr::null::<libc::siginfo_t>(), 0)
@@ -290,61 +295,43 @@ impl ShimHandle {
     }
 }
 
-/// Follows the output of the shim in a folder, from a logical offset to the end of the shim.
-#[derive(Debug)]
-pub struct SpoolFollower {
-    dir: PathBuf,
-    /// `None` only while a blocking read has it, or after such a read was cancelled.
-    reader: Option<SpoolReader>,
-    offset: u64,
-    ended: bool,
-}
-
-impl SpoolFollower {
-    /// From `offset`: 0, or the `next_offset` of the last frame that was handled.
-    pub fn new(dir: &Path, offset: u64) -> Self {
-        Self { dir: dir.to_owned(), reader: None, offset, ended: false }
+/// Where the kernel has no pidfd (before Linux 5.3). The id could pass to another process between the look and the signal, but ids are
+/// given out in turn: all others come first.
+fn signal_by_id(process: &ProcessRef, signal: Signal) -> io::Result<()> {
+    if !process.is_alive() {
+        return Ok(());
     }
-
-    /// The next frames, at least one, as soon as there are any; empty when the shim has ended and everything was read.
-    /// Cancelling it loses nothing.
-    pub async fn next_batch(&mut self) -> Result<Vec<Frame>, RuntimeError> {
-        let mut pause = FOLLOW_INTERVALS.0;
-        loop {
-            let mut reader = self.reader.take().unwrap_or_else(|| SpoolReader::open(&self.dir, self.offset));
-            let (reader, frames) = blocking(move || {
-                let mut frames = Vec::new();
-                let mut bytes = 0;
-                while bytes < BATCH_BYTES_MAX {
-                    let Some(frame) = reader.next_frame()? else { break };
-                    bytes += frame.bytes.len();
-                    frames.push(frame);
-                }
-                Ok((reader, frames))
-            })
-            .await?;
-            self.offset = reader.offset();
-            self.reader = Some(reader);
-            if !frames.is_empty() || self.ended {
-                return Ok(frames);
-            }
-            // What was printed before the end was recorded is in the file by now: read once more.
-            let dir = self.dir.clone();
-            self.ended =
-                blocking(move || Ok(!matches!(status_now(&dir)?, ShimStatus::Running(_) | ShimStatus::NotStarted))).await?;
-            if !self.ended {
-                sleep(pause).await;
-                pause = (pause * 2).min(FOLLOW_INTERVALS.1);
-            }
-        }
-    }
-
-    /// The logical offset at which the next batch begins.
-    pub fn offset(&self) -> u64 {
-        self.offset
+    match kill(Pid::from_raw(process.pid), signal) {
+        Ok(()) | Err(Errno::ESRCH) => Ok(()),
+        Err(errno) => Err(errno.into()),
     }
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, RuntimeError> + Send + 'static) -> Result<T, RuntimeError> {
     spawn_blocking(work).await.unwrap_or(Err(RuntimeError::ShuttingDown))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_is_full_when_a_command_can_write_no_more_not_when_its_reserve_begins() {
+        let room = |free: ByteSize| Room { capacity: 1 << 40, free: free.0, available: free.0.saturating_sub(256 << 20) };
+        assert!(!is_full(room(ByteSize(270 << 20))));
+        assert!(is_full(room(ByteSize(15 << 20))));
+    }
+
+    #[test]
+    fn without_pidfds_exactly_the_process_that_is_meant_is_signalled() {
+        let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+        let process = ProcessRef::of(Pid::from_raw(child.id() as i32)).unwrap();
+        let earlier = ProcessRef { start_ticks: process.start_ticks - 1, ..process.clone() };
+        signal_by_id(&earlier, Signal::SIGKILL).unwrap();
+        assert!(process.is_alive());
+        signal_by_id(&process, Signal::SIGTERM).unwrap();
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&child.wait().unwrap()), Some(Signal::SIGTERM as i32));
+        signal_by_id(&process, Signal::SIGTERM).unwrap();
+    }
 }

@@ -7,6 +7,7 @@
 //! the file is not yet written, or never will be: readers stop before it.
 
 use std::{
+    collections::VecDeque,
     fs::{self, File, OpenOptions},
     io::{self, Read, Seek, SeekFrom, Write},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
@@ -195,7 +196,7 @@ fn new_file(path: &Path, base: u64) -> io::Result<File> {
     Ok(file)
 }
 
-/// The reading side: frames from a logical offset on, across rotation. Blocking; `runtime` offers it to async code.
+/// The reading side: frames from a logical offset on, across rotation. Blocking.
 #[derive(Debug)]
 pub struct SpoolReader {
     dir: PathBuf,
@@ -219,19 +220,23 @@ impl SpoolReader {
         Self { dir: dir.to_owned(), offset, open: None, lost_bytes: 0 }
     }
 
-    /// A reader of what remains of the last `bytes` bytes, beginning at a frame. For the last words of a failed instance.
+    /// A reader of what remains of the last `bytes` bytes. It begins at a frame, that in which they begin, so the caller cuts what is
+    /// too much. For the last words of a failed phase or instance.
     pub fn open_tail(dir: &Path, bytes: u64) -> Result<Self, SpoolError> {
-        let mut frames = Vec::new();
         let mut reader = Self::open(dir, 0);
-        while let Some(frame) = reader.next_frame()? {
-            frames.push((frame.offset, frame.bytes.len() as u64));
-        }
+        // The fewest frames at the end that hold `bytes`. Each counts one byte at least, so there are no more of them than that.
+        let mut tail = VecDeque::new();
         let mut kept = 0;
-        let enough = frames.iter().rev().take_while(|(_, len)| {
+        while let Some(frame) = reader.next_frame()? {
+            let len = (frame.bytes.len() as u64).max(1);
+            tail.push_back((frame.offset, len));
             kept += len;
-            kept <= bytes
-        });
-        let offset = enough.last().map_or(reader.offset, |(offset, _)| *offset);
+            while let Some((_, first)) = tail.front().filter(|(_, first)| kept - first >= bytes) {
+                kept -= first;
+                tail.pop_front();
+            }
+        }
+        let offset = tail.front().map_or(reader.offset, |(offset, _)| *offset);
         Ok(Self::open(dir, offset))
     }
 
@@ -385,8 +390,27 @@ mod tests {
         writer.append(Timestamp(7), Stream::Stdout, b"three\n");
         assert_eq!(texts(&mut reader), ["three\n"]);
         assert_eq!(fs::metadata(dir.path().join(SPOOL_FILE)).unwrap().mode() & 0o777, 0o600);
-        assert_eq!(texts(&mut SpoolReader::open_tail(dir.path(), 10).unwrap()), ["two\n", "three\n"]);
-        assert_eq!(texts(&mut SpoolReader::open_tail(dir.path(), 3).unwrap()), [] as [&str; 0]);
+    }
+
+    #[test]
+    fn a_tail_begins_at_the_frame_that_holds_its_first_byte() {
+        let dir = tempfile::tempdir().unwrap();
+        let tail = |bytes| texts(&mut SpoolReader::open_tail(dir.path(), bytes).unwrap());
+        assert_eq!(tail(10), [] as [&str; 0]);
+        let mut writer = SpoolWriter::create(dir.path(), OutputPolicy::BUILD).unwrap();
+        for text in ["one\n", "two\n", "three\n"] {
+            writer.append(Timestamp(1), Stream::Stdout, text.as_bytes());
+        }
+        assert_eq!(tail(100), ["one\n", "two\n", "three\n"]);
+        assert_eq!(tail(11), ["one\n", "two\n", "three\n"]);
+        assert_eq!(tail(10), ["two\n", "three\n"]);
+        // One burst that is larger than what is asked for is still there.
+        assert_eq!(tail(3), ["three\n"]);
+        // However small the frames, what is remembered of them is bounded: the last four of a thousand are found.
+        for _ in 0..1000 {
+            writer.append(Timestamp(1), Stream::Stdout, b"x");
+        }
+        assert_eq!(tail(4), ["x"; 4]);
     }
 
     #[test]

@@ -79,6 +79,89 @@ async fn instances_outlive_the_agent_and_are_found_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_instance_that_hangs_when_the_agent_comes_back_is_never_told_to_serve() {
+    if !can_run() {
+        return;
+    }
+    let server = FakeServer::start().await;
+    let mut target = Target::new(&[&server]);
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let sick = folder.path().join("sick");
+    let mut service = web(1, "", &free_ports());
+    service.settings.env.insert("SICK".to_owned(), sick.to_string_lossy().into_owned());
+    let pack = packed(&[("bin/web", WEB)]);
+    server.keep(&pack);
+    server.want(&target.name, &[release("shop", 1, &pack, &[("api", service)])]);
+    target.start();
+    server.until_healthy("shop", 1).await;
+    target.stop();
+    let told = server.history("shop").len();
+    fs::write(&sick, "").unwrap();
+    target.start();
+    server.until_progress("shop", Progress::Unhealthy).await;
+    let since: Vec<_> = server.history("shop").split_off(told);
+    assert!(since.iter().all(|report| report.progress == Progress::Unhealthy && !report.serving), "{since:#?}");
+    fs::remove_file(&sick).unwrap();
+    server.until_healthy("shop", 1).await;
+    target.stop();
+}
+
+/// A file that cannot be read as what it is, until this is dropped.
+struct Broken(std::path::PathBuf, Vec<u8>);
+
+impl Broken {
+    fn of(path: std::path::PathBuf) -> Self {
+        let whole = fs::read(&path).unwrap();
+        fs::write(&path, "{").unwrap();
+        Self(path, whole)
+    }
+}
+
+impl Drop for Broken {
+    fn drop(&mut self) {
+        fs::write(&self.0, &self.1).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_cannot_be_cleared_away_keeps_nothing_else_waiting() {
+    if !can_run() {
+        return;
+    }
+    let server = FakeServer::start().await;
+    let mut target = Target::new(&[&server]);
+    let (ports, more) = (free_ports(), free_ports());
+    let pack = packed(&[("bin/web", WEB)]);
+    server.keep(&pack);
+    let shop = |number: u64| {
+        let services = [("api", web(number, "", &ports)), ("web", web(1, "", &more))];
+        // The second service is in the first and the last release.
+        release("shop", number, &pack, &services[..if number == 2 { 1 } else { 2 }])
+    };
+    server.want(&target.name, &[shop(1)]);
+    target.start();
+    server.until_healthy("shop", 1).await;
+    // As where a process hangs in the kernel: what is left of `web` cannot be removed.
+    let instances = target.data_dir.join("pipelines/shop/instances");
+    let stuck = instances.join(names(&instances).into_iter().find(|name| name.starts_with("web-")).unwrap());
+    let broken = Broken::of(stuck.join("spec.json"));
+    server.want(&target.name, &[shop(2)]);
+    server.until_healthy("shop", 2).await;
+    eventually("it cannot be cleared", || target.log().contains("a step could not be taken")).await;
+    // Others still die and are started again, and a release that is wanted comes.
+    let (_, pid) = target.running("shop").into_iter().find(|(name, _)| name.starts_with("api-")).unwrap();
+    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    server.until("shop", "started again", |report| report.instances.iter().any(|instance| instance.restarts == 1)).await;
+    server.want(&target.name, &[shop(3)]);
+    server.until_healthy("shop", 3).await;
+    assert!(stuck.exists());
+    drop(broken);
+    eventually("it is cleared in the end", || !stuck.exists()).await;
+    target.stop();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_server_is_found_when_one_goes() {
     if !can_run() {
         return;

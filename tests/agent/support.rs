@@ -298,6 +298,11 @@ impl FakeServer {
         self.state.blobs.lock().unwrap().get(digest).cloned()
     }
 
+    /// How many different blobs it was sent.
+    pub fn blobs(&self) -> usize {
+        self.state.blobs.lock().unwrap().len()
+    }
+
     pub fn followed(&self) -> Vec<Generation> {
         self.state.followed.lock().unwrap().clone()
     }

@@ -65,6 +65,8 @@ struct World {
     hold_until: u64,
     /// Releases whose instances never answer.
     broken: BTreeSet<u64>,
+    /// Instances whose processes hang in the kernel.
+    undead: BTreeSet<u64>,
     fetches: u32,
     steps: Vec<Step>,
 }
@@ -80,6 +82,7 @@ impl World {
             fetching: None,
             hold_until: 0,
             broken: BTreeSet::new(),
+            undead: BTreeSet::new(),
             fetches: 0,
             steps: Vec::new(),
         }
@@ -131,6 +134,10 @@ impl World {
     }
 
     fn take(&mut self, step: Step) {
+        if let Some(id) = step.of_one().filter(|id| self.undead.contains(id)) {
+            self.seen.get_mut(&id).unwrap().retry_at = self.now + 60_000;
+            return self.steps.push(step);
+        }
         let was_serving = self.serving_api();
         match step.clone() {
             Step::Fetch => {
@@ -190,7 +197,10 @@ impl World {
                 self.journal.instances.retain(|instance| instance.id != id);
                 self.seen.remove(&id);
             }
-            Step::Retire => (self.journal.active, self.journal.attempt) = (None, None),
+            Step::Retire => {
+                (self.journal.active, self.journal.attempt) = (None, None);
+                self.journal.activated.clear();
+            }
             Step::Remove(digest) => assert!(self.on_disk.remove(&digest)),
         }
         // Only what nobody wants any more may cost an api that serves.
@@ -228,8 +238,16 @@ impl World {
         }
     }
 
-    /// Those that were asked to end do, and what was asked for comes.
+    /// Those that were asked to end do, what was asked for comes, and those that were found running answer their first probe.
     fn obey(&mut self) {
+        for instance in &self.journal.instances {
+            if let Some(Seen { process: Process::Up { passing_since, passed, failures, .. }, .. }) =
+                self.seen.get_mut(&instance.id)
+                && !self.broken.contains(&instance.release.number)
+            {
+                (*passing_since, *passed, *failures) = (passing_since.or(Some(self.now)), true, 0);
+            }
+        }
         let stopping: Vec<u64> = (self.seen.iter())
             .filter(|(_, seen)| matches!(seen.process, Process::Up { stopping: true, .. }))
             .map(|(id, _)| *id)
@@ -241,6 +259,7 @@ impl World {
     /// Whatever was broken works, also what runs.
     fn mend(&mut self) {
         self.broken.clear();
+        self.undead.clear();
         for seen in self.seen.values_mut() {
             if let Process::Up { passing_since, passed, failures, .. } = &mut seen.process {
                 (*passing_since, *passed, *failures) = (passing_since.or(Some(self.now)), true, 0);
@@ -260,9 +279,9 @@ impl World {
                 Process::Up { .. } => Seen {
                     process: Process::Up {
                         since: self.now,
-                        passing_since: (proven || !self.broken.contains(&instance.release.number)).then_some(self.now),
-                        failures: 0,
-                        passed: proven || !self.broken.contains(&instance.release.number),
+                        passing_since: None,
+                        failures: if proven { UNHEALTHY_AFTER_FAILURES - 1 } else { 0 },
+                        passed: proven,
                         stopping: false,
                     },
                     ..Seen::down(self.now)
@@ -299,6 +318,42 @@ impl World {
         world.steps.clear();
         world
     }
+}
+
+#[test]
+fn one_that_does_not_die_keeps_nobody_waiting() {
+    let mut world = World::new();
+    world.want(Wanted::Release(Box::new(release(2, true))));
+    world.rest();
+    // The old api leaves and cannot be cleared away; meanwhile its successor dies, then the worker.
+    world.want(Wanted::Release(Box::new(release(3, true))));
+    for _ in 0..1_000 {
+        match next(&world.view()) {
+            Next::Do(Step::Forget(1)) => break,
+            Next::Do(step) => world.take(step),
+            Next::Wait(at) => {
+                world.now = at.unwrap_or(world.now);
+                world.obey();
+            }
+        }
+    }
+    let staying = world.journal.staying();
+    staying.iter().for_each(|id| world.die(*id));
+    // Nor can one of those be started again.
+    world.undead = [1, staying[0]].into();
+    world.steps.clear();
+    world.now += 120_000;
+    world.settle();
+    assert_eq!(world.steps, [Step::Forget(1), Step::Restart(staying[0]), Step::Restart(staying[1])]);
+    // And a release that is wanted comes.
+    world.want(Wanted::Release(Box::new(release(4, false))));
+    world.settle();
+    assert!(world.steps.contains(&Step::Fetch), "{:?}", world.steps);
+    // In the end it is tried again.
+    world.mend();
+    world.rest();
+    assert_eq!(progress(&world.view()).0, Progress::Healthy);
+    assert_eq!(world.journal.instances.len(), 1);
 }
 
 #[test]
@@ -398,6 +453,7 @@ enum Happens {
     Broken(u64),
     Mended,
     Dies(usize),
+    Hangs(usize),
     Obeys,
     TimePasses,
     AgentRestarts,
@@ -409,6 +465,7 @@ fn happens() -> impl Strategy<Value = Happens> {
         1 => (2..10_u64).prop_map(Happens::Broken),
         1 => Just(Happens::Mended),
         1 => (0..4_usize).prop_map(Happens::Dies),
+        1 => (0..4_usize).prop_map(Happens::Hangs),
         4 => Just(Happens::Obeys),
         6 => Just(Happens::TimePasses),
         1 => Just(Happens::AgentRestarts),
@@ -435,6 +492,7 @@ proptest! {
                     let id = world.journal.instances.get(index).map(|instance| instance.id);
                     if let Some(id) = id { world.die(id) }
                 }
+                Happens::Hangs(index) => world.undead.extend(world.journal.instances.get(index).map(|instance| instance.id)),
                 Happens::Obeys => world.obey(),
                 Happens::TimePasses => {
                     if let Some(at) = world.settle() { world.now = at }
@@ -451,6 +509,7 @@ proptest! {
             Wanted::Nothing => {
                 prop_assert!(world.journal.instances.is_empty());
                 prop_assert_eq!(progress(&world.view()).0, Progress::Stopped);
+                prop_assert!(world.on_disk.is_empty(), "{:?}", world.on_disk);
             }
             Wanted::Release(release) => {
                 prop_assert_eq!(progress(&world.view()).0, Progress::Healthy, "{:#?}", world.journal);

@@ -10,23 +10,28 @@
 //! | `*.part` | the archive and the log on their way into the content store |
 
 use std::{
-    fs::{self, OpenOptions},
-    io::{self, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    fs, io,
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::AttemptKey;
-use crate::model::{
-    build::{AttemptEnd, Build, Phase, PhaseRecord},
-    command::StoredArtifact,
-    digest::Digest,
-    ids::{BuildId, PipelineName},
-    pipeline_file::PipelineFile,
-    repository::CommitId,
-    units::Millis,
+use crate::{
+    model::{
+        build::{AttemptEnd, Build, Phase, PhaseRecord},
+        command::StoredArtifact,
+        digest::Digest,
+        ids::{BuildId, PipelineName},
+        pipeline_file::PipelineFile,
+        repository::CommitId,
+        units::Millis,
+    },
+    runner::{
+        files::{Survives, replace},
+        shim::boot_id,
+    },
 };
 
 /// Why the folder of an attempt could not be used.
@@ -136,10 +141,6 @@ impl Record {
 pub(super) enum Ending {
     Succeeded { artifact: StoredArtifact, file: Box<PipelineFile>, log: Option<Digest> },
     Ended { end: AttemptEnd, log: Option<Digest> },
-}
-
-pub(super) fn boot_id() -> String {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
 /// The name of an attempt's folder: `b12-1`.
@@ -293,15 +294,7 @@ fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, FolderError> {
 fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), FolderError> {
     let damaged = |error: rmp_serde::encode::Error| FolderError::Damaged { path: path.to_owned(), why: error.to_string() };
     let bytes = rmp_serde::to_vec_named(value).map_err(damaged)?;
-    let new = path.with_extension("new");
-    let put = || {
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-        file.write_all(&bytes)?;
-        file.sync_all()?;
-        fs::rename(&new, path)?;
-        fs::File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
-    };
-    put().map_err(io_error("write", path))
+    replace(path, &bytes, Survives::PowerCuts).map_err(io_error("write", path))
 }
 
 #[cfg(test)]

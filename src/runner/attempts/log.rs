@@ -291,8 +291,8 @@ impl LogReader {
 /// The last words of a segment: at most `bytes_max`, beginning at a line where there is one.
 pub(super) fn last_output(dir: &Path, bytes_max: usize) -> String {
     let mut bytes = Vec::new();
-    // Twice as much, since it begins at a frame.
-    let mut reader = match SpoolReader::open_tail(dir, 2 * bytes_max as u64) {
+    // One more, so that what is not longer is all there is.
+    let mut reader = match SpoolReader::open_tail(dir, bytes_max as u64 + 1) {
         Ok(reader) => reader,
         Err(error) => return format!("(the output cannot be read: {error})"),
     };
@@ -434,6 +434,18 @@ mod tests {
         }
         assert_eq!(read_all(&folder, 10_000), []);
         assert_eq!(last_output(&shim, 10), "way \u{fffd}".to_owned());
+    }
+
+    #[test]
+    fn the_last_words_are_those_of_the_last_burst_however_large_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut spool = SpoolWriter::create(dir.path(), OutputPolicy::BUILD).unwrap();
+        spool.append(now(), Stream::Stdout, b"compiling\n");
+        let burst: String = (0..5000).map(|number| format!("error {number}\n")).collect();
+        spool.append(now(), Stream::Stderr, burst.as_bytes());
+        let said = last_output(dir.path(), 4096);
+        assert!(said.starts_with("error ") && said.ends_with("error 4999\n"), "{said}");
+        assert!(said.len() <= 4096 && said.len() > 4000, "{}", said.len());
     }
 
     #[test]

@@ -14,10 +14,9 @@ use super::{
     folder::Running,
     log::last_output,
     run::{Run, Stop, lost},
-    verdict::{EndedBy, Given, OUTPUT_BYTES_MAX, exit_code, in_a_sentence, no_time_left, verdict},
+    verdict::{EndedBy, Given, OUTPUT_BYTES_MAX, ended_well, exit_code, in_a_sentence, no_time_left, verdict},
 };
 use crate::{
-    artifacts::space,
     crash,
     model::{
         build::{Phase, PhaseRecord},
@@ -26,8 +25,8 @@ use crate::{
     },
     runner::{
         cgroup::Limits,
-        runtime::{self, ShimHandle, ShimStatus},
-        shim::{Bind, ContainerSpec, ExitRecord, Isolation, ShimSpec, StopPolicy},
+        runtime::{self, ShimHandle, ShimStatus, is_disk_full},
+        shim::{Bind, ContainerSpec, DEFAULT_PATH, ExitRecord, Isolation, ShimSpec, StopPolicy},
     },
 };
 
@@ -44,17 +43,12 @@ const OPEN_FILES_MAX: u64 = 65_536;
 const WORKSPACE: &str = "/workspace";
 const OUT: &str = "/out";
 
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-
 /// How long a shim that was being started when the server died may take to show itself.
 const APPEAR_WITHIN: Duration = Duration::from_secs(10);
 
 /// How often the files of a phase are measured at the most; seldom enough to take a twentieth of the time.
 const MEASURE_EVERY: Duration = Duration::from_secs(2);
 const MEASURE_SHARE: u32 = 20;
-
-/// With less than this free, a phase that fails is not blamed.
-const DISK_FULL_BELOW: u64 = ByteSize(16 << 20).0;
 
 impl Run {
     /// Runs a phase, unless it was run before.
@@ -98,6 +92,10 @@ impl Run {
             }
             Begun::Ended(exit) => (exit, EndedBy::Itself),
         };
+        let ended_by = match ended_by {
+            EndedBy::Itself if exit.stopped => self.stopped_by(given.disk).await?,
+            ended_by => ended_by,
+        };
         crash::point("attempt::phase_ended");
         let ended = PhaseRecord {
             ended_at: Some(exit.ended_at),
@@ -106,10 +104,14 @@ impl Run {
             cpu_time: exit.cpu_time,
             ..begun
         };
-        let folder = self.folder.path().to_owned();
-        let (is_full, output) = self.aside(move || (is_full(&folder), last_output(&dir, OUTPUT_BYTES_MAX))).await?;
-        match verdict(given, &exit, ended_by, is_full, || output) {
-            None => self.end_well(ended, exit.ended_at.since(exit.started_at)).await?,
+        let (is_full, output) = if ended_well(&exit, ended_by) {
+            (false, String::new())
+        } else {
+            let folder = self.folder.path().to_owned();
+            self.aside(move || (is_disk_full(&folder), last_output(&dir, OUTPUT_BYTES_MAX))).await?
+        };
+        match verdict(given, &exit, ended_by, is_full, output) {
+            None => self.end_well(ended, exit.took).await?,
             Some(end) => {
                 // Not kept: after a crash here, the shim's exit record leads to the same end.
                 self.record.set_phase(ended.clone());
@@ -152,7 +154,7 @@ impl Run {
         let mut ended_by = EndedBy::Itself;
         let wait = shim.wait();
         let (stopped, fenced) = (self.is_stopped(), self.is_fenced());
-        let too_large = grown_above(vec![self.folder.workspace(), self.folder.out(), self.folder.home()], disk);
+        let too_large = grown_above(self.measured(), disk);
         tokio::pin!(wait, stopped, fenced, too_large);
         let ended = loop {
             tokio::select! {
@@ -171,9 +173,24 @@ impl Run {
         match ended {
             Ok(Some(exit)) => Ok((exit, ended_by)),
             Ok(None) if ended_by == EndedBy::Cancel => Err(Stop::End(crate::model::build::AttemptEnd::Canceled)),
-            Ok(None) => Err(lost(VANISHED)),
+            Ok(None) => Err(vanished(shim.dir()).await),
             Err(error) => Err(lost(format!("a container could not be watched: {}", chain(&error)))),
         }
+    }
+
+    /// Who asked a phase to end, when this server did not: most likely it before it died.
+    async fn stopped_by(&self, disk: ByteSize) -> Result<EndedBy, Stop> {
+        if self.was_stopped() {
+            return Ok(EndedBy::Cancel);
+        }
+        let dirs = self.measured();
+        let used = self.aside(move || disk_usage_of(&dirs)).await?;
+        Ok(if used > disk { EndedBy::Disk(used) } else { EndedBy::Stranger })
+    }
+
+    /// The folders that count against the limit of disk.
+    fn measured(&self) -> Vec<PathBuf> {
+        vec![self.folder.workspace(), self.folder.out(), self.folder.home()]
     }
 
     /// The environment of a phase. What identifies the build cannot be overridden.
@@ -193,7 +210,7 @@ impl Run {
             ("SOURCE_DATE_EPOCH", committed_at_s.to_string()),
             ("TZ", "UTC".to_owned()),
             ("LC_ALL", "C.UTF-8".to_owned()),
-            ("PATH", PATH.to_owned()),
+            ("PATH", DEFAULT_PATH.to_owned()),
             ("HOME", home),
         ];
         let build = &self.job.build;
@@ -246,7 +263,14 @@ impl Run {
     }
 }
 
-const VANISHED: &str = "the process that ran a phase was killed from outside, or the machine restarted";
+/// Of a shim that could not say how its phase ended.
+async fn vanished(dir: &Path) -> Stop {
+    let dir = dir.to_owned();
+    match spawn_blocking(move || is_disk_full(&dir)).await {
+        Ok(true) => lost("the runner's disk is full: how a phase ended could not be kept"),
+        _ => lost("the process that ran a phase was killed from outside, or the machine restarted"),
+    }
+}
 
 enum Begun {
     Runs(ShimHandle),
@@ -269,7 +293,7 @@ async fn present(dir: &Path) -> Result<Option<Begun>, Stop> {
         }
         ShimStatus::Vanished => {
             runtime::clear(dir).await.map_err(failed)?;
-            Err(lost(VANISHED))
+            Err(vanished(dir).await)
         }
     }
 }
@@ -280,10 +304,6 @@ fn signalled(sent: Result<(), runtime::RuntimeError>) {
     }
 }
 
-fn is_full(folder: &Path) -> bool {
-    space::room(folder).is_ok_and(|room| room.available < DISK_FULL_BELOW)
-}
-
 /// Ready once the files in `dirs` take more than `limit`, with what they take. A soft bound: looked at every two seconds or more seldom.
 async fn grown_above(dirs: Vec<PathBuf>, limit: ByteSize) -> ByteSize {
     let mut pause = MEASURE_EVERY;
@@ -291,13 +311,17 @@ async fn grown_above(dirs: Vec<PathBuf>, limit: ByteSize) -> ByteSize {
         sleep(pause).await;
         let started = Instant::now();
         let dirs = dirs.clone();
-        match spawn_blocking(move || dirs.iter().map(|dir| disk_usage(dir)).sum()).await {
-            Ok(used) if used > limit.0 => return ByteSize(used),
+        match spawn_blocking(move || disk_usage_of(&dirs)).await {
+            Ok(used) if used > limit => return used,
             Ok(_) => pause = MEASURE_EVERY.max(started.elapsed() * MEASURE_SHARE),
             // Only as the program ends.
             Err(_) => std::future::pending().await,
         }
     }
+}
+
+fn disk_usage_of(dirs: &[PathBuf]) -> ByteSize {
+    ByteSize(dirs.iter().map(|dir| disk_usage(dir)).sum())
 }
 
 /// Bytes on disk below `dir`, each file once. What vanishes meanwhile counts nothing.

@@ -14,7 +14,7 @@ use tokio_util::io::ReaderStream;
 
 use super::{
     AttemptJob, AttemptKey, Hold, Inner, chain,
-    folder::{Ending, Folder, FolderError, Record, boot_id, io_error},
+    folder::{Ending, Folder, FolderError, Record, io_error},
     log::{Found, LogReader, LogWriter},
     now,
     report::{Answer, Reporter},
@@ -33,6 +33,7 @@ use crate::{
         principal::{Principal, Role},
         units::Millis,
     },
+    runner::shim::boot_id,
 };
 
 /// How long to wait for an answer of state before giving up until called again: longer than electing a leader takes.
@@ -336,6 +337,11 @@ impl Run {
                 std::future::pending().await
             }
         }
+    }
+
+    /// Whether somebody wants it stopped now.
+    pub fn was_stopped(&self) -> bool {
+        *self.stopped.borrow()
     }
 
     pub fn is_fenced(&self) -> impl Future<Output = ()> + Send + use<> {

@@ -34,19 +34,29 @@ pub(super) enum EndedBy {
     Cancel,
     /// Its files had grown to so many bytes.
     Disk(ByteSize),
+    /// Somebody asked its shim to end, and it was not the runner.
+    Stranger,
 }
 
-/// How the attempt ends for what became of a phase; `None` where it goes on. `output` gives the phase's last words.
+/// Whether the attempt goes on after a phase.
+pub(super) fn ended_well(exit: &ExitRecord, ended_by: EndedBy) -> bool {
+    matches!(ended_by, EndedBy::Itself | EndedBy::Stranger) && exit.succeeded()
+}
+
+/// How the attempt ends for what became of a phase; `None` where it goes on. `output` are the phase's last words, where it did not.
 pub(super) fn verdict(
     given: Given<'_>,
     exit: &ExitRecord,
     ended_by: EndedBy,
     disk_is_full: bool,
-    output: impl FnOnce() -> String,
+    output: String,
 ) -> Option<AttemptEnd> {
+    if ended_well(exit, ended_by) {
+        return None;
+    }
     let script = in_a_sentence(given.script);
     let failure =
-        |reason: String, hint: &str| BuildFailure { phase: given.phase, reason, hint: hint.to_owned(), output: cut(output()) };
+        |reason: String, hint: &str| BuildFailure { phase: given.phase, reason, hint: hint.to_owned(), output: cut(output) };
     if ended_by == EndedBy::Cancel {
         return Some(AttemptEnd::Canceled);
     }
@@ -54,14 +64,14 @@ pub(super) fn verdict(
         let reason = format!("{script} was killed: its files took {used} of disk, more than the {} of [build].disk", given.disk);
         return Some(AttemptEnd::Failed(failure(reason, "write less, or raise [build].disk in the pipeline file")));
     }
+    if ended_by == EndedBy::Stranger {
+        return Some(AttemptEnd::Lost(format!("{script} was asked to end from outside, and {}", how_it_ended(&exit.outcome))));
+    }
     if let Outcome::Failed(why) = &exit.outcome {
         return Some(AttemptEnd::Lost(format!("{script} could not be started: {}: {}; {}", why.what, why.why, why.way_out)));
     }
     if exit.timed_out {
         return Some(AttemptEnd::TimedOut(failure(timed_out(given), TIMEOUT_HINT)));
-    }
-    if exit.succeeded() {
-        return None;
     }
     if exit.oom_killed {
         let peak = exit.memory_peak_bytes.map_or_else(String::new, |peak| format!(", peak {}", ByteSize(peak)));
@@ -151,6 +161,7 @@ mod tests {
             outcome,
             started_at: Timestamp(1),
             ended_at: Timestamp(2),
+            took: Millis(1),
             oom_killed: false,
             timed_out: false,
             stopped: false,
@@ -162,7 +173,7 @@ mod tests {
     }
 
     fn reason(exit: &ExitRecord, ended_by: EndedBy, disk_is_full: bool) -> String {
-        match verdict(GIVEN, exit, ended_by, disk_is_full, || "FAIL: one".into()) {
+        match verdict(GIVEN, exit, ended_by, disk_is_full, "FAIL: one".into()) {
             Some(AttemptEnd::Failed(failure) | AttemptEnd::TimedOut(failure)) => {
                 assert_eq!(failure.output, "FAIL: one");
                 failure.reason
@@ -188,6 +199,8 @@ mod tests {
         assert_eq!(reason(&late, EndedBy::Itself, false), "`make check` was not done after the 30m of [build].timeout");
         assert!(reason(&two, EndedBy::Itself, true).starts_with("lost: the runner's disk is full"));
         assert_eq!(reason(&exit(Outcome::Exited(0)), EndedBy::Cancel, false), "Canceled");
+        assert_eq!(reason(&exit(Outcome::Exited(0)), EndedBy::Stranger, false), "goes on");
+        assert!(reason(&two, EndedBy::Stranger, false).starts_with("lost: `make check` was asked to end from outside"));
         assert!(reason(&two, EndedBy::Disk(ByteSize(2 << 30)), false).contains("took 2GiB of disk, more than the 1GiB"));
         let failure = Failure { what: "create the container".into(), why: "no".into(), way_out: "doctor".into() };
         assert!(

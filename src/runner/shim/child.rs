@@ -23,7 +23,7 @@ use super::{
 use crate::crash;
 
 /// Looked through where the spec's environment has no `PATH`.
-pub(super) const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// A running command and the ends of its output.
 pub(super) struct Child {

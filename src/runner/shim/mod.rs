@@ -9,7 +9,7 @@
 //! | `shim.lock` | held by the shim as long as it lives: no two run in one folder |
 //! | `shim.pid`, `child.pid` | process id and start time ([`ProcessRef`]) of the shim, before anything else is made, and of the command |
 //! | `spool`, `spool.1` | the output, see `runner::spool` |
-//! | `exit.json` | how it ended: [`ExitRecord`], written once, atomically |
+//! | `exit.json` | how it ended: [`ExitRecord`], written once, atomically; until then `exit.tmp` keeps its room on the disk |
 //! | `shim.log` | the shim's own diagnostics, at most 64 KiB |
 //! | `cgroup.claimed` | the control group is ours: made by this shim, or about to be |
 //! | `bundle/`, `state/` | the container while it exists |
@@ -53,14 +53,15 @@ use tracing_subscriber::{
 };
 
 pub use self::{
+    child::DEFAULT_PATH,
     reap::{ReapError, reap},
     record::{
-        CHILD_PID_FILE, EXIT_FILE, ExitRecord, Failure, Outcome, ProcessRef, RecordError, SHIM_PID_FILE, read_exit, read_process,
-        write_spec,
+        CHILD_PID_FILE, EXIT_FILE, ExitRecord, Failure, Outcome, ProcessRef, RecordError, SHIM_PID_FILE, boot_id, read_exit,
+        read_process, write_spec,
     },
     spec::{Bind, ContainerSpec, Isolation, ProcessSpec, SPEC_FILE, ShimSpec, SpecError, StopPolicy},
 };
-use crate::crash;
+use crate::{crash, runner::words::chain};
 
 /// What the shim writes to its standard output once `shim.pid` is recorded; whoever started it waits for this line.
 pub const READY_LINE: &str = "ready\n";
@@ -125,6 +126,7 @@ fn prepare(dir: &Path) -> Result<(PathBuf, Flock<File>), ShimError> {
     prctl::set_child_subreaper(true).map_err(ShimError::Detach)?;
     unistd::chdir("/").map_err(ShimError::Detach)?;
     supervise::block_signals().map_err(ShimError::Detach)?;
+    record::reserve(&dir)?;
     crash::point("shim::before_pid");
     record::write_process(&dir.join(SHIM_PID_FILE), unistd::getpid())?;
     io::stdout().write_all(READY_LINE.as_bytes()).and_then(|()| io::stdout().flush()).ok();
@@ -143,13 +145,14 @@ fn run(dir: &Path) -> Result<(), RecordError> {
         }),
     };
     crash::point("shim::before_exit_record");
-    record.write(dir)?;
+    let written = record.write(dir);
     crash::point("shim::after_exit_record");
+    // Whether or not anybody will learn how it ended.
     if let Err(error) = reap::clean(dir) {
         tracing::error!(error = %chain(&error), "could not remove everything; `reap` will try again");
     }
     crash::point("shim::after_cleanup");
-    Ok(())
+    written
 }
 
 fn detach_stdio() -> nix::Result<()> {
@@ -166,21 +169,6 @@ fn reset_signals() -> nix::Result<()> {
     // SAFETY: restores the default disposition, installs no handler.
     unsafe { signal::signal(signal::Signal::SIGPIPE, signal::SigHandler::SigDfl) }?;
     signal::SigSet::empty().thread_set_mask()
-}
-
-/// The error and its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        let said = next.to_string();
-        if !text.contains(&said) {
-            text.push_str(": ");
-            text.push_str(&said);
-        }
-        cause = next.source();
-    }
-    text
 }
 
 /// Warnings of ours and of libcontainer go to the log, and the log has an end.

@@ -11,10 +11,15 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::spec::{SPEC_FILE, ShimSpec};
-use crate::model::units::{Millis, Timestamp};
+use crate::{
+    model::units::{Millis, Timestamp},
+    runner::files::{Survives, beside, replace},
+};
 
 /// The exit record's name in a shim's folder.
 pub const EXIT_FILE: &str = "exit.json";
+/// What is reserved for it, in bytes. A larger one is written where there is room.
+const EXIT_BYTES: usize = 4096;
 /// The name of the file that says who the shim is.
 pub const SHIM_PID_FILE: &str = "shim.pid";
 /// The name of the file that says who the command is.
@@ -70,7 +75,8 @@ impl ProcessRef {
     }
 }
 
-fn boot_id() -> String {
+/// What tells this boot of the machine from any other.
+pub fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
@@ -90,8 +96,10 @@ pub struct ExitRecord {
     pub outcome: Outcome,
     /// When the command was started, by the machine's clock.
     pub started_at: Timestamp,
-    /// When it had ended.
+    /// When it had ended, by the same clock.
     pub ended_at: Timestamp,
+    /// How long it ran, by a clock that nobody sets.
+    pub took: Millis,
     /// The kernel killed something in it because the memory limit was reached.
     pub oom_killed: bool,
     /// It was killed because its time limit was reached.
@@ -140,6 +148,7 @@ impl ExitRecord {
             outcome: Outcome::Failed(failure),
             started_at: now,
             ended_at: now,
+            took: Millis(0),
             oom_killed: false,
             timed_out: false,
             stopped: false,
@@ -156,8 +165,16 @@ impl ExitRecord {
     }
 
     pub(super) fn write(&self, dir: &Path) -> Result<(), RecordError> {
-        write_json(&dir.join(EXIT_FILE), self, Sync::Yes)
+        write_json(&dir.join(EXIT_FILE), self, Survives::PowerCuts)
     }
+}
+
+/// Takes the room on the disk that an exit record needs, so that a command which fills the disk is still told from one that vanished.
+pub(super) fn reserve(dir: &Path) -> Result<(), RecordError> {
+    let path = beside(&dir.join(EXIT_FILE));
+    let failed = |source| RecordError::Io { what: "writing", path: path.clone(), source };
+    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+    file.and_then(|mut file| file.write_all(&[b' '; EXIT_BYTES])).map_err(failed)
 }
 
 /// The machine's clock. This is not a pure module: the shim is where time enters.
@@ -182,14 +199,14 @@ pub fn read_process(dir: &Path, file: &str) -> Result<Option<ProcessRef>, Record
 
 /// Writes what a shim in `dir` is to run, readable by its owner only.
 pub fn write_spec(dir: &Path, spec: &ShimSpec) -> Result<(), RecordError> {
-    write_json(&dir.join(SPEC_FILE), spec, Sync::Yes)
+    write_json(&dir.join(SPEC_FILE), spec, Survives::PowerCuts)
 }
 
 pub(super) fn write_process(path: &Path, pid: Pid) -> Result<(), RecordError> {
     // Of an own child that has ended already a zombie is left: its start time still names it.
     let start_ticks = stat(pid.as_raw()).map_or(0, |(_, ticks)| ticks);
     // Of no meaning after a power cut: not worth two fsyncs on the way to a build's first command.
-    write_json(path, &ProcessRef { pid: pid.as_raw(), start_ticks, boot_id: boot_id() }, Sync::No)
+    write_json(path, &ProcessRef { pid: pid.as_raw(), start_ticks, boot_id: boot_id() }, Survives::Crashes)
 }
 
 fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, RecordError> {
@@ -202,29 +219,9 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, RecordError>
     }
 }
 
-#[derive(PartialEq)]
-enum Sync {
-    /// Whole or not at all, also through a power cut: temporary file, fsync, rename, fsync of the folder.
-    Yes,
-    /// Whole or not at all for every process of this boot: temporary file, rename.
-    No,
-}
-
-fn write_json<T: Serialize>(path: &Path, value: &T, sync: Sync) -> Result<(), RecordError> {
-    let failed = |source| RecordError::Io { what: "writing", path: path.to_owned(), source };
-    let temporary = path.with_extension("tmp");
-    let bytes = serde_json::to_vec_pretty(value).map_err(|error| failed(error.into()))?;
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary).map_err(failed)?;
-    file.write_all(&bytes).map_err(failed)?;
-    if sync == Sync::Yes {
-        file.sync_all().map_err(failed)?;
-    }
-    fs::rename(&temporary, path).map_err(failed)?;
-    if sync == Sync::Yes {
-        let parent = path.parent().unwrap_or(Path::new("/"));
-        fs::File::open(parent).and_then(|dir| dir.sync_all()).map_err(failed)?;
-    }
-    Ok(())
+fn write_json<T: Serialize>(path: &Path, value: &T, survives: Survives) -> Result<(), RecordError> {
+    let written = serde_json::to_vec_pretty(value).map_err(io::Error::from).and_then(|bytes| replace(path, &bytes, survives));
+    written.map_err(|source| RecordError::Io { what: "writing", path: path.to_owned(), source })
 }
 
 #[cfg(test)]

@@ -84,7 +84,7 @@ fn try_run(dir: &Path, spec: &ShimSpec) -> Result<ExitRecord, Failure> {
     crash::point("shim::before_kill");
     supervisor.kill_all();
     supervisor.drain();
-    Ok(supervisor.record(ended, started_at))
+    Ok(supervisor.record(ended, started_at, started.elapsed()))
 }
 
 fn create_cgroup(dir: &Path, spec: &ShimSpec) -> Result<Cgroup, CgroupError> {
@@ -307,13 +307,14 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    fn record(&mut self, outcome: Outcome, started_at: Timestamp) -> ExitRecord {
+    fn record(&mut self, outcome: Outcome, started_at: Timestamp, took: Duration) -> ExitRecord {
         self.collect_ended();
         let usage = self.cgroup.as_ref().map_or_else(usage_of_children, Cgroup::usage);
         ExitRecord {
             outcome,
             started_at,
             ended_at: now(),
+            took: Millis(took.as_millis() as u64),
             oom_killed: usage.oom_kills > 0,
             timed_out: self.timed_out,
             stopped: self.stopped,
