@@ -20,7 +20,7 @@ use crate::{
         pipeline::{ConsideredRef, Pipeline, Source},
         pipeline_file::FILE_BYTES_MAX,
         repository::{CommitId, Ref},
-        retention::{expired_artifacts, lately_deleted},
+        retention::expired_artifacts,
         tables::{Key, ReadTables, SCAN_RECORDS_MAX, Scan, key},
     },
 };
@@ -96,14 +96,13 @@ impl PipelineDrive {
         let view = leading.node.view();
         let now = view.get::<Cluster>(&Key::all())?.unwrap_or_default().clock;
         let digests = expired_artifacts(&view, pipeline, now, EXPIRED_AT_ONCE)?;
-        let left_over = lately_deleted(&view, pipeline, now, EXPIRED_AT_ONCE)?;
         drop(view);
         if !digests.is_empty() {
             leading.propose(Self::NAME, ArtifactAction::Delete { digests: digests.clone() }).await?;
         }
-        for digest in digests.into_iter().chain(left_over) {
+        for digest in digests {
             if let Err(error) = leading.content.delete(digest).await {
-                tracing::warn!(%digest, %error, "an artifact's bytes stay until the next cleaning");
+                tracing::warn!(%digest, %error, "an artifact's bytes stay until the store is swept");
             }
         }
         Ok(())

@@ -24,6 +24,9 @@ use crate::model::{
 /// So many probes in a row must fail until an instance that answered counts as unhealthy.
 pub const UNHEALTHY_AFTER_FAILURES: u32 = 3;
 
+/// So often in a row it must have been tried in vain to clear an instance away until others no longer count on its end.
+const STUCK_AFTER_TROUBLES: u32 = 3;
+
 /// What a target should run of one pipeline.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Wanted {
@@ -127,6 +130,8 @@ pub(super) enum Step {
     Start { service: ServiceName, ports: BTreeMap<PortName, u16> },
     /// The service cannot be started, because it has no port.
     NoPort { service: ServiceName, port: PortName },
+    /// The service cannot be started, because an instance that left it does not end and has its ports.
+    Held { service: ServiceName, by: u64 },
     /// Start an instance again, whose process is gone.
     Restart(u64),
     /// Keep the evidence; new instances that started beside leave.
@@ -288,7 +293,11 @@ fn converge(view: &View<'_>, release: &DesiredRelease, alarm: &mut Alarm) -> Opt
         match free_ports(view, service, settings) {
             Ok(Some(ports)) => return Some(Step::Start { service: service.clone(), ports }),
             // Those that leave have the ports: one of them is free when they are gone.
-            Ok(None) => {}
+            Ok(None) => {
+                if let Some(held) = held(view, service) {
+                    return Some(held);
+                }
+            }
             Err(port) => return Some(Step::NoPort { service: service.clone(), port }),
         }
     }
@@ -296,6 +305,9 @@ fn converge(view: &View<'_>, release: &DesiredRelease, alarm: &mut Alarm) -> Opt
     for (service, settings) in missing().filter(|(_, settings)| !starts_beside(settings) && beside_is_ready) {
         if let Some(old) = staying(view).find(|instance| instance.service == *service) {
             return Some(Step::Leave(old.id));
+        }
+        if let Some(held) = held(view, service) {
+            return Some(held);
         }
         if view.journal.instances.iter().any(|instance| instance.service == *service) {
             continue;
@@ -307,6 +319,15 @@ fn converge(view: &View<'_>, release: &DesiredRelease, alarm: &mut Alarm) -> Opt
         }
     }
     None
+}
+
+/// That the service waits for instances none of which could be cleared away. Otherwise it need not wait for long.
+fn held(view: &View<'_>, service: &ServiceName) -> Option<Step> {
+    let is_leaving = |instance: &&Instance| instance.service == *service && instance.role == Role::Leaving;
+    let mut leaving = view.journal.instances.iter().filter(is_leaving);
+    let by = leaving.clone().next()?.id;
+    let is_held = leaving.all(|instance| seen(view, instance).troubles >= STUCK_AFTER_TROUBLES);
+    is_held.then(|| Step::Held { service: service.clone(), by })
 }
 
 fn starts_beside(settings: &DesiredService) -> bool {

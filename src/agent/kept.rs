@@ -14,6 +14,7 @@ use std::{
 };
 
 use nix::{
+    dir::Dir,
     errno::Errno,
     fcntl::{AtFlags, OFlag, open, openat, readlinkat, renameat},
     sys::stat::{Mode, SFlag, fchmod, fstat, fstatat, mkdirat},
@@ -161,9 +162,12 @@ fn make_for(at: &OwnedFd, name: &OsStr, user: &User) -> Result<bool, KeptError> 
     }
 }
 
+/// Gives away a folder that was just made. Whoever may write around it could have put another in its place meanwhile: what is not the
+/// agent's own and empty is refused.
 fn give(made: impl AsFd + Copy, user: &User) -> nix::Result<()> {
-    // Whoever may write in the folder around it could have put another in its place.
-    if fstat(made)?.st_uid != geteuid().as_raw() {
+    let mut folder = Dir::openat(made, ".", OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+    let is_empty = folder.iter().all(|entry| entry.is_ok_and(|entry| matches!(entry.file_name().to_bytes(), b"." | b"..")));
+    if !is_empty || fstat(made)?.st_uid != geteuid().as_raw() {
         return Err(Errno::EPERM);
     }
     fchown(made, Some(user.uid), Some(user.gid))?;
@@ -268,6 +272,11 @@ mod tests {
             fs::remove_file(&link).unwrap();
         }
         assert_eq!((owner(&victim), fs::read_dir(&victim).unwrap().count()), (0, 0));
+        // Nor is one given away that it put in place of the one that was just made.
+        fs::write(victim.join("shadow"), "").unwrap();
+        let user = User::from_name("nobody").unwrap().unwrap();
+        assert_eq!(give(fs::File::open(&victim).unwrap().as_fd(), &user), Err(Errno::EPERM));
+        assert_eq!(owner(&victim), 0);
         // Nor does a folder of its own that it handed to another come back by itself.
         chown(&own, Some(1), None).unwrap();
         assert!(make_folder(own.to_str().unwrap(), Some("nobody")).is_err());

@@ -134,6 +134,7 @@ impl Pipeline {
             Step::Fetch => self.fetch(),
             Step::Start { service, ports } => return self.start(&service, ports).await,
             Step::NoPort { service, port } => self.no_port(&service, &port).await,
+            Step::Held { service, by } => self.held(&service, by).await,
             Step::Restart(id) => return self.restart(id).await,
             Step::Fail { id, fault } => self.fail(id, fault).await,
             Step::Switch => return self.switch().await,
@@ -278,6 +279,16 @@ impl Pipeline {
         let mut failure = evidence::failure_without_instance(
             format!("service {service} has no number for its port `{port}` on this target"),
             "widen the target's range of ports (`ports` in the agent's configuration)".to_owned(),
+        );
+        failure.service = Some(service.clone());
+        self.failed(None, failure, |_| ()).await;
+    }
+
+    async fn held(&mut self, service: &ServiceName, by: u64) {
+        let Some(holder) = self.journal.instance(by).map(Instance::name) else { return };
+        let mut failure = evidence::failure_without_instance(
+            format!("service {service} cannot be started: {holder}, which ran before, does not end and has its ports"),
+            "see what its processes hang on, such as a disk; else restart this target".to_owned(),
         );
         failure.service = Some(service.clone());
         self.failed(None, failure, |_| ()).await;

@@ -13,7 +13,7 @@ use super::{
     repository::Bundle,
     rollout::{Deployment, OpenRollout, Rollout},
     tables::{ReadTables, SCAN_RECORDS_MAX, Scan, TablesError, key},
-    units::{Millis, Timestamp},
+    units::Timestamp,
 };
 
 pub use super::rollout::FORMER_RELEASES_KEPT;
@@ -69,23 +69,6 @@ pub fn expired_artifacts<T: ReadTables>(
         }
     }
     Ok(expired.into_iter().collect())
-}
-
-/// How long after a deletion its bytes are looked for: longer than a lease keeps them.
-const LOOKED_FOR: Millis = Millis(86_400_000);
-
-/// The artifacts of `pipeline` that were deleted so lately that their bytes may still be there, at most `limit`: whoever deletes bytes
-/// may be kept from it by a lease, or end in between.
-pub fn lately_deleted<T: ReadTables>(
-    tables: &T,
-    pipeline: &Pipeline,
-    now: Timestamp,
-    limit: usize,
-) -> Result<Vec<Digest>, TablesError> {
-    let artifacts: Vec<Artifact> = tables.scan(&Scan::all(), SCAN_RECORDS_MAX)?;
-    let is_late = |artifact: &Artifact| artifact.deleted_at.is_some_and(|at| now.since(at) <= LOOKED_FOR);
-    let ours = artifacts.into_iter().filter(|artifact| artifact.pipeline == pipeline.name && is_late(artifact));
-    Ok(ours.map(|artifact| artifact.digest).take(limit).collect())
 }
 
 /// Those of `stored` that no record names: bytes of artifacts that were deleted or refused, bundles of pushes that lost, and the like.

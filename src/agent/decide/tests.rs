@@ -135,7 +135,8 @@ impl World {
 
     fn take(&mut self, step: Step) {
         if let Some(id) = step.of_one().filter(|id| self.undead.contains(id)) {
-            self.seen.get_mut(&id).unwrap().retry_at = self.now + 60_000;
+            let seen = self.seen.get_mut(&id).unwrap();
+            (seen.retry_at, seen.troubles) = (self.now + 60_000, seen.troubles + 1);
             return self.steps.push(step);
         }
         let was_serving = self.serving_api();
@@ -156,6 +157,11 @@ impl World {
             Step::Restart(id) => {
                 self.journal.rerun(id);
                 self.up(id);
+            }
+            Step::Held { .. } => {
+                let release = self.wanted.release().unwrap().release.clone();
+                self.journal.failed(release, None, true, failure());
+                self.hold_until = self.now + 30_000;
             }
             Step::Fail { id, .. } => {
                 let instance = self.journal.instance(id).unwrap().clone();
@@ -349,6 +355,11 @@ fn one_that_does_not_die_keeps_nobody_waiting() {
     world.want(Wanted::Release(Box::new(release(4, false))));
     world.settle();
     assert!(world.steps.contains(&Step::Fetch), "{:?}", world.steps);
+    // Where it needs the port of the one that does not die, that is told.
+    world.seen.get_mut(&1).unwrap().troubles = STUCK_AFTER_TROUBLES;
+    world.obey();
+    world.settle();
+    assert_eq!(progress(&world.view()).0, Progress::Failed);
     // In the end it is tried again.
     world.mend();
     world.rest();
