@@ -98,8 +98,7 @@ impl PlanView {
     ) -> Result<Self, TablesError> {
         let (plan, settings) = (&planned.plan, &planned.settings);
         let deploy = release.file.deploy_to(environment);
-        let timing = Timing::of(&release.file, &deploy);
-        let timing = Timing { bake: settings.bake, in_place: settings.in_place, ..timing };
+        let timing = Timing::of(&release.file, &deploy).within(settings);
         let mut waves = Vec::new();
         let mut reachable = 0;
         for (place, wave) in plan.waves.iter().enumerate() {

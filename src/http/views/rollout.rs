@@ -243,7 +243,7 @@ impl RolloutView {
         let release: Option<Release> = tables.get(&release_key(&rollout.release))?;
         view.timing = release.map(|release| {
             let timing = Timing::of(&release.file, &release.file.deploy_to(&rollout.environment));
-            let timing = Timing { bake: rollout.settings.bake, in_place: rollout.settings.in_place, ..timing };
+            let timing = timing.within(&rollout.settings);
             TimingView {
                 least_ms: least_duration(&rollout.plan, &timing).0,
                 least_rollback_ms: least_rollback_duration(&rollout.plan, &timing).0,

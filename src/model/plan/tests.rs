@@ -116,7 +116,9 @@ fn the_least_times_are_sums_of_what_must_pass() {
     assert_eq!(least_duration(&planned, &timing), Millis::from_secs(11 * 20 + 3 * 300));
     assert_eq!(least_rollback_duration(&planned, &timing), Millis::from_secs(2 * 20));
     assert_eq!(wave_deadline(&planned, 3, &timing), Millis::from_secs(5 * 200));
-    let beside = Timing { in_place: false, ..timing };
+    let beside = Timing { in_place: false, batched: false, ..timing };
+    assert_eq!(least_duration(&planned, &beside), Millis::from_secs(4 * 10 + 3 * 300), "each wave at once");
+    assert_eq!(wave_deadline(&planned, 3, &beside), Millis::from_secs(200));
     assert_eq!(least_rollback_duration(&planned, &beside), Millis::from_secs(10));
     let by_zone = plan(&PlanInput { spread_zone: true, ..canary(fleet(100, 2)) }).unwrap();
     assert!(least_duration(&by_zone, &timing) > Millis::from_secs(11 * 20 + 3 * 300), "no batch has two zones");

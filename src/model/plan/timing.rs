@@ -4,7 +4,8 @@ use roaring::RoaringBitmap;
 
 use super::Plan;
 use crate::model::{
-    pipeline_file::{Deploy, PipelineFile, Start},
+    pipeline_file::{Deploy, PipelineFile, Start, Strategy},
+    rollout::Settings,
     units::{Amount, Millis},
 };
 
@@ -22,6 +23,8 @@ pub struct Timing {
     pub drain: Millis,
     /// Whether an old instance stops before its successor starts, so that each change costs availability.
     pub in_place: bool,
+    /// Whether a wave is changed in batches of what may be unavailable, and not all at once.
+    pub batched: bool,
     /// How long a batch may take to be healthy.
     pub batch_deadline: Millis,
     /// How many targets may be unavailable at once while going back.
@@ -36,14 +39,30 @@ impl Timing {
         let slowest_ms = most(|service| {
             service.stop.drain.0 + service.stop.timeout.0 + service.health.start_timeout.0 + service.health.min_healthy.0
         });
+        let in_place = file.service.values().any(|service| service.start == Start::InPlace);
         Self {
             bake: deploy.bake,
             min_healthy: Millis(most(|service| service.health.min_healthy.0)),
             drain: Millis(most(|service| service.stop.drain.0)),
-            in_place: file.service.values().any(|service| service.start == Start::InPlace),
+            in_place,
+            batched: in_place || deploy.strategy == Strategy::Rolling,
             batch_deadline: deploy.deadline.unwrap_or(Millis(FETCH.0 + slowest_ms)),
             rollback_max_unavailable: deploy.rollback.max_unavailable,
         }
+    }
+
+    /// The timing of a rollout of that pipeline, which is within its environment's floors and knows what runs there.
+    pub fn within(self, settings: &Settings) -> Self {
+        let Settings { bake, in_place, batched, batch_deadline, .. } = *settings;
+        Self { bake, in_place, batched, batch_deadline, ..self }
+    }
+
+    /// In how many batches a wave is changed.
+    fn batches_of(&self, plan: &Plan, targets: &RoaringBitmap) -> u64 {
+        if self.batched {
+            return batches(targets, plan.max_unavailable, &plan.zones, plan.spread_zone);
+        }
+        u64::from(!targets.is_empty())
     }
 
     /// The least time for one target: an old instance drains on the way only when its successor waits for it.
@@ -65,8 +84,7 @@ pub fn batches(targets: &RoaringBitmap, max_unavailable: u32, zones: &[RoaringBi
 /// The least time from the first change to the end of the rollout: every batch drains and proves itself in no more than the
 /// time it must take, and each wave but the last bakes. Fetching, and the services' own start, come on top.
 pub fn least_duration(plan: &Plan, timing: &Timing) -> Millis {
-    let batches: u64 =
-        plan.waves.iter().map(|wave| batches(&wave.targets, plan.max_unavailable, &plan.zones, plan.spread_zone)).sum();
+    let batches: u64 = plan.waves.iter().map(|wave| timing.batches_of(plan, &wave.targets)).sum();
     let bakes = plan.waves.len().saturating_sub(1) as u64;
     Millis(batches.saturating_mul(timing.change_ms()).saturating_add(bakes.saturating_mul(timing.bake.0)))
 }
@@ -77,13 +95,11 @@ pub fn least_rollback_duration(plan: &Plan, timing: &Timing) -> Millis {
         return timing.min_healthy;
     }
     let size = timing.rollback_max_unavailable.rounded_down(plan.total).max(1);
-    let all: RoaringBitmap = plan.waves.iter().fold(RoaringBitmap::new(), |all, wave| all | &wave.targets);
-    Millis(batches(&all, size, &plan.zones, plan.spread_zone).saturating_mul(timing.change_ms()))
+    Millis(batches(&plan.targets(), size, &plan.zones, plan.spread_zone).saturating_mul(timing.change_ms()))
 }
 
 /// How long a wave may take to converge: `batch_deadline` for each of its batches.
 pub fn wave_deadline(plan: &Plan, wave: usize, timing: &Timing) -> Millis {
-    let targets = plan.waves.get(wave).map(|wave| &wave.targets);
-    let batches = targets.map_or(0, |targets| batches(targets, plan.max_unavailable, &plan.zones, plan.spread_zone));
+    let batches = plan.waves.get(wave).map_or(0, |wave| timing.batches_of(plan, &wave.targets));
     Millis(batches.max(1).saturating_mul(timing.batch_deadline.0))
 }
