@@ -4,17 +4,15 @@ mod roles;
 
 use std::{ffi::OsStr, path::Path, process::ExitCode};
 
-use groundswell::{
-    artifacts::archive::{PackOptions, pack},
-    cli::{self, Check, Cli, Command, Hooks},
-    runner::{isolation, shim},
-};
+use swell_artifacts::archive::{PackOptions, pack};
+use swell_cli::{Check, Cli, Command, Hooks};
+use swell_sandbox::{isolation, shim};
 
 fn main() -> ExitCode {
     if let Some(code) = shim_command() {
         return code;
     }
-    let Cli { globals, command } = match cli::parse(std::env::args_os()) {
+    let Cli { globals, command } = match swell_cli::parse(std::env::args_os()) {
         Ok(cli) => cli,
         Err(exit) => return exit.into(),
     };
@@ -50,7 +48,7 @@ fn shim_command() -> Option<ExitCode> {
     Some(shim::main(dir.as_ref()))
 }
 
-fn client(globals: &cli::Globals, command: Command) -> ExitCode {
+fn client(globals: &swell_cli::Globals, command: Command) -> ExitCode {
     let hooks = Hooks { pack: pack_folder, isolation: isolation_checks };
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -59,7 +57,7 @@ fn client(globals: &cli::Globals, command: Command) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let exit = runtime.block_on(cli::run(globals, command, hooks));
+    let exit = runtime.block_on(swell_cli::run(globals, command, hooks));
     runtime.shutdown_background();
     exit.into()
 }

@@ -575,7 +575,7 @@ fn planted_violations_are_caught() {
         ("src/http/mod.rs", "mod inner { use super::super::actors::Tree; }", "arrow@2"),
         ("src/http/x.rs", "#[cfg(test)]\nmod tests {\n    use crate::actors::Tree;\n}", "arrow@4"),
         ("src/http/x.rs", "use crate::*;", "arrow@2"),
-        ("src/http/x.rs", "use groundswell::gateway;", "arrow@2"),
+        ("src/http/x.rs", "use swell_gateway;", "arrow@2"),
         ("src/model/x.rs", "use crate::crash;", "arrow@2"),
         ("src/storage/x.rs", "use crate::raft::Node;", "arrow@2"),
         ("src/cellar/mod.rs", "", "arrow@1"),
@@ -629,7 +629,7 @@ fn what_is_allowed_passes() {
     let cases: &[(&str, &str)] = &[
         ("src/http/x.rs", "use crate::{model::ids, raft::Node, http::problem, crash};\nuse axum::Router;"),
         ("src/http/deep/x.rs", "use super::super::problem;\nuse super::super::actors;"),
-        ("src/main.rs", "use groundswell::{actors, http, agent};\nfn main() { groundswell::cli::run(); }"),
+        ("src/main.rs", "use groundswell::{actors, http, agent};\nfn main() { swell_cli::run(); }"),
         ("src/raft/x.rs", "use openraft::Raft;\nfn f() { axumatic::go(); let axum = 1; drop(axum); }"),
         ("src/model/x.rs", "use std::{collections::BTreeMap, net::{IpAddr, SocketAddr}, time::Duration};"),
         ("src/agent/x.rs", "use std::{fs, time::Instant};\nfn f() { g().unwrap_or_default(); tokio::spawn(h()); }"),

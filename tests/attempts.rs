@@ -13,32 +13,30 @@ use std::{
 };
 
 use futures::{FutureExt, StreamExt, TryStreamExt, future::BoxFuture};
-use groundswell::{
-    artifacts::{
-        git::Mirrors,
-        log::read_log,
-        manifest::{MANIFEST_BYTES_MAX, Manifest},
-        store::{ContentStore, Embedded, EmbeddedOptions, read_small},
-    },
-    model::{
-        apply::apply,
-        build::{AttemptEnd, Build, BuildFailure, BuildState, Cause, Phase, Resources},
-        command::{self, Action, BuildAction, FleetAction, PipelineAction},
-        event::{EventSeq, Subject},
-        ids::BuildId,
-        pipeline::{Retention, Source},
-        ports::{LogChunk, LogSource, Proposal, ProposeError, Proposer},
-        principal::Principal,
-        rejection::RuleError,
-        release::Artifact,
-        tables::{MemoryTables, ReadTables, key},
-        units::{ByteSize, Timestamp},
-    },
-    runner::{
-        attempts::{AttemptJob, Attempts, AttemptsOptions, GitSource},
-        isolation::{self, Level},
-        runtime::ShimRuntime,
-    },
+use swell_artifacts::{
+    log::read_log,
+    manifest::{MANIFEST_BYTES_MAX, Manifest},
+    store::{ContentStore, Embedded, EmbeddedOptions, read_small},
+};
+use swell_git::Mirrors;
+use swell_model::{
+    apply::apply,
+    build::{AttemptEnd, Build, BuildFailure, BuildState, Cause, Phase, Resources},
+    command::{self, Action, BuildAction, FleetAction, PipelineAction},
+    event::{EventSeq, Subject},
+    ids::BuildId,
+    interfaces::{LogChunk, LogSource, Proposal, ProposeError, Proposer},
+    pipeline::{Retention, Source},
+    principal::Principal,
+    rejection::RuleError,
+    release::Artifact,
+    tables::{MemoryTables, ReadTables, key},
+    units::{ByteSize, Timestamp},
+};
+use swell_runner::attempts::{AttemptJob, Attempts, AttemptsOptions, GitSource};
+use swell_sandbox::{
+    isolation::{self, Level},
+    runtime::ShimRuntime,
 };
 use tokio::sync::watch;
 
@@ -252,7 +250,7 @@ impl Place {
         assert!(!mounts.contains(root), "mounts left: {mounts}");
         assert_eq!(processes_of(root), [] as [String; 0], "processes left");
         let attempts = self.root.join("runner/attempts").canonicalize().unwrap();
-        let tag = groundswell::model::digest::Digest::of(attempts.as_os_str().as_encoded_bytes()).hex()[..8].to_owned();
+        let tag = swell_model::digest::Digest::of(attempts.as_os_str().as_encoded_bytes()).hex()[..8].to_owned();
         for controller in fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
             let groups = fs::read_dir(controller.path().join("groundswell/builds")).into_iter().flatten().flatten();
             let ours: Vec<_> =
@@ -667,7 +665,7 @@ async fn a_phase_that_was_stopped_as_its_server_died_is_told_as_what_it_is() {
         child.kill().unwrap();
         child.wait().unwrap();
         let shim = place.root.join(format!("runner/attempts/{build}-1/log/002-build"));
-        let process = groundswell::runner::shim::read_process(&shim, "shim.pid").unwrap().unwrap();
+        let process = swell_sandbox::shim::read_process(&shim, "shim.pid").unwrap().unwrap();
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(process.pid), nix::sys::signal::Signal::SIGUSR1).unwrap();
         eventually("it ended", || shim.join("exit.json").exists()).await;
         if why != "disk" {
@@ -696,7 +694,7 @@ async fn a_clock_that_steps_while_a_phase_runs_costs_the_build_no_time() {
     let status = child_command(&place, build, Some("attempt::phase_ended")).status().unwrap();
     assert_eq!(status.signal(), Some(9));
     let shim = place.root.join(format!("runner/attempts/{build}-1/log/002-build"));
-    let mut exit = groundswell::runner::shim::read_exit(&shim).unwrap().unwrap();
+    let mut exit = swell_sandbox::shim::read_exit(&shim).unwrap().unwrap();
     exit.ended_at.0 += 86_400_000;
     fs::write(shim.join("exit.json"), serde_json::to_vec(&exit).unwrap()).unwrap();
     let after = Place::open(&place.root, Level::Full).await;

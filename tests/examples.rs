@@ -4,7 +4,7 @@
 
 use std::{fs, path::Path, process::Command};
 
-use groundswell::model::pipeline_file::PipelineFile;
+use swell_model::pipeline_file::PipelineFile;
 
 const EXAMPLES: [&str; 2] = ["hello", "pair"];
 

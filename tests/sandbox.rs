@@ -11,22 +11,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use groundswell::{
-    model::units::Millis,
-    runner::{
-        cgroup::{Cgroup, Limits},
-        isolation::{self, Level},
-        runtime::{self, ShimHandle, ShimRuntime, ShimStatus},
-        shim::{
-            Bind, CHILD_PID_FILE, ContainerSpec, ExitRecord, Isolation, Outcome, ProcessSpec, SHIM_PID_FILE, ShimSpec,
-            StopPolicy, read_process, reap,
-        },
-        spool::{OutputPolicy, SpoolReader, Stream},
-    },
-};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
+};
+use swell_model::units::Millis;
+use swell_sandbox::{
+    cgroup::{Cgroup, Limits},
+    isolation::{self, Level},
+    runtime::{self, ShimHandle, ShimRuntime, ShimStatus},
+    shim::{
+        Bind, CHILD_PID_FILE, ContainerSpec, ExitRecord, Isolation, Outcome, ProcessSpec, SHIM_PID_FILE, ShimSpec, StopPolicy,
+        read_process, reap,
+    },
+    spool::{OutputPolicy, SpoolReader, Stream},
 };
 
 const SWELL: &str = env!("CARGO_BIN_EXE_swell");
@@ -445,7 +443,7 @@ async fn a_shim_killed_at_any_step_leaves_nothing_after_reap() {
             };
             let dir = place.dir();
             fs::create_dir(&dir).unwrap();
-            groundswell::runner::shim::write_spec(&dir, &spec).unwrap();
+            swell_sandbox::shim::write_spec(&dir, &spec).unwrap();
             let mut child = Command::new(SWELL)
                 .args(["shim".as_ref(), dir.as_os_str()])
                 .env("SWELL_CRASH_AT", format!("shim::{point}"))
@@ -475,7 +473,7 @@ async fn a_shim_outlives_its_parent_and_is_adopted() {
     let dir = place.dir();
     fs::create_dir(&dir).unwrap();
     let spec = place.process(None, "echo up; while [ ! -e /proc/self/nothing ]; do sleep 0.05; done");
-    groundswell::runner::shim::write_spec(&dir, &spec).unwrap();
+    swell_sandbox::shim::write_spec(&dir, &spec).unwrap();
     // The parent is killed with its whole process group, as a terminal or a supervisor would.
     let script = format!("'{SWELL}' shim '{}' & wait", dir.display());
     let mut parent = Command::new("setsid").args(["sh", "-c", &script]).stdout(Stdio::null()).spawn().unwrap();

@@ -1,7 +1,7 @@
 //! `swell agent`: makes this machine a target.
 
 use anyhow::Result;
-use groundswell::agent::{Agent, AgentOptions};
+use swell_agent::{Agent, AgentOptions};
 use tokio_util::sync::CancellationToken;
 
 /// Runs an agent until `stop`. What it started goes on without it.

@@ -9,7 +9,8 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use groundswell::{model::principal::Role, runner::runtime};
+use swell_model::principal::Role;
+use swell_sandbox::runtime;
 use tokio::process::{Child, Command};
 use tokio_util::sync::CancellationToken;
 

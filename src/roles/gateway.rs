@@ -1,7 +1,7 @@
 //! `swell gateway`: the proxy, wired to its servers.
 
 use anyhow::Result;
-use groundswell::gateway::{Gateway, GatewayConfig};
+use swell_gateway::{Gateway, GatewayConfig};
 use tokio_util::sync::CancellationToken;
 
 use super::open_files_max;

@@ -9,8 +9,10 @@ pub mod wanted;
 use std::{io::IsTerminal as _, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result};
-use groundswell::{agent::AgentError, cli::Exit, gateway::GatewayError};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use swell_agent::AgentError;
+use swell_cli::Exit;
+use swell_gateway::GatewayError;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;

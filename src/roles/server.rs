@@ -3,27 +3,20 @@
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use groundswell::{
-    actors::{self, LocalRunner},
-    artifacts::{
-        git::{HostedRepositories, Mirrors},
-        store::{ContentStore, Embedded, EmbeddedOptions},
-    },
-    http::{self, Api, Pushes},
-    model::{
-        build::Resources,
-        ids::RunnerName,
-        ports::{LogSource, Proposer, SessionSink},
-        units::{ByteSize, Millis},
-    },
-    raft,
-    runner::{
-        attempts::{Attempts, AttemptsOptions},
-        isolation,
-        runtime::ShimRuntime,
-    },
-    security::{at_work, tokens::Tokens},
+use swell_actors::LocalRunner;
+use swell_artifacts::store::{ContentStore, Embedded, EmbeddedOptions};
+use swell_git::Mirrors;
+use swell_http::Api;
+use swell_model::{
+    build::Resources,
+    ids::RunnerName,
+    interfaces::{LogSource, Proposer, SessionSink},
+    units::{ByteSize, Millis},
 };
+use swell_repositories::{Commits, HostedRepositories, Pushes};
+use swell_runner::attempts::{Attempts, AttemptsOptions};
+use swell_sandbox::{isolation, runtime::ShimRuntime};
+use swell_security::{at_work, tokens::Tokens};
 use tokio_util::sync::CancellationToken;
 
 use super::{bind, misconfigured, open_files_max, private_folder};
@@ -68,7 +61,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<()> {
         .with_context(|| format!("cannot say in {} where this server listens", options.data.display()))?;
     let folder = |name: &str| options.data.join(name);
     let tokens = Arc::new(Tokens::load_or_create(folder("tokens"))?);
-    let node = raft::Node::start(raft::Options::new(&options.data, options.id)).await?;
+    let node = swell_raft::Node::start(swell_raft::Options::new(&options.data, options.id)).await?;
     let content: Arc<dyn ContentStore> = {
         let store = Embedded::open(folder("content"), EmbeddedOptions::default()).await?;
         tokio::spawn(keep_clean(store.clone(), node.clone(), stop.clone()));
@@ -86,7 +79,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<()> {
         Some(runner) => Arc::new(runner.attempts.clone()),
         None => Arc::new(NoLogs),
     };
-    let mut tree = actors::start(actors::Options {
+    let mut tree = swell_actors::start(swell_actors::Options {
         node: node.clone(),
         server: options.id,
         content: Arc::clone(&content),
@@ -103,13 +96,13 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<()> {
         sessions,
         logs,
         git: Some(repositories),
-        mirrors: Some(mirrors),
+        commits: Commits::new(node.clone(), Some(mirrors)),
         tokens,
-        options: http::Options::default(),
+        options: swell_http::Options::default(),
     };
     tracing::info!(address = %listener.local_addr()?, data = %options.data.display(), "the server is ready");
     let ended = tokio::select! {
-        () = http::serve(listener, api, stop.cancelled_owned()) => Ok(()),
+        () = swell_http::serve(listener, api, stop.cancelled_owned()) => Ok(()),
         () = tree.failed() => bail!("the root of the actors failed, and nothing would be driven any more: start the server again"),
         why = node.stopped() => Err(anyhow!("this server has stopped: {why}")),
     };
@@ -121,7 +114,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<()> {
 }
 
 /// Sweeps the content store until `stop`.
-async fn keep_clean(store: Embedded, node: raft::Node, stop: CancellationToken) {
+async fn keep_clean(store: Embedded, node: swell_raft::Node, stop: CancellationToken) {
     for round in 1u64.. {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -133,7 +126,7 @@ async fn keep_clean(store: Embedded, node: raft::Node, stop: CancellationToken) 
         if round % SWEEPS_BETWEEN != 0 {
             continue;
         }
-        match actors::sweep_unnamed(&node, &store, UNNAMED_KEPT).await {
+        match swell_actors::sweep_unnamed(&node, &store, UNNAMED_KEPT).await {
             Ok(0) => {}
             Ok(deleted) => tracing::info!(deleted, "content that no state names was deleted"),
             Err(error) => tracing::warn!(%error, "what no state names stays until the next sweep"),
@@ -189,10 +182,10 @@ struct NoLogs;
 impl LogSource for NoLogs {
     fn follow(
         &self,
-        _: groundswell::model::ids::BuildId,
+        _: swell_model::ids::BuildId,
         _: u32,
         _: u64,
-    ) -> Option<futures::stream::BoxStream<'static, groundswell::model::ports::LogChunk>> {
+    ) -> Option<futures::stream::BoxStream<'static, swell_model::interfaces::LogChunk>> {
         None
     }
 }
@@ -202,8 +195,9 @@ impl LogSource for NoLogs {
 mod tests {
     use std::{fs, io::Write as _, path::Path};
 
-    use groundswell::{model::principal::Role, security::at_work};
     use nix::mount::{MntFlags, MsFlags, mount, umount2};
+    use swell_model::principal::Role;
+    use swell_security::at_work;
 
     use super::*;
 

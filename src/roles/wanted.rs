@@ -3,15 +3,13 @@
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
-use groundswell::{
-    agent::AgentOptions,
-    cli::{
-        Globals,
-        roles::{AgentArgs, DevArgs, GatewayArgs, ServerArgs, Tuning, Upstream, default_data_dir},
-    },
-    gateway::{GatewayConfig, Listener, SessionConfig},
-    model::{build::Resources, fleet::TargetFacts, ids::TargetName, principal::Role},
+use swell_agent::AgentOptions;
+use swell_cli::{
+    Globals,
+    roles::{AgentArgs, DevArgs, GatewayArgs, ServerArgs, Tuning, Upstream, default_data_dir},
 };
+use swell_gateway::{GatewayConfig, Listener, SessionConfig};
+use swell_model::{build::Resources, fleet::TargetInfo, ids::TargetName, principal::Role};
 
 use super::{dev, server};
 
@@ -47,7 +45,7 @@ pub fn dev(args: DevArgs) -> dev::Options {
 /// What `swell agent` is told.
 pub fn agent(args: AgentArgs, globals: &Globals) -> Result<AgentOptions> {
     let name: TargetName = name(&args.upstream)?.parse()?;
-    let facts = TargetFacts {
+    let info = TargetInfo {
         name,
         region: args.region,
         zone: args.zone,
@@ -58,7 +56,7 @@ pub fn agent(args: AgentArgs, globals: &Globals) -> Result<AgentOptions> {
     };
     let data = args.upstream.data.unwrap_or_else(|| default_data_dir("agent"));
     let servers = args.upstream.servers.iter().map(|server| format!("http://{server}")).collect();
-    let mut options = AgentOptions::new(facts, data, servers, token(globals, Role::Agent)?);
+    let mut options = AgentOptions::new(info, data, servers, token(globals, Role::Agent)?);
     options.reserve = args.reserve;
     options.default_user = args.default_user;
     options.allow_unisolated = args.allow_unisolated;
@@ -121,7 +119,7 @@ fn read_token(file: &Path) -> Result<String> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use groundswell::cli::roles::GATEWAY_TABLES;
+    use swell_cli::roles::GATEWAY_TABLES;
 
     use super::*;
 

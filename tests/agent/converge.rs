@@ -2,12 +2,12 @@
 
 use std::{fs, net::TcpListener, process::Command};
 
-use groundswell::model::{
-    desired::DesiredService,
-    digest::Digest,
-    observation::{InstanceState, Progress},
-};
 use serde_json::json;
+use swell_model::{
+    digest::Digest,
+    fleet::observation::{InstanceState, Progress},
+    rollout::assignment::DesiredService,
+};
 
 use super::support::*;
 
@@ -99,7 +99,7 @@ async fn a_release_that_fails_leaves_the_old_one_and_its_evidence() {
 
     server.want(&target.name, &[release("shop", 3, &pack, &[("api", web(3, "sick", &ports))])]);
     let mut sick = web(4, "sick", &ports);
-    sick.settings.health.start_timeout = groundswell::model::units::Millis(500);
+    sick.settings.health.start_timeout = swell_model::units::Millis(500);
     server.want(&target.name, &[release("shop", 4, &pack, &[("api", sick)])]);
     let report = server
         .until("shop", "failed with release 4", |report| {
@@ -206,7 +206,7 @@ async fn in_place_stops_the_old_one_first() {
     server.keep(&pack);
     let in_place = |version, mode| {
         let mut service = web(version, mode, &[port]);
-        service.settings.start = groundswell::model::pipeline_file::Start::InPlace;
+        service.settings.start = swell_model::pipeline_file::Start::InPlace;
         release("shop", version, &pack, &[("api", service)])
     };
     server.want(&target.name, &[in_place(1, "")]);

@@ -1,6 +1,6 @@
 //! The agent dies at each of its crash points, as in a power cut, and the next one goes on to the same end.
 
-use groundswell::model::observation::Progress;
+use swell_model::fleet::observation::Progress;
 
 use super::support::*;
 

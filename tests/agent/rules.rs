@@ -2,14 +2,12 @@
 
 use std::{fs, os::unix::fs::PermissionsExt, process::Command};
 
-use groundswell::{
-    model::{desired::DesiredService, observation::Progress},
-    runner::shim::ProcessRef,
-};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use swell_model::{fleet::observation::Progress, rollout::assignment::DesiredService};
+use swell_sandbox::shim::ProcessRef;
 
 use super::support::*;
 

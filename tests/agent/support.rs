@@ -18,24 +18,22 @@ use std::{
 
 use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
-use groundswell::{
-    agent::{Agent, AgentOptions},
-    artifacts::{
-        archive::{PackOptions, pack},
-        manifest::{Manifest, Origin},
-    },
-    model::{
-        desired::{DesiredRelease, DesiredService, DesiredTarget, Generation},
-        digest::Digest,
-        observation::{InstanceState, Progress, Report},
-        pipeline_file::Service,
-        units::{ByteSize, Timestamp},
-        wire::{AgentToServer, ServerToAgent},
-    },
-};
 use http_body_util::{BodyExt, Full};
 use hyper::{Request, Response, StatusCode, body::Incoming, header, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
+use swell_agent::{Agent, AgentOptions};
+use swell_artifacts::{
+    archive::{PackOptions, pack},
+    manifest::{Manifest, Origin},
+};
+use swell_model::{
+    digest::Digest,
+    fleet::observation::{InstanceState, Progress, Report},
+    pipeline_file::Service,
+    rollout::assignment::{DesiredRelease, DesiredService, DesiredTarget, Generation},
+    units::{ByteSize, Timestamp},
+    wire::{AgentToServer, ServerToAgent},
+};
 use tokio::sync::watch;
 use tokio_tungstenite::{
     WebSocketStream,
@@ -480,7 +478,7 @@ impl Target {
             servers = {servers:?}
             token = "secret"
             {more}
-            [facts]
+            [info]
             name = {name:?}
             region = "here"
             zone = "a"
@@ -576,7 +574,7 @@ impl Target {
         let mut found = BTreeMap::new();
         for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
             let Ok(text) = fs::read(entry.path().join("child.pid")) else { continue };
-            let process: groundswell::runner::shim::ProcessRef = serde_json::from_slice(&text).unwrap();
+            let process: swell_sandbox::shim::ProcessRef = serde_json::from_slice(&text).unwrap();
             if process.is_alive() {
                 found.insert(entry.file_name().into_string().unwrap(), process.pid);
             }
@@ -625,7 +623,7 @@ impl Drop for Target {
         for pipeline in names(&self.data_dir.join("pipelines")) {
             let instances = self.data_dir.join("pipelines").join(pipeline).join("instances");
             for instance in names(&instances) {
-                groundswell::runner::shim::reap(&instances.join(instance)).ok();
+                swell_sandbox::shim::reap(&instances.join(instance)).ok();
             }
         }
     }

@@ -115,7 +115,7 @@ fn collect_points(folder: &Path, points: &mut BTreeSet<String>) {
             collect_points(&path, points);
         } else {
             let text = std::fs::read_to_string(&path).unwrap();
-            let names = text.split("crash::point(\"").skip(1).filter_map(|rest| rest.split('"').next());
+            let names = text.split("swell_system::crash::point(\"").skip(1).filter_map(|rest| rest.split('"').next());
             points.extend(names.map(str::to_owned));
         }
     }

@@ -1,0 +1,46 @@
+//! `swell config`: this program's own settings.
+
+use serde_json::json;
+
+use super::or_dash;
+use crate::{
+    config::KEYS,
+    context::Context,
+    failure::{Exit, Result},
+    output::table,
+};
+
+/// `swell config`
+#[derive(Debug, clap::Subcommand)]
+pub enum ConfigCommand {
+    /// Show each setting
+    Show {
+        /// Say where each comes from
+        #[arg(long)]
+        origin: bool,
+    },
+}
+
+/// Does it.
+pub fn run(context: &Context, command: ConfigCommand) -> Result<Exit> {
+    let ConfigCommand::Show { origin } = command;
+    let settings = context.settings.all();
+    let items: Vec<_> = settings
+        .iter()
+        .map(|setting| json!({ "key": setting.key, "value": setting.value, "origin": setting.origin.to_string() }))
+        .collect();
+    context.output.result(&json!({ "items": items }), || {
+        let about = |key: &str| KEYS.iter().find(|known| known.name == key).map_or("", |known| known.about).to_owned();
+        if origin {
+            let row = |setting: &crate::config::Setting| {
+                [setting.key.to_owned(), or_dash(setting.value.clone()), setting.origin.to_string(), about(setting.key)]
+            };
+            table(["KEY", "VALUE", "FROM", "WHAT IT IS"], settings.iter().map(row), "")
+        } else {
+            let row =
+                |setting: &crate::config::Setting| [setting.key.to_owned(), or_dash(setting.value.clone()), about(setting.key)];
+            table(["KEY", "VALUE", "WHAT IT IS"], settings.iter().map(row), "")
+        }
+    })?;
+    Ok(Exit::Done)
+}

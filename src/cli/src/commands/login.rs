@@ -1,0 +1,60 @@
+//! `swell login`: keeps a token for a server, after the server said that it is good.
+
+use std::io::{self, IsTerminal as _, Read as _};
+
+use nix::sys::termios::{self, LocalFlags, SetArg};
+use serde_json::json;
+
+use super::choose;
+use crate::{
+    context::Context,
+    credentials,
+    failure::{Exit, Failure, Result, file_error},
+    views,
+};
+
+/// A longer text is no token.
+const TOKEN_BYTES_MAX: u64 = 4096;
+
+/// `swell login`
+#[derive(Debug, clap::Args)]
+pub struct LoginArgs {}
+
+/// Asks for the token, or reads it from standard input, checks it and keeps it. `--token-file` names a file that holds it.
+pub async fn run(context: &Context, _: LoginArgs) -> Result<Exit> {
+    let token = match context.settings.value("token_file") {
+        Some(path) => std::fs::read_to_string(path).map_err(|error| file_error("read", path.as_ref(), &error))?,
+        None => read_token()?,
+    };
+    let token = token.trim().to_owned();
+    if token.is_empty() || !token.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err(Failure::usage("that is not a token").hint("paste it, or pipe it in: swell login < FILE"));
+    }
+    let client = context.client_with(Some(token.clone()))?;
+    let value = client.get(&["v1", "whoami"], &[]).await?;
+    let path = credentials::keep(client.addr(), &token, &context.var)?;
+    let who: super::whoami::Who = views::read(&value)?;
+    let result = json!({ "addr": client.addr(), "role": who.role, "name": who.name, "file": path });
+    context.output.result(&result, || {
+        format!("{} takes you for {}:{}; the token is kept in {}\n", client.addr(), who.role, who.name, path.display())
+    })?;
+    Ok(Exit::Done)
+}
+
+fn read_token() -> Result<String> {
+    let stdin = io::stdin();
+    if !stdin.is_terminal() {
+        let mut token = String::new();
+        stdin.lock().take(TOKEN_BYTES_MAX).read_to_string(&mut token)?;
+        return Ok(token);
+    }
+    let as_it_was = termios::tcgetattr(&stdin).map_err(io::Error::from)?;
+    let mut silent = as_it_was.clone();
+    silent.local_flags.remove(LocalFlags::ECHO);
+    termios::tcsetattr(&stdin, SetArg::TCSADRAIN, &silent).map_err(io::Error::from)?;
+    let token = choose::ask("token (it is not shown): ");
+    // Whatever became of the reading, the terminal is given back as it was.
+    termios::tcsetattr(&stdin, SetArg::TCSADRAIN, &as_it_was).map_err(io::Error::from)?;
+    eprintln!();
+    token
+}

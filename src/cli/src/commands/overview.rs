@@ -1,0 +1,120 @@
+//! `swell status` without an id: every environment with what runs there, and what is at work.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use super::{choose, or_dash};
+use crate::{
+    client::Client,
+    context::Context,
+    failure::{Exit, Result},
+    human,
+    output::table,
+    views::{self, Build, Deployment, Rollout},
+};
+use swell_model::units::Millis;
+
+/// How many builds and rollouts at work are shown.
+const AT_WORK_MAX: usize = 50;
+
+/// Shows everything, once or whenever it changed.
+pub async fn run(context: &Context, watch: bool, timeout: Option<Millis>) -> Result<Exit> {
+    let client = context.client()?;
+    let time_is_up = timeout.map(|timeout| tokio::time::Instant::now() + timeout.as_duration());
+    if !watch {
+        let value = look(&client).await?;
+        context.output.result(&value, || text(context, &value))?;
+        return Ok(Exit::Done);
+    }
+    let up = async {
+        match time_is_up {
+            Some(time) => tokio::time::sleep_until(time).await,
+            None => std::future::pending().await,
+        }
+    };
+    let watched = watched(context, &client);
+    let exit = tokio::select! {
+        failed = watched => return failed.map(|never| match never {}),
+        () = up => Exit::TimedOut,
+        () = context.interrupt.pressed() => Exit::Done,
+    };
+    if context.output.json {
+        context.output.json_line("result", json!({ "exit": exit.code() }))?;
+    }
+    Ok(exit)
+}
+
+/// Shows everything whenever it changed, until it fails.
+async fn watched(context: &Context, client: &Client) -> Result<std::convert::Infallible> {
+    let mut shown = None;
+    loop {
+        let value = look(client).await?;
+        if shown.as_ref() != Some(&value) {
+            match context.output.json {
+                true => context.output.json_line("status", value.clone())?,
+                false => context.output.print(&format!(
+                    "{}\n{}",
+                    human::clock(context.now_ms(), &context.zone),
+                    text(context, &value)
+                ))?,
+            }
+            shown = Some(value);
+        }
+        tokio::time::sleep(context.pace.look_every * 2).await;
+    }
+}
+
+/// Everything as one object.
+async fn look(client: &Client) -> Result<Value> {
+    let open = [("state", "open".to_owned())];
+    let rollouts = client.list(&["v1", "rollouts"], &open, AT_WORK_MAX).await?;
+    let builds = client.list(&["v1", "builds"], &open, AT_WORK_MAX).await?;
+    let deployments: Vec<Value> = choose::deployments(client, None).await?.into_iter().map(|(_, value)| value).collect();
+    Ok(json!({ "deployments": deployments, "rollouts": rollouts, "builds": builds }))
+}
+
+fn part<T: serde::de::DeserializeOwned>(value: &Value, name: &str) -> Vec<T> {
+    value.get(name).and_then(Value::as_array).into_iter().flatten().filter_map(|item| views::read(item).ok()).collect()
+}
+
+fn text(context: &Context, value: &Value) -> String {
+    let now = context.now_ms();
+    let rollouts: Vec<Rollout> = part(value, "rollouts");
+    let by_id: BTreeMap<&str, &Rollout> = rollouts.iter().map(|rollout| (rollout.id.as_str(), rollout)).collect();
+    let row = |deployment: Deployment| {
+        let at_work = deployment.rollout.as_deref().map(|id| match by_id.get(id) {
+            Some(rollout) => {
+                let waits_for = rollout.waits_for.as_ref().map(|what| format!(", waits for {what}")).unwrap_or_default();
+                format!("{id} {} to {}{waits_for}", rollout.state, rollout.release)
+            }
+            None => id.to_owned(),
+        });
+        let last = deployment.history.first().map(|past| format!("{} {}", past.end, human::ago(past.at, now)));
+        let quarantined: Vec<String> = deployment.quarantined.into_iter().map(|kept| kept.release).collect();
+        [
+            deployment.environment,
+            deployment.pipeline,
+            or_dash(deployment.stable),
+            or_dash(at_work),
+            or_dash(last),
+            or_dash(Some(quarantined.join(" "))),
+        ]
+    };
+    let header = ["ENVIRONMENT", "PIPELINE", "RUNS", "AT WORK", "LAST", "QUARANTINED"];
+    let mut out = table(
+        header,
+        part::<Deployment>(value, "deployments").into_iter().map(row),
+        "nothing is deployed yet: `swell deploy PIPELINE --env ENVIRONMENT`",
+    );
+    let builds: Vec<Build> = part(value, "builds");
+    if !builds.is_empty() {
+        let row = |build: Build| {
+            let age = human::ago(build.created_at, now);
+            [build.id, build.pipeline, human::short(&build.commit).to_owned(), build.state, or_dash(build.waits_for), age]
+        };
+        out += "\n";
+        out += &table(["BUILD", "PIPELINE", "COMMIT", "STATE", "WAITS FOR", "ASKED FOR"], builds.into_iter().map(row), "");
+    }
+    out
+}

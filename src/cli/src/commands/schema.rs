@@ -1,0 +1,13 @@
+//! `swell schema`: the JSON Schema of `swell.toml`, for editors.
+
+use crate::{
+    context::Context,
+    failure::{Exit, Result},
+};
+use swell_model::pipeline_file::json_schema;
+
+/// Prints it: JSON whether or not it was asked for.
+pub fn run(context: &Context) -> Result<Exit> {
+    context.output.json(&json_schema())?;
+    Ok(Exit::Done)
+}

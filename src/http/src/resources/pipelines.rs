@@ -1,0 +1,136 @@
+//! `/v1/pipelines`: registered repositories.
+
+use axum::{Json, extract::State};
+use hyper::StatusCode;
+use serde::Deserialize;
+use utoipa::ToSchema;
+
+use crate::{
+    access::Caller,
+    app::{Answer, App, existing},
+    input::{At, Body, Guards, Params},
+    page::{self, Listing, Page},
+    problem::Problem,
+    views::pipeline::{PipelineView, SourceView},
+};
+use swell_model::{
+    command::PipelineAction,
+    event::Subject,
+    ids::PipelineName,
+    pipeline::{Pipeline, Retention, Source},
+    tables::{Key, key},
+    units::Millis,
+};
+
+/// Lists pipelines by name.
+#[utoipa::path(
+    get, path = "/v1/pipelines", tag = "pipelines",
+    params(Listing),
+    responses((status = OK, body = Page<PipelineView>)),
+)]
+pub async fn list(State(app): State<App>, Params(query): Params<Listing>) -> Result<Json<Page<PipelineView>>, Problem> {
+    let limit = page::limit(query.limit)?;
+    let after: Option<PipelineName> = page::cursor(&query.cursor)?;
+    app.read(move |view| {
+        let scan = page::scan(Key::all(), after.map(|name| key(name.as_str())));
+        let (pipelines, last) = page::collect::<_, Pipeline>(view, scan, limit, |_| true)?;
+        let items = pipelines.into_iter().map(PipelineView::from).collect();
+        Ok(Json(Page { items, next: last.map(|last| last.name.to_string()), as_of: view.applied() }))
+    })
+    .await
+}
+
+/// Shows a pipeline.
+#[utoipa::path(
+    get, path = "/v1/pipelines/{name}", tag = "pipelines",
+    params(("name" = String, Path)),
+    responses((status = OK, body = PipelineView)),
+)]
+pub async fn get(State(app): State<App>, At(name): At<PipelineName>) -> Result<Answer<PipelineView>, Problem> {
+    shown(&app, name).await
+}
+
+async fn shown(app: &App, name: PipelineName) -> Result<Answer<PipelineView>, Problem> {
+    app.read(move |view| {
+        let pipeline: Pipeline = existing(view, &key(name.as_str()), || Subject::Pipeline(name.clone()))?;
+        let revision = pipeline.revision;
+        Ok(Answer::read(view, pipeline.into(), Some(revision)))
+    })
+    .await
+}
+
+/// A pipeline to register.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreatePipeline {
+    /// Its name.
+    #[schema(value_type = String)]
+    name: PipelineName,
+    /// Where its commits come from.
+    #[schema(value_type = SourceView)]
+    source: Source,
+    /// The path of its pipeline file within the repository; `swell.toml` unless given.
+    #[serde(default = "file")]
+    file: String,
+    /// How many of its builds may run at once; 1 unless given.
+    #[serde(default = "concurrency")]
+    concurrency: u32,
+    /// Whether a newer push takes the place of a queued build of the same ref; true unless given.
+    #[serde(default = "supersede")]
+    supersede: bool,
+    /// So many of the newest releases keep their artifacts; 10 unless given.
+    retention_releases: Option<u32>,
+    /// Artifacts younger than this are kept, such as `30d`.
+    #[schema(value_type = Option<String>)]
+    retention_age: Option<Millis>,
+}
+
+fn file() -> String {
+    "swell.toml".to_owned()
+}
+
+fn concurrency() -> u32 {
+    1
+}
+
+fn supersede() -> bool {
+    true
+}
+
+/// Registers a pipeline.
+#[utoipa::path(
+    post, path = "/v1/pipelines", tag = "pipelines",
+    request_body = CreatePipeline,
+    responses((status = CREATED, body = PipelineView)),
+)]
+pub async fn create(
+    State(app): State<App>,
+    caller: Caller,
+    guards: Guards,
+    Body(wanted): Body<CreatePipeline>,
+) -> Result<Answer<PipelineView>, Problem> {
+    let CreatePipeline { name, source, file, concurrency, supersede, retention_releases, retention_age } = wanted;
+    let default = Retention::default();
+    let retention =
+        Retention { releases: retention_releases.unwrap_or(default.releases), age: retention_age.unwrap_or(default.age) };
+    let action = PipelineAction::Create { name: name.clone(), source, file, concurrency, supersede, retention };
+    let outcome = app.propose(caller, guards, action).await?;
+    let location = format!("/v1/pipelines/{name}");
+    Ok(shown(&app, name).await?.after(&outcome).created(location))
+}
+
+/// Forgets a pipeline that no environment runs.
+#[utoipa::path(
+    delete, path = "/v1/pipelines/{name}", tag = "pipelines",
+    params(("name" = String, Path)),
+    responses((status = NO_CONTENT)),
+)]
+pub async fn remove(
+    State(app): State<App>,
+    caller: Caller,
+    guards: Guards,
+    At(name): At<PipelineName>,
+) -> Result<StatusCode, Problem> {
+    app.propose(caller, guards, PipelineAction::Remove { name }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

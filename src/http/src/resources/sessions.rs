@@ -1,0 +1,146 @@
+//! `/v1/agents/session`, `/v1/gateways/session`: WebSockets with one MessagePack message a frame, handed over as a [`Link`].
+//! Knows nothing of what the messages mean but a gateway's first.
+
+use axum::{
+    extract::{
+        State,
+        ws::{CloseFrame, Message, Utf8Bytes, WebSocket, WebSocketUpgrade, close_code, rejection::WebSocketUpgradeRejection},
+    },
+    response::Response,
+};
+use futures::{FutureExt, SinkExt, StreamExt, channel::mpsc};
+use hyper::StatusCode;
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::{app::App, problem::Problem};
+use swell_model::{
+    interfaces::{LINK_FRAMES_MAX, Link},
+    routing::table::GatewayToServer,
+    wire::{FRAME_BYTES_MAX, ROUTES_BYTES_MAX, SILENCE_MAX},
+};
+
+type Upgrade = Result<WebSocketUpgrade, WebSocketUpgradeRejection>;
+
+/// An agent's session.
+pub async fn agent(State(app): State<App>, upgrade: Upgrade) -> Result<Response, Problem> {
+    Ok(bounded(upgrade, FRAME_BYTES_MAX)?.on_upgrade(move |socket| async move {
+        let (link, pump) = link(socket, FRAME_BYTES_MAX);
+        tokio::join!(app.sessions.agent(link), pump);
+    }))
+}
+
+/// A gateway's session. Its first frame is its hello.
+pub async fn gateway(State(app): State<App>, upgrade: Upgrade) -> Result<Response, Problem> {
+    Ok(bounded(upgrade, ROUTES_BYTES_MAX)?.on_upgrade(move |mut socket| async move {
+        match receive(&mut socket).await {
+            Ok(GatewayToServer::Hello(hello)) => {
+                let (link, pump) = link(socket, ROUTES_BYTES_MAX);
+                tokio::join!(app.sessions.gateway(hello, link), pump);
+            }
+            Ok(GatewayToServer::Heartbeat { .. }) => close(socket, "say hello first").await,
+            Err(why) => close(socket, why).await,
+        }
+    }))
+}
+
+/// What comes is bounded by [`FRAME_BYTES_MAX`], what goes by `said_bytes_max` a frame.
+fn bounded(upgrade: Upgrade, said_bytes_max: usize) -> Result<WebSocketUpgrade, Problem> {
+    let upgrade = upgrade.map_err(|rejection| {
+        let hint = "agents and gateways connect here by themselves";
+        Problem::new(StatusCode::UPGRADE_REQUIRED, "not_a_websocket", rejection.body_text(), hint)
+    })?;
+    Ok(upgrade.max_message_size(FRAME_BYTES_MAX).max_frame_size(FRAME_BYTES_MAX).max_write_buffer_size(2 * said_bytes_max))
+}
+
+/// A link over `socket`, and what must run while it lasts. When the sink drops its ends the socket is closed; when the socket is
+/// silent or gone, the sink's ends close.
+fn link<In, Out>(socket: WebSocket, said_bytes_max: usize) -> (Link<In, Out>, impl Future<Output = ()> + Send)
+where
+    In: DeserializeOwned + Send + 'static,
+    Out: Serialize + Send + 'static,
+{
+    // A channel of futures has room for one more per sender.
+    let (in_tx, incoming) = mpsc::channel(LINK_FRAMES_MAX - 1);
+    let (outgoing, out_rx) = mpsc::channel(LINK_FRAMES_MAX - 1);
+    (Link { incoming, outgoing }, pump(socket, in_tx, out_rx, said_bytes_max))
+}
+
+async fn pump<In, Out>(socket: WebSocket, mut heard: mpsc::Sender<In>, mut to_say: mpsc::Receiver<Out>, said_bytes_max: usize)
+where
+    In: DeserializeOwned + Send + 'static,
+    Out: Serialize + Send + 'static,
+{
+    let (mut sending, mut receiving) = socket.split();
+    // Each way on its own, so that a sink that is slow to listen still gets through what it says.
+    let hearing = async {
+        loop {
+            let message: In = match tokio::time::timeout(SILENCE_MAX.as_duration(), next_message(&mut receiving)).await {
+                Ok(Ok(message)) => message,
+                Ok(Err(why)) => return why,
+                Err(_) => return "nothing was heard for too long",
+            };
+            let taken = tokio::time::timeout(SILENCE_MAX.as_duration(), heard.send(message)).await;
+            if !matches!(taken, Ok(Ok(()))) {
+                return "the session is over";
+            }
+        }
+    };
+    let saying = async {
+        while let Some(message) = to_say.next().await {
+            let Ok(frame) = rmp_serde::to_vec_named(&message) else { return "a message cannot be written" };
+            if frame.len() > said_bytes_max {
+                tracing::error!(bytes = frame.len(), "a message is larger than a frame may be");
+                return "a message is too large";
+            }
+            let sent = tokio::time::timeout(SILENCE_MAX.as_duration(), sending.send(Message::binary(frame))).await;
+            if !matches!(sent, Ok(Ok(()))) {
+                return "the other side does not listen";
+            }
+        }
+        "the session is over"
+    };
+    let why = futures::future::select(hearing.boxed(), saying.boxed()).await.factor_first().0;
+    tracing::debug!(why, "a session ends");
+    let goodbye = tokio::time::timeout(std::time::Duration::from_secs(5), sending.send(close_frame(why))).await;
+    if !matches!(goodbye, Ok(Ok(()))) {
+        tracing::debug!("the other side was gone before the session was closed");
+    }
+}
+
+/// The next message of any kind that carries one. Pings are answered below us.
+async fn next_message<In: DeserializeOwned>(
+    receiving: &mut (impl futures::Stream<Item = Result<Message, axum::Error>> + Unpin),
+) -> Result<In, &'static str> {
+    loop {
+        match receiving.next().await {
+            Some(Ok(Message::Binary(frame))) => {
+                return rmp_serde::from_slice(&frame).map_err(|error| {
+                    tracing::warn!(%error, "a frame cannot be read");
+                    "a frame cannot be read"
+                });
+            }
+            Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+            Some(Ok(Message::Text(_))) => return Err("frames are binary"),
+            Some(Ok(Message::Close(_))) | None => return Err("it was closed"),
+            Some(Err(error)) => {
+                tracing::debug!(%error, "a session broke off");
+                return Err("it broke off");
+            }
+        }
+    }
+}
+
+async fn receive<In: DeserializeOwned>(socket: &mut WebSocket) -> Result<In, &'static str> {
+    let first = tokio::time::timeout(SILENCE_MAX.as_duration(), next_message(socket)).await;
+    first.unwrap_or(Err("nothing was heard for too long"))
+}
+
+async fn close(mut socket: WebSocket, why: &'static str) {
+    if socket.send(close_frame(why)).await.is_err() {
+        tracing::debug!(why, "a session ended before it was closed");
+    }
+}
+
+fn close_frame(why: &'static str) -> Message {
+    Message::Close(Some(CloseFrame { code: close_code::NORMAL, reason: Utf8Bytes::from_static(why) }))
+}

@@ -1,0 +1,266 @@
+//! Events that are followed without gap or repeat, and sessions of agents and gateways.
+
+use futures::SinkExt;
+use serde_json::json;
+use tokio_tungstenite::tungstenite::{Message, client::IntoClientRequest};
+
+use super::*;
+use swell_model::{
+    apply::testing::info,
+    rollout::assignment::Generation,
+    routing::table::{Instance, InstanceState, ReleaseRoute, ServiceRoute},
+    units::BasisPoints,
+    wire::{AgentId, FRAME_BYTES_MAX},
+};
+
+/// Server-sent events as `(id, kind, data)`, as far as they were read.
+struct Sse {
+    response: reqwest::Response,
+    text: String,
+}
+
+impl Sse {
+    async fn open(server: &Server, query: &str, last_id: Option<&str>) -> Self {
+        let request =
+            server.request(Method::GET, &format!("/v1/events{query}"), Role::Viewer).header("accept", "text/event-stream");
+        let request = last_id.into_iter().fold(request, |request, id| request.header("last-event-id", id));
+        Self { response: request.send().await.unwrap(), text: String::new() }
+    }
+
+    async fn next(&mut self) -> (String, String, String) {
+        let read = async {
+            loop {
+                if let Some((frame, rest)) = self.text.split_once("\n\n") {
+                    let field = |name: &str| {
+                        let prefix = format!("{name}: ");
+                        frame.lines().find_map(|line| line.strip_prefix(&prefix)).unwrap_or_default().to_owned()
+                    };
+                    let found = (field("id"), field("event"), field("data"));
+                    self.text = rest.to_owned();
+                    return found;
+                }
+                let chunk = self.response.chunk().await.unwrap().expect("the stream goes on");
+                self.text += std::str::from_utf8(&chunk).unwrap();
+            }
+        };
+        tokio::time::timeout(SOON, read).await.expect("an event")
+    }
+
+    /// The next `count` events' cursors.
+    async fn events(&mut self, count: usize) -> Vec<String> {
+        let mut seen = Vec::new();
+        while seen.len() < count {
+            let (id, kind, _) = self.next().await;
+            if kind == "event" {
+                seen.push(id);
+            }
+        }
+        seen
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_that_breaks_off_goes_on_without_gap_or_repeat() {
+    let server = Arc::new(Server::start().await);
+    let writing = {
+        let server = Arc::clone(&server);
+        tokio::spawn(async move {
+            for number in 0..60 {
+                server.pipeline(&format!("p{number}")).await;
+            }
+        })
+    };
+    let (mut seen, mut last) = (Vec::new(), None);
+    // Six followers, one after the other, while the log grows.
+    for _ in 0..6 {
+        let mut follower = Sse::open(&server, "?after=0.0", last.as_deref()).await;
+        seen.extend(follower.events(10).await);
+        last = seen.last().cloned();
+    }
+    writing.await.unwrap();
+    let (_, page) = server.get("/v1/events?limit=500").await;
+    let all: Vec<_> = page["items"].as_array().unwrap().iter().map(|event| event["seq"].as_str().unwrap().to_owned()).collect();
+    assert!(all.len() >= 60);
+    assert_eq!(seen, all[..60]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_from_the_beginning_gets_all_once_and_in_order() {
+    let options = Options { heartbeat: Duration::from_millis(200), ..Options::default() };
+    let server = Server::with(options).await;
+    // More than one look at state takes.
+    let names: Vec<String> = (0..300).map(|number| format!("p{number}")).collect();
+    futures::future::join_all(names.iter().map(|name| server.pipeline(name))).await;
+    let newest = server.node.last_event().borrow().to_string();
+    let mut follower = Sse::open(&server, "?after=0.0", None).await;
+    let mut seen = Vec::new();
+    loop {
+        let (id, kind, _) = follower.next().await;
+        match kind.as_str() {
+            "event" => seen.push(id),
+            _ if id == newest => break,
+            _ => {}
+        }
+    }
+    let mut all = Vec::new();
+    let mut path = "/v1/events?limit=150".to_owned();
+    loop {
+        let (_, page) = server.get(&path).await;
+        all.extend(page["items"].as_array().unwrap().iter().map(|event| event["seq"].as_str().unwrap().to_owned()));
+        let Some(next) = page["next"].as_str() else { break };
+        path = format!("/v1/events?limit=150&cursor={next}");
+    }
+    assert!(all.len() >= 300);
+    assert_eq!(seen, all);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_filter_passes_only_its_subjects_and_the_cursor_moves_on() {
+    let options = Options { heartbeat: Duration::from_millis(100), ..Options::default() };
+    let server = Server::with(options).await;
+    let mut follower = Sse::open(&server, "?subject=repository/,pipeline/shop", None).await;
+    assert_eq!(follower.next().await.1, "cursor", "it says at once where it begins");
+    for name in ["a", "b"] {
+        server.pipeline(name).await;
+    }
+    let newest = server.node.last_event().borrow().to_string();
+    let moved = async {
+        loop {
+            let (id, kind, _) = follower.next().await;
+            assert_eq!(kind, "cursor", "neither a nor b was asked for");
+            if id == newest {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(SOON, moved).await.expect("the cursor passes what was not wanted");
+    server.pipeline("shop").await;
+    server.done("/v1/repositories", json!({ "name": "r" })).await;
+    let mut subjects = Vec::new();
+    while subjects.len() < 2 {
+        let (_, kind, data) = follower.next().await;
+        if kind == "event" {
+            subjects.push(serde_json::from_str::<Value>(&data).unwrap()["subject"].as_str().unwrap().to_owned());
+        }
+    }
+    assert_eq!(subjects, ["pipeline/shop", "repository/r"]);
+    for bad in ["?subject=shop", "?after=yesterday"] {
+        let (status, body) = server.get(&format!("/v1/events{bad}")).await;
+        assert_problem(status, &body, "invalid");
+    }
+}
+
+type Socket = tokio_tungstenite::WebSocketStream<tokio_tungstenite::MaybeTlsStream<tokio::net::TcpStream>>;
+
+async fn socket(server: &Server, path: &str, role: Role) -> Socket {
+    let mut request = format!("{}{path}", server.base.replace("http", "ws")).into_client_request().unwrap();
+    let token = format!("Bearer {}", server.token(role)).parse().unwrap();
+    request.headers_mut().insert("authorization", token);
+    tokio_tungstenite::connect_async(request).await.unwrap().0
+}
+
+async fn next(socket: &mut Socket) -> Message {
+    tokio::time::timeout(SOON, socket.next()).await.expect("a frame").unwrap().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_over_a_websocket_are_the_same() {
+    let server = Server::start().await;
+    server.pipeline("shop").await;
+    let mut socket = socket(&server, "/v1/events?after=0.0&subject=pipeline/", Role::Viewer).await;
+    let frame = async |socket: &mut Socket| serde_json::from_str::<Value>(next(socket).await.to_text().unwrap()).unwrap();
+    assert_eq!(frame(&mut socket).await["cursor"], "0.0");
+    assert_eq!(frame(&mut socket).await["event"]["subject"], "pipeline/shop");
+    server.pipeline("blog").await;
+    assert_eq!(frame(&mut socket).await["event"]["subject"], "pipeline/blog");
+    socket.close(None).await.unwrap();
+}
+
+fn binary(message: &impl serde::Serialize) -> Message {
+    Message::binary(rmp_serde::to_vec_named(message).unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agents_frames_go_both_ways_until_either_ends() {
+    let server = Server::start().await;
+    let mut agent = socket(&server, "/v1/agents/session", Role::Agent).await;
+    let hello = AgentToServer::Hello { info: info(1), following: Generation::default(), agent: AgentId("1".into()) };
+    agent.send(binary(&hello)).await.unwrap();
+    let heard: ServerToAgent = rmp_serde::from_slice(&next(&mut agent).await.into_data()).unwrap();
+    assert_eq!(heard, ServerToAgent::Heartbeat);
+    assert!(server.sessions.heard.lock().unwrap()[0].contains("web-1"));
+    agent.send(binary(&AgentToServer::Report(Vec::new()))).await.unwrap();
+    assert!(next(&mut agent).await.is_close(), "the sink ended the session");
+
+    let mut garbage = socket(&server, "/v1/agents/session", Role::Agent).await;
+    garbage.send(Message::binary(vec![0xc1])).await.unwrap();
+    assert!(next(&mut garbage).await.is_close());
+    let mut large = socket(&server, "/v1/agents/session", Role::Agent).await;
+    large.send(Message::binary(vec![0; FRAME_BYTES_MAX + 1])).await.ok();
+    let ended = tokio::time::timeout(SOON, large.next()).await.unwrap();
+    assert!(ended.is_none_or(|frame| frame.is_err() || frame.is_ok_and(|frame| frame.is_close())), "too large a frame");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_says_hello_first() {
+    let server = Server::start().await;
+    let hello = GatewayHello { name: "edge-1".into(), zone: "a".into(), addresses: Vec::new(), generation: 0 };
+    let mut gateway = socket(&server, "/v1/gateways/session", Role::Gateway).await;
+    gateway.send(binary(&GatewayToServer::Hello(hello))).await.unwrap();
+    let heard: ServerToGateway = rmp_serde::from_slice(&next(&mut gateway).await.into_data()).unwrap();
+    assert_eq!(heard, ServerToGateway::Heartbeat);
+    assert_eq!(*server.sessions.heard.lock().unwrap(), ["edge-1"]);
+
+    let mut mute = socket(&server, "/v1/gateways/session", Role::Gateway).await;
+    mute.send(binary(&GatewayToServer::Heartbeat { generation: 0 })).await.unwrap();
+    assert!(next(&mut mute).await.is_close());
+    let (status, body) = answer(server.request(Method::GET, "/v1/gateways/session", Role::Gateway)).await;
+    assert_problem(status, &body, "not_a_websocket");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_fleets_routes_reach_its_gateways() {
+    let server = Server::start().await;
+    let instance = |number: u32| Instance {
+        target: format!("web-{number}").parse().unwrap(),
+        zone: "eu-1a".into(),
+        address: ([10, (number >> 16) as u8, (number >> 8) as u8, number as u8], 20_000).into(),
+        state: InstanceState::Serving,
+    };
+    let instances = (0..100_000).map(instance).collect();
+    let release = ReleaseRoute { release: "shop@1".parse().unwrap(), weight: BasisPoints::ALL, instances };
+    let service = ServiceRoute { service: "shop/production/web".parse().unwrap(), hosts: Vec::new(), releases: vec![release] };
+    let routes = RouteTable { generation: 1, services: vec![service] };
+    *server.sessions.routes.lock().unwrap() = Some(routes.clone());
+    let hello = GatewayHello { name: "edge-1".into(), zone: "a".into(), addresses: Vec::new(), generation: 0 };
+    let mut gateway = socket(&server, "/v1/gateways/session", Role::Gateway).await;
+    gateway.send(binary(&GatewayToServer::Hello(hello))).await.unwrap();
+    assert!(next(&mut gateway).await.is_binary());
+    let frame = next(&mut gateway).await.into_data();
+    assert!(frame.len() > FRAME_BYTES_MAX, "{} bytes", frame.len());
+    assert_eq!(rmp_serde::from_slice::<ServerToGateway>(&frame).unwrap(), ServerToGateway::Routes(routes));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_stops_ends_its_streams() {
+    let mut server = Server::start().await;
+    let mut follower = Sse::open(&server, "", None).await;
+    assert_eq!(follower.next().await.1, "cursor");
+    drop(server.stop.take());
+    tokio::time::timeout(SOON, &mut server.serving).await.expect("it stops although a stream is open").unwrap();
+    let rest = async { while let Ok(Some(_)) = follower.response.chunk().await {} };
+    tokio::time::timeout(SOON, rest).await.expect("the stream is cut");
+    assert!(server.client.get(format!("{}/livez", server.base)).send().await.is_err(), "nobody answers any more");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_says_nothing_is_closed() {
+    let server = Server::with(Options { head_timeout: Duration::from_millis(100), ..Options::default() }).await;
+    for said in [b"".as_slice(), b"PRI * HTTP/2.0\r\n", b"GET /livez HTT"] {
+        let mut client = tokio::net::TcpStream::connect(server.base.trim_start_matches("http://")).await.unwrap();
+        tokio::io::AsyncWriteExt::write_all(&mut client, said).await.unwrap();
+        let mut answer = Vec::new();
+        let closed = tokio::time::timeout(SOON, tokio::io::AsyncReadExt::read_to_end(&mut client, &mut answer)).await;
+        assert!(closed.is_ok(), "it was kept although it said no more than {said:?}");
+    }
+}

@@ -1,0 +1,130 @@
+//! The one function that changes state: `apply` carries a command out or rejects it. Deterministic; each entity has its part in its own folder.
+//!
+//! The caller gives it a savepoint: on a rejection or an error, whatever was written since is undone.
+
+pub(crate) mod context;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+#[cfg(test)]
+mod tests;
+
+pub use context::Applied;
+
+use context::Context;
+
+use crate::{
+    actor_failure::{ActorFailure, actor_failure_key},
+    change::RecordingTables,
+    cluster::{ANSWER_AGE_MAX, ANSWERS_MAX, Answer, AnswerByTime, Cluster},
+    command::{Action, ClusterAction, Command, IDEMPOTENCY_KEY_BYTES_MAX, Outcome},
+    digest::Digest,
+    event::{EventSeq, Subject, cut},
+    rejection::{Rejection, RuleError},
+    tables::{Key, Record, Scan, Tables, TablesError, key},
+};
+
+/// The most of an actor's failure that state keeps.
+const TROUBLE_BYTES_MAX: usize = 500;
+
+/// How many outdated answers one command forgets at the most.
+const ANSWERS_FORGOTTEN_AT_ONCE: usize = 4;
+
+/// Carries out `command` as part of the log entry at `first.index`, with events numbered from `first`.
+///
+/// # Errors
+/// [`RuleError::Rejected`] with the reason, or [`RuleError::Tables`] when state cannot be read or written. In both cases the
+/// caller undoes what was written since it called.
+pub fn apply<T: Tables>(tables: &mut T, first: EventSeq, command: &Command) -> Result<Applied, RuleError> {
+    let cluster: Cluster = tables.get(&Key::all())?.unwrap_or_default();
+    if let Some(idempotency_key) = &command.idempotency_key {
+        let length_fits = (1..=IDEMPOTENCY_KEY_BYTES_MAX).contains(&idempotency_key.len());
+        if !length_fits || idempotency_key.chars().any(char::is_control) {
+            let why = format!("it must have between 1 and {IDEMPOTENCY_KEY_BYTES_MAX} printable bytes");
+            return Err(Rejection::Invalid { what: "idempotency key".into(), why }.into());
+        }
+        if let Some(answer) = tables.get::<Answer>(&key(idempotency_key.as_str()))? {
+            let outcome = answer.replay(command.fingerprint)?;
+            return Ok(Applied { outcome, events: Vec::new(), changes: Vec::new() });
+        }
+    }
+    if let Some(sent) = command.epoch.filter(|sent| *sent != cluster.epoch) {
+        return Err(Rejection::StaleEpoch { sent, now: cluster.epoch }.into());
+    }
+    let mut recording = RecordingTables::new(tables);
+    let mut context = Context::new(&mut recording, cluster, command, first);
+    let subject = dispatch(&mut context, command)?;
+    let mut applied = context.finish(subject)?;
+    applied.changes = recording.into_changes();
+    if let Some(idempotency_key) = &command.idempotency_key {
+        remember(tables, idempotency_key, command.fingerprint, &applied.outcome)?;
+    }
+    Ok(applied)
+}
+
+fn dispatch<T: Tables>(context: &mut Context<'_, T>, command: &Command) -> Result<Subject, RuleError> {
+    match &command.action {
+        Action::Cluster(action) => cluster(context, action),
+        Action::Repository(action) => crate::repository::apply::apply(context, action),
+        Action::Pipeline(action) => crate::pipeline::apply::apply(context, action),
+        Action::Build(action) => crate::build::apply::apply(context, action),
+        Action::Artifact(action) => crate::release::apply::apply(context, action),
+        Action::Environment(action) => crate::fleet::environment_apply::apply(context, action),
+        Action::Fleet(action) => crate::fleet::apply::apply(context, action),
+        Action::Rollout(action) => crate::rollout::apply::apply(context, action),
+    }
+}
+
+fn cluster<T: Tables>(context: &mut Context<'_, T>, action: &ClusterAction) -> Result<Subject, RuleError> {
+    match action {
+        ClusterAction::BeginEpoch { epoch, server } => {
+            let now = context.cluster.epoch;
+            if *epoch <= now {
+                return Err(Rejection::StaleEpoch { sent: *epoch, now }.into());
+            }
+            context.cluster.epoch = *epoch;
+            context.cluster.leader = *server;
+            context.event(Subject::Cluster, "cluster.epoch").moved(now.0, epoch.0).data("server", server);
+            Ok(Subject::Cluster)
+        }
+        ClusterAction::RecordActorFailure { subject, why } => {
+            let known = context.tables.get::<ActorFailure>(&actor_failure_key(subject))?;
+            match (known, why) {
+                (None, None) => {}
+                (Some(_), None) => {
+                    context.tables.delete::<ActorFailure>(&actor_failure_key(subject))?;
+                    context.event(subject.clone(), "actor.recovered");
+                }
+                (known, Some(why)) => {
+                    let since = known.map_or(context.at, |known| known.since);
+                    let why = cut(why, TROUBLE_BYTES_MAX);
+                    context.event(subject.clone(), "actor.failing").note(&why);
+                    context.tables.put(&ActorFailure { subject: subject.clone(), why, since })?;
+                }
+            }
+            Ok(subject.clone())
+        }
+    }
+}
+
+/// Keeps the answer, and forgets a few that are too old or too many.
+fn remember<T: Tables>(
+    tables: &mut T,
+    idempotency_key: &str,
+    fingerprint: Option<Digest>,
+    outcome: &Outcome,
+) -> Result<(), TablesError> {
+    let mut cluster: Cluster = tables.get(&Key::all())?.unwrap_or_default();
+    let at = cluster.clock;
+    tables.put(&Answer { key: idempotency_key.to_owned(), fingerprint, at, outcome: outcome.clone() })?;
+    tables.put(&AnswerByTime { at, key: idempotency_key.to_owned() })?;
+    cluster.answer_count += 1;
+    for old in tables.scan::<AnswerByTime>(&Scan::all(), ANSWERS_FORGOTTEN_AT_ONCE)? {
+        if at.since(old.at) <= ANSWER_AGE_MAX && cluster.answer_count <= ANSWERS_MAX {
+            break;
+        }
+        tables.delete::<Answer>(&key(old.key.as_str()))?;
+        tables.delete::<AnswerByTime>(&old.key())?;
+        cluster.answer_count -= 1;
+    }
+    tables.put(&cluster)
+}

@@ -1,0 +1,101 @@
+//! What an applied command changed: the records that it wrote or removed, typed. Projections and actors follow these; events are for
+//! people and for audit. Knows nothing of who follows.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use crate::{
+    actor_failure::ActorFailure,
+    build::{Build, OpenBuild, Runner},
+    cluster::Cluster,
+    event::Event,
+    fleet::{Environment, PortLease, Presence, Target, observation::Observation},
+    pipeline::{ConsideredRef, Pipeline},
+    release::{Artifact, Release},
+    repository::{Bundle, Ref, Repository},
+    rollout::{Deployment, OpenRollout, Rollout},
+    tables::{Key, ReadTables, Record, Scan, Table, Tables, TablesError},
+};
+
+/// One record as it is now. Records that nobody follows (remembered answers, events, indexes that follow from another record) have none.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Change {
+    Cluster(Arc<Cluster>),
+    Repository(Arc<Repository>),
+    Ref(Arc<Ref>),
+    Bundle(Arc<Bundle>),
+    Pipeline(Arc<Pipeline>),
+    ConsideredRef(Arc<ConsideredRef>),
+    Build(Arc<Build>),
+    OpenBuild(Arc<OpenBuild>),
+    Artifact(Arc<Artifact>),
+    Release(Arc<Release>),
+    Environment(Arc<Environment>),
+    Target(Arc<Target>),
+    Presence(Arc<Presence>),
+    Deployment(Arc<Deployment>),
+    Rollout(Arc<Rollout>),
+    OpenRollout(Arc<OpenRollout>),
+    Observation(Arc<Observation>),
+    PortLease(Arc<PortLease>),
+    Runner(Arc<Runner>),
+    ActorFailure(Arc<ActorFailure>),
+    /// The record under this key is gone.
+    Removed(Table, Key),
+}
+
+/// Everything that one batch of log entries changed, in the order in which it was applied. Published once, after it was committed.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct AppliedBatch {
+    /// Log index of the last entry of the batch.
+    pub index: u64,
+    /// Changed records; a record that changed more than once in one command appears once.
+    pub changes: Vec<Change>,
+    /// Appended events, oldest first.
+    pub events: Vec<Arc<Event>>,
+}
+
+/// Tables that note what is written through them, so that no rule can forget to announce a change.
+pub struct RecordingTables<'t, T> {
+    tables: &'t mut T,
+    changes: BTreeMap<(Table, Key), Option<Change>>,
+}
+
+impl<'t, T> RecordingTables<'t, T> {
+    /// Nothing is changed yet.
+    pub fn new(tables: &'t mut T) -> Self {
+        Self { tables, changes: BTreeMap::new() }
+    }
+
+    /// What was written, by table and key, each record once.
+    pub fn into_changes(self) -> Vec<Change> {
+        self.changes.into_values().flatten().collect()
+    }
+}
+
+impl<T: ReadTables> ReadTables for RecordingTables<'_, T> {
+    fn get<R: Record>(&self, key: &Key) -> Result<Option<R>, TablesError> {
+        self.tables.get(key)
+    }
+
+    fn scan<R: Record>(&self, scan: &Scan, limit: usize) -> Result<Vec<R>, TablesError> {
+        self.tables.scan(scan, limit)
+    }
+}
+
+impl<T: Tables> Tables for RecordingTables<'_, T> {
+    fn put<R: Record>(&mut self, record: &R) -> Result<(), TablesError> {
+        self.tables.put(record)?;
+        if R::IS_FOLLOWED {
+            self.changes.insert((R::TABLE, record.key()), R::change(Arc::new(record.clone())));
+        }
+        Ok(())
+    }
+
+    fn delete<R: Record>(&mut self, key: &Key) -> Result<(), TablesError> {
+        self.tables.delete::<R>(key)?;
+        if R::IS_FOLLOWED {
+            self.changes.insert((R::TABLE, key.clone()), Some(Change::Removed(R::TABLE, key.clone())));
+        }
+        Ok(())
+    }
+}

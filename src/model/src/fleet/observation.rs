@@ -1,0 +1,143 @@
+//! What an agent saw of a pipeline's release on its target, and the evidence it kept of a failure.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::change::Change;
+use crate::{
+    digest::Digest,
+    ids::{PipelineName, PortName, ReleaseId, ServiceName},
+    tables::{Key, Record, Table, key},
+    units::Timestamp,
+};
+
+/// How far a target has come with the release that it should run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Progress {
+    /// Fetching, verifying or unpacking.
+    Fetching,
+    /// Its instances start and are probed.
+    Starting,
+    /// Every service has passed its probes for `min_healthy` without a restart.
+    Healthy,
+    /// It was healthy and is no longer.
+    Unhealthy,
+    /// It did not become healthy; what served before goes on where that is possible.
+    Failed,
+    /// Nothing should run and something still drains or stops.
+    Stopping,
+    /// Nothing should run and nothing does.
+    Stopped,
+}
+
+impl Progress {
+    /// The stable name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Progress::Fetching => "fetching",
+            Progress::Starting => "starting",
+            Progress::Healthy => "healthy",
+            Progress::Unhealthy => "unhealthy",
+            Progress::Failed => "failed",
+            Progress::Stopping => "stopping",
+            Progress::Stopped => "stopped",
+        }
+    }
+}
+
+/// What an instance is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum InstanceState {
+    /// Started, not yet proven.
+    Starting,
+    /// Answers its probes; traffic may come.
+    Serving,
+    /// Does not answer its probes, or waits to be started again.
+    Unhealthy,
+    /// Finishes what it has; no new traffic.
+    Draining,
+}
+
+/// One running instance of a service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceObserved {
+    /// Of which service.
+    pub service: ServiceName,
+    /// Of which release.
+    pub release: ReleaseId,
+    /// Its ports.
+    pub ports: BTreeMap<PortName, u16>,
+    /// What it is doing.
+    pub state: InstanceState,
+    /// How often it was started again.
+    pub restarts: u32,
+}
+
+/// The evidence of a failure on a target, for `swell why`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TargetFailure {
+    /// Of which service, where it is one's.
+    pub service: Option<ServiceName>,
+    /// What happened, in a sentence.
+    pub reason: String,
+    /// What to do about it.
+    pub hint: String,
+    /// What the process ended with, such as `exit 3` or `signal 9 (out of memory)`.
+    pub exit: Option<String>,
+    /// What the last probe answered.
+    pub probe: Option<String>,
+    /// The end of its output, at most 4 KiB.
+    pub output: String,
+    /// Up to 64 KiB of its output, in the content store.
+    pub output_blob: Option<Digest>,
+}
+
+/// What a target says of one pipeline.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// Whose.
+    pub pipeline: PipelineName,
+    /// The release that it should run, as it was told last; none: nothing.
+    pub release: Option<ReleaseId>,
+    /// How far it has come.
+    pub progress: Progress,
+    /// Whether a healthy instance of every service answers, whichever its release.
+    pub serving: bool,
+    /// Its running instances.
+    pub instances: Vec<InstanceObserved>,
+    /// What went wrong last with that release.
+    pub failure: Option<TargetFailure>,
+}
+
+/// The last report of a target on a pipeline, as state keeps it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Observation {
+    /// Which target.
+    pub target: u32,
+    /// What it said.
+    pub report: Report,
+    /// When it said it.
+    pub at: Timestamp,
+}
+
+impl Record for Observation {
+    const TABLE: Table = Table::Observations;
+    const IS_FOLLOWED: bool = true;
+
+    fn key(&self) -> Key {
+        observation_key(&self.report.pipeline, self.target)
+    }
+
+    fn change(record: Arc<Self>) -> Option<Change> {
+        Some(Change::Observation(record))
+    }
+}
+
+/// The key of an observation.
+pub fn observation_key(pipeline: &PipelineName, target: u32) -> Key {
+    key(pipeline.as_str()).then(target)
+}

@@ -1,0 +1,222 @@
+//! The fleet: targets, the environments that group them, and what is kept for each.
+
+use std::sync::Arc;
+use std::{collections::BTreeMap, net::IpAddr};
+
+use roaring::RoaringBitmap;
+use serde::{Deserialize, Serialize};
+
+use crate::change::Change;
+use crate::{
+    ids::{EnvironmentName, PipelineName, PortName, ServiceName, TargetName},
+    principal::Principal,
+    tables::{Key, Record, Table, key},
+    units::{Amount, Millis, Timestamp},
+};
+
+/// How long after its server was lost, or its session ended, a target counts as lost. Until then gates wait.
+pub const TARGET_GRACE: Millis = Millis::from_secs(60);
+
+/// The most labels of a target or of a selector.
+pub const LABELS_MAX: usize = 32;
+
+/// The ports from which a target gives its services theirs, both ends included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortRange {
+    /// The first.
+    pub first: u16,
+    /// The last.
+    pub last: u16,
+}
+
+impl PortRange {
+    /// How many pairs it holds.
+    pub fn pairs(self) -> u16 {
+        self.last.saturating_sub(self.first).div_ceil(2)
+    }
+}
+
+impl Default for PortRange {
+    fn default() -> Self {
+        Self { first: 20_000, last: 29_999 }
+    }
+}
+
+/// What an agent says of its server when it joins.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TargetInfo {
+    /// Its name.
+    pub name: TargetName,
+    /// The region it stands in.
+    pub region: String,
+    /// The zone within the region: what fails together.
+    pub zone: String,
+    /// Its labels, by which environments select it.
+    pub labels: BTreeMap<String, String>,
+    /// Where gateways reach its instances.
+    pub address: IpAddr,
+    /// The ports that services may have.
+    pub ports: PortRange,
+    /// The version of its agent.
+    pub agent_version: String,
+}
+
+/// One server of the fleet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Target {
+    /// Its dense number, never used again: what bitmaps hold.
+    pub index: u32,
+    /// What its agent said.
+    pub info: TargetInfo,
+    /// Why no rollout may change it, where someone said so.
+    pub cordoned: Option<String>,
+    /// When it first joined.
+    pub joined_at: Timestamp,
+    /// The log index of its last change: its ETag.
+    pub revision: u64,
+}
+
+impl Record for Target {
+    const TABLE: Table = Table::Targets;
+    const IS_FOLLOWED: bool = true;
+
+    fn key(&self) -> Key {
+        key(self.index)
+    }
+
+    fn change(record: Arc<Self>) -> Option<Change> {
+        Some(Change::Target(record))
+    }
+}
+
+/// The number of a target's name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TargetByName {
+    /// Its name.
+    pub name: TargetName,
+    /// Its number.
+    pub index: u32,
+}
+
+impl Record for TargetByName {
+    const TABLE: Table = Table::TargetsByName;
+
+    fn key(&self) -> Key {
+        key(self.name.as_str())
+    }
+}
+
+/// Which agents a server is connected to.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Presence {
+    /// The server's number.
+    pub server: u64,
+    /// The targets whose agents are connected to it.
+    pub connected: RoaringBitmap,
+}
+
+impl Record for Presence {
+    const TABLE: Table = Table::Presence;
+    const IS_FOLLOWED: bool = true;
+
+    fn key(&self) -> Key {
+        key(self.server)
+    }
+
+    fn change(record: Arc<Self>) -> Option<Change> {
+        Some(Change::Presence(record))
+    }
+}
+
+/// Why nothing may be deployed, who said so and since when.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Freeze {
+    /// Why.
+    pub why: String,
+    /// Who.
+    pub by: Principal,
+    /// Since when.
+    pub at: Timestamp,
+}
+
+/// What a branch's pipeline file can only tighten.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PolicyLimits {
+    /// Every wave but the last bakes at least so long.
+    pub least_bake: Option<Millis>,
+    /// The first wave is at most this.
+    pub first_wave_max: Option<Amount>,
+}
+
+/// A named set of targets and the policy for changing them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Environment {
+    /// Its name.
+    pub name: EnvironmentName,
+    /// The labels that its targets have; all of them must match. An empty selector selects every target.
+    pub selector: BTreeMap<String, String>,
+    /// The targets that match.
+    pub members: RoaringBitmap,
+    /// Why nothing may be deployed now.
+    pub frozen: Option<Freeze>,
+    /// The policy.
+    pub policy: PolicyLimits,
+    /// When it was created.
+    pub created_at: Timestamp,
+    /// The log index of its last change: its ETag.
+    pub revision: u64,
+}
+
+impl Environment {
+    /// Whether a target with these labels belongs to it.
+    pub fn selects(&self, labels: &BTreeMap<String, String>) -> bool {
+        self.selector.iter().all(|(name, value)| labels.get(name) == Some(value))
+    }
+}
+
+impl Record for Environment {
+    const TABLE: Table = Table::Environments;
+    const IS_FOLLOWED: bool = true;
+
+    fn key(&self) -> Key {
+        key(self.name.as_str())
+    }
+
+    fn change(record: Arc<Self>) -> Option<Change> {
+        Some(Change::Environment(record))
+    }
+}
+
+/// The two ports that a target keeps for one `auto` port of a service, so that a new instance can start beside the old one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortLease {
+    /// Which target.
+    pub target: u32,
+    /// Whose service.
+    pub pipeline: PipelineName,
+    /// Which service.
+    pub service: ServiceName,
+    /// Which of its ports.
+    pub port: PortName,
+    /// The pair.
+    pub pair: [u16; 2],
+}
+
+impl Record for PortLease {
+    const TABLE: Table = Table::PortLeases;
+    const IS_FOLLOWED: bool = true;
+
+    fn key(&self) -> Key {
+        lease_key(self.target, &self.pipeline, &self.service, &self.port)
+    }
+
+    fn change(record: Arc<Self>) -> Option<Change> {
+        Some(Change::PortLease(record))
+    }
+}
+
+/// The key of the ports that a target keeps for a service.
+pub fn lease_key(target: u32, pipeline: &PipelineName, service: &ServiceName, port: &PortName) -> Key {
+    key(target).then(pipeline.as_str()).then(service.as_str()).then(port.as_str())
+}

@@ -1,0 +1,7 @@
+//! Pipelines: registered repositories, and what a push to one asks for.
+
+pub(crate) mod apply;
+pub mod push;
+mod state;
+
+pub use self::state::{CONCURRENCY_MAX, ConsideredRef, Pipeline, Retention, Source, considered_key};

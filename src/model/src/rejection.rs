@@ -1,0 +1,201 @@
+//! Why a command changes nothing. Each reason is typed, has a stable code, and says what to do.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{cluster::Epoch, event::Subject, ids::ReleaseId, tables::TablesError};
+
+/// Why a rule gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum RuleError {
+    /// The rules say no.
+    #[error(transparent)]
+    Rejected(#[from] Rejection),
+    /// State cannot be read or written.
+    #[error(transparent)]
+    Tables(#[from] TablesError),
+}
+
+/// Why a command changes nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rejection {
+    /// Nothing has that name.
+    #[error("there is no {0}")]
+    NotFound(Subject),
+    /// Something has that name already.
+    #[error("{0} exists already")]
+    Exists(Subject),
+    /// A value cannot be what it was given as.
+    #[error("{what}: {why}")]
+    Invalid {
+        /// Which value.
+        what: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The state machine has no such arrow.
+    #[error("{subject} is {state}: it cannot {verb}")]
+    Illegal {
+        /// Of what.
+        subject: Subject,
+        /// Where it is.
+        state: String,
+        /// What was asked.
+        verb: String,
+    },
+    /// Sent by a leader that was deposed.
+    #[error("sent in epoch {sent:?}, but epoch {now:?} has begun")]
+    StaleEpoch {
+        /// The command's.
+        sent: Epoch,
+        /// The present one.
+        now: Epoch,
+    },
+    /// About an attempt that is not live.
+    #[error("{0}'s attempt {1} is not the live one")]
+    StaleAttempt(Subject, u32),
+    /// Changed since the client looked (`If-Match`).
+    #[error("{subject} has changed: it is at revision {now}, not {expected}")]
+    Changed {
+        /// What.
+        subject: Subject,
+        /// The revision that was expected.
+        expected: u64,
+        /// The present one.
+        now: u64,
+    },
+    /// The idempotency key stands for something else.
+    #[error("this Idempotency-Key was used for another request: use a new one")]
+    KeyReused,
+    /// A ref is not where the push thinks it is.
+    #[error("{git_ref} of {subject} has moved: it is at {now}")]
+    RefMoved {
+        /// Whose.
+        subject: Subject,
+        /// Which ref.
+        git_ref: String,
+        /// Where it is.
+        now: String,
+    },
+    /// Someone else holds what it needs.
+    #[error("{subject} is held by {holder}")]
+    Held {
+        /// What.
+        subject: Subject,
+        /// By whom.
+        holder: Subject,
+    },
+    /// The release was rolled back here and no person has cleared it.
+    #[error("{release} is quarantined in {environment}: {why}")]
+    Quarantined {
+        /// Which.
+        release: ReleaseId,
+        /// Where.
+        environment: Subject,
+        /// Why.
+        why: String,
+    },
+    /// There is no former release.
+    #[error("{0} has no former release to go back to")]
+    NoFormerRelease(Subject),
+    /// The environment has no target.
+    #[error("{0} has no target")]
+    NoTargets(Subject),
+    /// The plan is another one now.
+    #[error("the plan of {subject} has changed: it is {now}")]
+    PlanChanged {
+        /// Of what.
+        subject: Subject,
+        /// Its present digest.
+        now: String,
+    },
+    /// More targets would be unavailable than may be.
+    #[error("{subject}: {why}")]
+    Unavailable {
+        /// Which rollout.
+        subject: Subject,
+        /// Which bound it would break.
+        why: String,
+    },
+    /// Something still needs it.
+    #[error("{subject} is still needed: {by}")]
+    Needed {
+        /// What.
+        subject: Subject,
+        /// By what.
+        by: String,
+    },
+    /// The bytes of a release's artifact are gone.
+    #[error("the artifact of {0} was deleted by its pipeline's retention")]
+    ArtifactDeleted(ReleaseId),
+}
+
+impl Rejection {
+    /// The stable code, as the API and `--json` print it.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Rejection::NotFound(_) => "not_found",
+            Rejection::Exists(_) => "exists",
+            Rejection::Invalid { .. } => "invalid",
+            Rejection::Illegal { .. } => "illegal_transition",
+            Rejection::StaleEpoch { .. } => "stale_epoch",
+            Rejection::StaleAttempt(..) => "stale_attempt",
+            Rejection::Changed { .. } => "changed",
+            Rejection::KeyReused => "key_reused",
+            Rejection::RefMoved { .. } => "ref_moved",
+            Rejection::Held { .. } => "held",
+            Rejection::Quarantined { .. } => "quarantined",
+            Rejection::NoFormerRelease(_) => "no_former_release",
+            Rejection::NoTargets(_) => "no_targets",
+            Rejection::PlanChanged { .. } => "plan_changed",
+            Rejection::Unavailable { .. } => "unavailable",
+            Rejection::Needed { .. } => "needed",
+            Rejection::ArtifactDeleted(_) => "artifact_deleted",
+        }
+    }
+
+    /// What to do about it.
+    pub fn hint(&self) -> String {
+        match self {
+            Rejection::NotFound(Subject::Pipeline(_)) => {
+                "`swell pipeline ls` lists them; `swell pipeline create` registers one".into()
+            }
+            Rejection::NotFound(Subject::Environment(_)) => "`swell env ls` lists them; `swell env create` makes one".into(),
+            Rejection::NotFound(Subject::Target(_)) => "`swell fleet ls` lists them".into(),
+            Rejection::NotFound(_) => "`swell status` and `swell history` list what there is".into(),
+            Rejection::Exists(_) => "choose another name, or use what is there".into(),
+            Rejection::Invalid { .. } => "correct the value and try again".into(),
+            Rejection::Illegal { subject, .. } => format!("`swell status {}` shows where it is", id_of(subject)),
+            Rejection::StaleEpoch { .. } | Rejection::StaleAttempt(..) => "nothing: whoever took over goes on".into(),
+            Rejection::Changed { .. } => "look again, then repeat the command if it still applies".into(),
+            Rejection::KeyReused => "a key is for one request and its retries: choose a new one, such as a UUID".into(),
+            Rejection::RefMoved { .. } => "fetch, merge or rebase, and push again".into(),
+            Rejection::Held { holder: Subject::Release(newer), .. } => {
+                format!("nothing, if the newer one is meant; else `swell deploy {} --release` with the other", newer.pipeline)
+            }
+            Rejection::Held { holder, .. } => format!("wait for {} or stop it: `swell abort {}`", id_of(holder), id_of(holder)),
+            Rejection::Quarantined { release, environment, .. } => {
+                format!("deploy another release, or clear it: `swell env clear {} {release}`", id_of(environment))
+            }
+            Rejection::NoFormerRelease(_) => "name a release with --to (`swell history` lists them); a first deploy that is at work is stopped by `swell abort`".into(),
+            Rejection::NoTargets(_) => {
+                "start an agent whose labels match, or uncordon a target: `swell env show` prints the selector, `swell fleet ls` the targets".into()
+            }
+            Rejection::PlanChanged { .. } => "look at the new plan with `swell plan` and deploy with its hash".into(),
+            Rejection::Unavailable { .. } => "nothing: the rollout goes on when targets are back".into(),
+            Rejection::Needed { .. } => "remove what needs it first".into(),
+            Rejection::ArtifactDeleted(_) => "build its commit again: `swell build PIPELINE --ref COMMIT --again`".into(),
+        }
+    }
+
+    /// Whether the same command can succeed later without anyone changing it.
+    pub fn retryable(&self) -> bool {
+        matches!(self, Rejection::Held { .. } | Rejection::Unavailable { .. })
+    }
+}
+
+/// The subject's own id or name, as commands take it.
+fn id_of(subject: &Subject) -> String {
+    let text = subject.to_string();
+    text.split_once('/').map_or(text.clone(), |(_, id)| id.to_owned())
+}

@@ -1,0 +1,227 @@
+//! What a target should run: a function of replicated state, the same on every server. Nobody sends orders.
+
+use std::collections::{BTreeMap, btree_map::Entry};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    cluster::Cluster,
+    digest::Digest,
+    event::{Event, Subject},
+    fleet::{Environment, PortLease, Target},
+    ids::{EnvironmentName, PipelineName, PortName, ReleaseId, ServiceName, TargetName},
+    pipeline_file::{Port, Service},
+    release::{Artifact, Release, release_key},
+    rollout::{Deployment, Rollout},
+    tables::{Key, ReadTables, SCAN_RECORDS_MAX, Scan, TablesError, key},
+    units::ByteSize,
+};
+
+/// How new a desired state is: an agent refuses one that is older than what it follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+pub struct Generation {
+    /// Grows with each restore or recovery of the cluster.
+    pub cluster: u64,
+    /// The log index up to which state was applied.
+    pub index: u64,
+}
+
+/// All that a target should run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DesiredTarget {
+    /// How new it is.
+    pub generation: Generation,
+    /// Which target.
+    pub target: TargetName,
+    /// What it should run, by pipeline. Pipelines that are not listed should not run.
+    pub deployments: BTreeMap<PipelineName, DesiredRelease>,
+}
+
+/// One release that a target should run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DesiredRelease {
+    /// Which.
+    pub release: ReleaseId,
+    /// In which environment.
+    pub environment: EnvironmentName,
+    /// What to unpack.
+    pub artifact: Digest,
+    /// The size of the compressed archive.
+    pub artifact_size: ByteSize,
+    /// The room that it takes unpacked.
+    pub unpacked_size: ByteSize,
+    /// The manifest's content: the pieces and their hashes.
+    pub manifest: Digest,
+    /// What to run.
+    pub services: BTreeMap<ServiceName, DesiredService>,
+}
+
+/// One service that a target should run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DesiredService {
+    /// How, with the environment's own variables over the service's.
+    pub settings: Service,
+    /// For each port: the one it has, or the two of which an instance takes the one that is free.
+    pub ports: BTreeMap<PortName, Vec<u16>>,
+}
+
+/// What `target` is told to run of `deployment`, given the rollout at work there: none where nothing should run.
+pub fn told(deployment: &Deployment, rollout: Option<&Rollout>, target: u32) -> Option<ReleaseId> {
+    let Some(rollout) = rollout else {
+        return held(deployment, target).map_or_else(|| deployment.stable.clone(), |(release, _)| release.clone());
+    };
+    if rollout.sets.reverted.contains(target) {
+        return deployment.stable.clone();
+    }
+    if rollout.sets.changed.contains(target) {
+        return Some(rollout.release.clone());
+    }
+    if let Some((held, _)) = held(deployment, target) {
+        return held.clone();
+    }
+    let before = rollout.before.iter().find(|(_, targets)| targets.contains(target));
+    before.map_or_else(|| deployment.stable.clone(), |(release, _)| release.clone())
+}
+
+/// What a cordoned target stays on, where that is not the stable release.
+fn held(deployment: &Deployment, target: u32) -> Option<&(Option<ReleaseId>, roaring::RoaringBitmap)> {
+    deployment.held.iter().find(|(_, targets)| targets.contains(target))
+}
+
+/// All that `target` should run, as of the log index `applied`.
+pub fn desired<T: ReadTables>(tables: &T, target: &Target, applied: u64) -> Result<DesiredTarget, TablesError> {
+    DesiredReader::new(tables, applied)?.of(target)
+}
+
+/// Reads what many targets should run: what they share is read once.
+pub struct DesiredReader<'t, T> {
+    tables: &'t T,
+    generation: Generation,
+    environments: Vec<InEnvironment>,
+    /// Releases as they run in an environment, without the ports that each target chooses.
+    releases: BTreeMap<(EnvironmentName, ReleaseId), Option<DesiredRelease>>,
+}
+
+struct InEnvironment {
+    environment: Environment,
+    /// What it has, and the rollout at work there; none before a target needs it.
+    deployments: Option<Vec<(Deployment, Option<Rollout>)>>,
+}
+
+impl<'t, T: ReadTables> DesiredReader<'t, T> {
+    /// A reader of state as of the log index `applied`.
+    pub fn new(tables: &'t T, applied: u64) -> Result<Self, TablesError> {
+        let cluster: Cluster = tables.get(&Key::all())?.unwrap_or_default();
+        let generation = Generation { cluster: cluster.generation, index: applied };
+        let environments: Vec<Environment> = tables.scan(&Scan::all(), SCAN_RECORDS_MAX)?;
+        let environments = environments.into_iter().map(|environment| InEnvironment { environment, deployments: None }).collect();
+        Ok(Self { tables, generation, environments, releases: BTreeMap::new() })
+    }
+
+    /// All that `target` should run.
+    pub fn of(&mut self, target: &Target) -> Result<DesiredTarget, TablesError> {
+        let leases: Vec<PortLease> = self.tables.scan(&Scan::prefix(key(target.index)), SCAN_RECORDS_MAX)?;
+        let mut deployments = BTreeMap::new();
+        for place in self.environments.iter_mut().filter(|place| place.environment.members.contains(target.index)) {
+            let name = &place.environment.name;
+            let there = match &mut place.deployments {
+                Some(there) => there,
+                none => none.insert(deployments_in(self.tables, name)?),
+            };
+            for (deployment, rollout) in there {
+                let Some(id) = told(deployment, rollout.as_ref(), target.index) else { continue };
+                let release = match self.releases.entry((name.clone(), id)) {
+                    Entry::Occupied(kept) => kept.into_mut(),
+                    Entry::Vacant(new) => {
+                        let release = desired_release(self.tables, name, &new.key().1)?;
+                        new.insert(release)
+                    }
+                };
+                if let Some(release) = release {
+                    deployments.entry(deployment.pipeline.clone()).or_insert_with(|| with_ports(release, &leases));
+                }
+            }
+        }
+        Ok(DesiredTarget { generation: self.generation, target: target.info.name.clone(), deployments })
+    }
+}
+
+fn deployments_in<T: ReadTables>(
+    tables: &T,
+    environment: &EnvironmentName,
+) -> Result<Vec<(Deployment, Option<Rollout>)>, TablesError> {
+    let deployments: Vec<Deployment> = tables.scan(&Scan::prefix(key(environment.as_str())), SCAN_RECORDS_MAX)?;
+    let with_rollout = |deployment: Deployment| {
+        let rollout: Option<Rollout> = deployment.rollout.map(|id| tables.get(&key(id.0))).transpose()?.flatten();
+        Ok((deployment, rollout))
+    };
+    deployments.into_iter().map(with_rollout).collect()
+}
+
+fn desired_release<T: ReadTables>(
+    tables: &T,
+    environment: &EnvironmentName,
+    id: &ReleaseId,
+) -> Result<Option<DesiredRelease>, TablesError> {
+    let Some(release) = tables.get::<Release>(&release_key(id))? else { return Ok(None) };
+    let Some(artifact) = tables.get::<Artifact>(&key(release.artifact.hex().as_str()))? else { return Ok(None) };
+    let environment_env = release.file.environment.get(environment).map(|settings| settings.env.clone()).unwrap_or_default();
+    let mut services = BTreeMap::new();
+    for (name, settings) in &release.file.service {
+        let mut settings = settings.clone();
+        settings.env.extend(environment_env.clone());
+        services.insert(name.clone(), DesiredService { settings, ports: BTreeMap::new() });
+    }
+    Ok(Some(DesiredRelease {
+        release: id.clone(),
+        environment: environment.clone(),
+        artifact: artifact.digest,
+        artifact_size: artifact.size,
+        unpacked_size: artifact.unpacked_size,
+        manifest: artifact.manifest,
+        services,
+    }))
+}
+
+/// The release on the target that keeps `leases`.
+fn with_ports(release: &DesiredRelease, leases: &[PortLease]) -> DesiredRelease {
+    let mut release = release.clone();
+    for (name, service) in &mut release.services {
+        let of = |(port, kind): (&PortName, &Port)| (port.clone(), ports(kind, &release.release.pipeline, name, port, leases));
+        service.ports = service.settings.ports.iter().map(of).collect();
+    }
+    release
+}
+
+fn ports(kind: &Port, pipeline: &PipelineName, service: &ServiceName, port: &PortName, leases: &[PortLease]) -> Vec<u16> {
+    match kind {
+        Port::Fixed(number) => vec![*number],
+        Port::Auto => {
+            let lease =
+                leases.iter().find(|lease| lease.pipeline == *pipeline && lease.service == *service && lease.port == *port);
+            lease.map(|lease| lease.pair.to_vec()).unwrap_or_default()
+        }
+    }
+}
+
+/// Whose desired state an event may have changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Concerned {
+    /// Nobody's.
+    Nobody,
+    /// This target's.
+    Target(TargetName),
+    /// Any target's.
+    Everyone,
+}
+
+/// Whose desired state `event` may have changed.
+pub fn concerned(event: &Event) -> Concerned {
+    match (&event.subject, event.kind.as_str()) {
+        (Subject::Target(name), _) => Concerned::Target(name.clone()),
+        (_, "environment.created" | "rollout.state" | "rollout.targets_changed" | "rollout.targets_reverted") => {
+            Concerned::Everyone
+        }
+        _ => Concerned::Nobody,
+    }
+}

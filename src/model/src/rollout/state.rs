@@ -1,0 +1,553 @@
+//! A rollout: moving an environment to a release. The rollout half of the state machine of a run.
+
+use std::fmt;
+use std::sync::Arc;
+
+use roaring::RoaringBitmap;
+use serde::{Deserialize, Serialize};
+
+use crate::change::Change;
+use crate::{
+    fleet::{Freeze, observation::TargetFailure},
+    ids::{EnvironmentName, PipelineName, ReleaseId, RolloutId},
+    principal::Principal,
+    rollout::plan::Plan,
+    tables::{Key, Record, Table, key},
+    units::{Millis, Timestamp},
+};
+
+/// How many failed targets a rollout keeps the evidence of.
+pub const FAILURES_KEPT_MAX: usize = 20;
+
+/// How many past releases a deployment remembers.
+pub const HISTORY_MAX: usize = 50;
+
+/// How often the time that a stage has taken is recorded, so that a new leader goes on from there.
+pub const ELAPSED_EVERY: Millis = Millis::from_secs(5);
+
+/// Where a rollout is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RolloutState {
+    /// Waits for what `blocked` names.
+    Blocked,
+    /// The first wave is being changed.
+    Deploying,
+    /// The first wave bakes.
+    CanaryCheck,
+    /// The later waves.
+    RollingOut,
+    /// Going back to the stable release.
+    RollingBack,
+    /// Done: the release is the environment's stable one.
+    Deployed,
+    /// Everything it touched is back on the stable release.
+    RolledBack,
+    /// Stopped before anything changed.
+    Canceled,
+    /// A rollback took its place.
+    Preempted,
+    /// Rolling back could not finish; a person is needed.
+    Failed,
+}
+
+impl RolloutState {
+    /// Every state.
+    pub const ALL: [RolloutState; 10] = [
+        RolloutState::Blocked,
+        RolloutState::Deploying,
+        RolloutState::CanaryCheck,
+        RolloutState::RollingOut,
+        RolloutState::RollingBack,
+        RolloutState::Deployed,
+        RolloutState::RolledBack,
+        RolloutState::Canceled,
+        RolloutState::Preempted,
+        RolloutState::Failed,
+    ];
+
+    /// Whether nothing more will happen.
+    pub fn is_end(self) -> bool {
+        use RolloutState::*;
+        matches!(self, Deployed | RolledBack | Canceled | Preempted | Failed)
+    }
+
+    /// Whether targets are being moved to the release.
+    pub fn is_forward(self) -> bool {
+        matches!(self, RolloutState::Deploying | RolloutState::CanaryCheck | RolloutState::RollingOut)
+    }
+
+    /// Whether the state machine has an arrow from here to `next`.
+    pub fn may_become(self, next: RolloutState) -> bool {
+        use RolloutState::*;
+        match (self, next) {
+            (Blocked, Deploying | Canceled | Preempted) => true,
+            (Deploying, CanaryCheck | RollingOut | Deployed) | (CanaryCheck, RollingOut | Deployed) | (RollingOut, Deployed) => {
+                true
+            }
+            (from, RollingBack | Preempted | Canceled | Failed) if from.is_forward() => true,
+            (RollingBack, RolledBack | Failed | Preempted) => true,
+            _ => false,
+        }
+    }
+
+    /// The stable name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            RolloutState::Blocked => "blocked",
+            RolloutState::Deploying => "deploying",
+            RolloutState::CanaryCheck => "canary-check",
+            RolloutState::RollingOut => "rolling-out",
+            RolloutState::RollingBack => "rolling-back",
+            RolloutState::Deployed => "deployed",
+            RolloutState::RolledBack => "rolled-back",
+            RolloutState::Canceled => "canceled",
+            RolloutState::Preempted => "preempted",
+            RolloutState::Failed => "failed",
+        }
+    }
+}
+
+impl fmt::Display for RolloutState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Why a rollout has not begun.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Blocked {
+    /// Another rollout of this pipeline in this environment.
+    Rollout(RolloutId),
+    /// The environment is frozen.
+    Frozen(Freeze),
+}
+
+impl fmt::Display for Blocked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Blocked::Rollout(id) => write!(f, "rollout {id} is at work in this environment"),
+            Blocked::Frozen(freeze) => write!(f, "the environment is frozen by {}: {}", freeze.by.name, freeze.why),
+        }
+    }
+}
+
+/// What a rollout is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Purpose {
+    /// Forward, gated.
+    Deploy,
+    /// Back, asked for by a person: skips bakes, ignores freezes, preempts.
+    Rollback,
+}
+
+/// How the waves are changed and judged: the pipeline file within the environment's floors.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    /// Whether the first wave is a canary whose bake has a state of its own.
+    pub canary: bool,
+    /// Whether an instance must stop before its successor can start, so that each change costs availability.
+    pub in_place: bool,
+    /// Whether a wave is changed in batches of what may be unavailable at once, and not all at once.
+    pub batched: bool,
+    /// How long each wave but the last is watched after it converged.
+    pub bake: Millis,
+    /// How long a batch may take to converge.
+    pub batch_deadline: Millis,
+    /// How long a batch may take to go back. By the releases that it goes between, of which the stable one may be the slower.
+    pub rollback_deadline: Millis,
+    /// How many targets may be unavailable at once while rolling back.
+    pub rollback_max_unavailable: u32,
+    /// No automatic rollback across this release: a failing verdict pauses instead.
+    pub irreversible: bool,
+}
+
+/// What must hold before the next wave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Gate {
+    /// All of the wave's targets are healthy within its deadline.
+    Convergence,
+    /// They stay so for a while.
+    Bake,
+}
+
+impl Gate {
+    /// The stable name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Gate::Convergence => "convergence",
+            Gate::Bake => "bake",
+        }
+    }
+}
+
+/// What a gate concluded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// The next step may be taken.
+    Pass,
+    /// Roll back.
+    Fail,
+    /// A person said to go on, whatever the gate would have said.
+    Overridden,
+}
+
+impl Verdict {
+    /// The stable name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Verdict::Pass => "pass",
+            Verdict::Fail => "fail",
+            Verdict::Overridden => "overridden",
+        }
+    }
+}
+
+/// A verdict with its evidence.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerdictRecord {
+    /// Of which wave, from 0.
+    pub wave: u32,
+    /// Which gate.
+    pub gate: Gate,
+    /// What it concluded.
+    pub verdict: Verdict,
+    /// On what grounds, in a sentence.
+    pub evidence: String,
+    /// Who recorded it.
+    pub by: Principal,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// A pause: a flag with a reason, not a state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pause {
+    /// Why.
+    pub why: String,
+    /// Who.
+    pub by: Principal,
+    /// Since when.
+    pub at: Timestamp,
+}
+
+/// Which targets are where. Each is a set of target numbers.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Sets {
+    /// Were told to run the release.
+    pub changed: RoaringBitmap,
+    /// Of these: served nothing healthy before they were told, so that changing them costs nothing.
+    pub down_before: RoaringBitmap,
+    /// Run the release and are healthy.
+    pub healthy: RoaringBitmap,
+    /// Were told to run the release and said that they could not, or are no longer healthy.
+    pub failed: RoaringBitmap,
+    /// Have a service that no healthy instance answers for.
+    pub unserving: RoaringBitmap,
+    /// Were told to go back to the stable release.
+    pub reverted: RoaringBitmap,
+    /// Are back on it and healthy, or stopped where there is none.
+    pub restored: RoaringBitmap,
+    /// Could not go back.
+    pub unrestored: RoaringBitmap,
+    /// Of `changed`: were told in the present wave, and planned for one before it.
+    pub late: RoaringBitmap,
+    /// Were left out because their agents were not connected; a later wave tells those that return, and the others converge after
+    /// the rollout.
+    pub unreachable: RoaringBitmap,
+}
+
+/// The evidence of one target's failure.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedTarget {
+    /// Which target.
+    pub target: u32,
+    /// Whether it failed while going back.
+    pub reverting: bool,
+    /// What it said.
+    pub failure: TargetFailure,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// What the targets were told to run before the rollout: release by release. Those in none of them run the stable release.
+pub type Before = Vec<(Option<ReleaseId>, RoaringBitmap)>;
+
+/// Moving an environment to a release.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Rollout {
+    /// Its id.
+    pub id: RolloutId,
+    /// Whose.
+    pub pipeline: PipelineName,
+    /// Where.
+    pub environment: EnvironmentName,
+    /// To which release.
+    pub release: ReleaseId,
+    /// The environment's stable release when it began: where a failure goes back to.
+    pub stable: Option<ReleaseId>,
+    /// What it is for.
+    pub purpose: Purpose,
+    /// Where it is.
+    pub state: RolloutState,
+    /// Why it has not begun.
+    pub blocked: Option<Blocked>,
+    /// The pause, where it is paused.
+    pub paused: Option<Pause>,
+    /// Which targets change together.
+    pub plan: Plan,
+    /// How they are changed and judged.
+    pub settings: Settings,
+    /// What they were told to run before.
+    pub before: Before,
+    /// The present wave, from 0.
+    pub wave: u32,
+    /// Which gate the present wave stands at.
+    pub gate: Gate,
+    /// How long it has stood there, by the clocks of the leaders that watched.
+    pub elapsed: Millis,
+    /// Which targets are where.
+    pub sets: Sets,
+    /// What the gates concluded.
+    pub verdicts: Vec<VerdictRecord>,
+    /// The evidence of the first failures.
+    pub failures: Vec<FailedTarget>,
+    /// Which rollback took its place.
+    pub preempted_by: Option<RolloutId>,
+    /// Why it was asked for, or why it went back.
+    pub why: Option<String>,
+    /// Who asked for it.
+    pub by: Principal,
+    /// When it was asked for.
+    pub created_at: Timestamp,
+    /// When it began to change targets.
+    pub started_at: Option<Timestamp>,
+    /// When it ended.
+    pub ended_at: Option<Timestamp>,
+    /// The log index of its last change: its ETag.
+    pub revision: u64,
+}
+
+impl Rollout {
+    /// The targets of the present wave among the environment's `members`: those planned for it, and those of the waves before that
+    /// could not be told in their time. Left for later, these would all change at once when the rollout ends, and unjudged.
+    pub fn wave_targets(&self, members: &RoaringBitmap) -> RoaringBitmap {
+        let (passed, left) = self.plan.waves.split_at(self.plan.waves.len().min(self.wave as usize));
+        let passed = passed.iter().fold(RoaringBitmap::new(), |all, wave| all | &wave.targets);
+        let mut targets = passed & &self.sets.unreachable;
+        targets |= &self.sets.late;
+        if let Some(wave) = left.first() {
+            targets |= &wave.targets;
+        }
+        targets & members
+    }
+
+    /// How many of the targets attempted up to now may have failed, for the present wave to pass.
+    pub fn max_failures(&self) -> u64 {
+        self.plan.waves.get(self.wave as usize).map_or(0, |wave| u64::from(wave.max_failures))
+    }
+
+    /// The targets that going back concerns: those that it told to run its release, and those that what it preempted had told to
+    /// run something else than the stable release.
+    pub fn touched(&self) -> RoaringBitmap {
+        self.before.iter().fold(self.sets.changed.clone(), |all, (_, targets)| all | targets)
+    }
+
+    /// Whether the present wave is the last.
+    pub fn is_last_wave(&self) -> bool {
+        self.wave as usize + 1 >= self.plan.waves.len()
+    }
+}
+
+impl Record for Rollout {
+    const TABLE: Table = Table::Rollouts;
+    const IS_FOLLOWED: bool = true;
+
+    fn key(&self) -> Key {
+        key(self.id.0)
+    }
+
+    fn change(record: Arc<Self>) -> Option<Change> {
+        Some(Change::Rollout(record))
+    }
+}
+
+/// A rollout that has not ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenRollout {
+    /// Which.
+    pub rollout: RolloutId,
+}
+
+impl Record for OpenRollout {
+    const TABLE: Table = Table::OpenRollouts;
+    const IS_FOLLOWED: bool = true;
+
+    fn key(&self) -> Key {
+        key(self.rollout.0)
+    }
+
+    fn change(record: Arc<Self>) -> Option<Change> {
+        Some(Change::OpenRollout(record))
+    }
+}
+
+/// A rollout that ended, as its deployment remembers it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Past {
+    /// Which release.
+    pub release: ReleaseId,
+    /// By which rollout.
+    pub rollout: RolloutId,
+    /// How it ended.
+    pub end: RolloutState,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// A release that may not be deployed here until a person clears it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quarantined {
+    /// Which.
+    pub release: ReleaseId,
+    /// Which rollout went back from it.
+    pub rollout: RolloutId,
+    /// Why.
+    pub why: String,
+    /// Since when.
+    pub at: Timestamp,
+}
+
+/// What a pipeline has in an environment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Deployment {
+    /// Where.
+    pub environment: EnvironmentName,
+    /// Whose.
+    pub pipeline: PipelineName,
+    /// What every target runs, but those that an open rollout has moved.
+    pub stable: Option<ReleaseId>,
+    /// The rollout at work.
+    pub rollout: Option<RolloutId>,
+    /// The rollout that waits for it.
+    pub next: Option<RolloutId>,
+    /// What was there before, newest first.
+    pub history: Vec<Past>,
+    /// What may not be deployed.
+    pub quarantined: Vec<Quarantined>,
+    /// What cordoned targets stay on although the stable release is another one, until they are uncordoned.
+    #[serde(default)]
+    pub held: Before,
+}
+
+impl Deployment {
+    /// The release to go back to from `from`: the last that ended as Deployed, is not `from` and was not rolled back.
+    pub fn former(&self, from: Option<&ReleaseId>) -> Option<&ReleaseId> {
+        let is_good = |past: &&Past| {
+            past.end == RolloutState::Deployed
+                && Some(&past.release) != from
+                && !self.quarantined.iter().any(|quarantined| quarantined.release == past.release)
+        };
+        self.history.iter().find(is_good).map(|past| &past.release)
+    }
+}
+
+/// How many former good releases of a deployment can be gone back to, besides the present one.
+pub const FORMER_RELEASES_KEPT: usize = 3;
+
+impl Deployment {
+    /// Whether it says what its targets run.
+    pub fn is_in_use(&self) -> bool {
+        self.stable.is_some() || self.rollout.is_some()
+    }
+
+    /// The releases whose artifacts must stay: the stable one and the last good ones, without those that may not be deployed.
+    pub fn rollback_candidates(&self) -> Vec<&ReleaseId> {
+        let mut kept: Vec<&ReleaseId> = self.stable.iter().collect();
+        for past in self.history.iter().filter(|past| past.end == RolloutState::Deployed) {
+            let may_run = !self.quarantined.iter().any(|quarantined| quarantined.release == past.release);
+            if may_run && !kept.contains(&&past.release) && kept.len() < self.stable.iter().len() + FORMER_RELEASES_KEPT {
+                kept.push(&past.release);
+            }
+        }
+        kept
+    }
+
+    /// Remembers the end of a rollout. What is forgotten for it is never a good release that could be gone back to.
+    pub fn remember(&mut self, past: Past) {
+        self.history.insert(0, past);
+        if self.history.len() <= HISTORY_MAX {
+            return;
+        }
+        let mut needed: Vec<ReleaseId> = self.rollback_candidates().into_iter().cloned().collect();
+        let mut keep = Vec::with_capacity(self.history.len());
+        for past in &self.history {
+            let place = needed.iter().position(|release| past.end == RolloutState::Deployed && *release == past.release);
+            keep.push(place.map(|place| needed.swap_remove(place)).is_some());
+        }
+        if let Some(oldest) = keep.iter().rposition(|keep| !keep) {
+            self.history.remove(oldest);
+        }
+    }
+
+    /// Lets go of a target that stayed on what it ran.
+    pub fn release_hold(&mut self, target: u32) -> bool {
+        let held = self.held.iter_mut().map(|(_, targets)| targets.remove(target)).fold(false, |any, was| any | was);
+        self.held.retain(|(_, targets)| !targets.is_empty());
+        held
+    }
+
+    /// Lets `target` stay on `release`.
+    pub fn hold(&mut self, target: u32, release: Option<ReleaseId>) {
+        self.release_hold(target);
+        match self.held.iter_mut().find(|(held, _)| *held == release) {
+            Some((_, targets)) => {
+                targets.insert(target);
+            }
+            None => self.held.push((release, RoaringBitmap::from_iter([target]))),
+        }
+    }
+}
+
+impl Record for Deployment {
+    const TABLE: Table = Table::Deployments;
+    const IS_FOLLOWED: bool = true;
+
+    fn key(&self) -> Key {
+        deployment_key(&self.environment, &self.pipeline)
+    }
+
+    fn change(record: Arc<Self>) -> Option<Change> {
+        Some(Change::Deployment(record))
+    }
+}
+
+/// The key of a deployment.
+pub fn deployment_key(environment: &EnvironmentName, pipeline: &PipelineName) -> Key {
+    key(environment.as_str()).then(pipeline.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ends_are_ends_and_abort_wins_everywhere_else() {
+        for state in RolloutState::ALL {
+            let nexts: Vec<_> = RolloutState::ALL.into_iter().filter(|next| state.may_become(*next)).collect();
+            if state.is_end() {
+                assert!(nexts.is_empty(), "{state} is an end but leads to {nexts:?}");
+            } else {
+                let stops = [RolloutState::RollingBack, RolloutState::Canceled];
+                assert!(
+                    state == RolloutState::RollingBack || stops.iter().any(|stop| nexts.contains(stop)),
+                    "{state} cannot be stopped"
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,20 @@
+//! How state is agreed: openraft over storage, the network between servers, and the node as everyone else sees it.
+
+mod format;
+mod health;
+mod log_store;
+mod machine;
+mod network;
+mod node;
+mod options;
+mod proposer;
+mod status;
+mod types;
+
+#[cfg(test)]
+mod tests;
+
+pub use node::{Error, Node};
+pub use options::Options;
+pub use status::{Leadership, Status};
+pub use swell_storage::View;
