@@ -1,5 +1,6 @@
 //! How state is agreed: openraft over storage, the network between servers, and the node as everyone else sees it.
 
+mod feed;
 mod format;
 mod health;
 mod log_store;
@@ -14,6 +15,7 @@ mod types;
 #[cfg(test)]
 mod tests;
 
+pub use feed::{ChangeFeed, FeedItem};
 pub use node::{Error, Node};
 pub use options::Options;
 pub use status::{Leadership, Status};

@@ -10,15 +10,20 @@ use openraft::{
     entry::RaftEntry,
     storage::{ApplyResponder, EntryResponder, RaftSnapshotBuilder, RaftStateMachine},
 };
-use tokio::{sync::watch, task::spawn_blocking};
+use tokio::{
+    sync::{oneshot, watch},
+    task::spawn_blocking,
+};
 
 use super::{
+    feed::Publisher,
     format::{Position, decode_position, encode_position},
     health::Health,
     types::{Answers, Commands, Entry, LogId, Membership, Snapshot, SnapshotMeta, Types},
 };
 use swell_model::{
     apply::apply,
+    change::AppliedBatch,
     cluster::Cluster,
     event::EventSeq,
     rejection::RuleError,
@@ -48,7 +53,33 @@ pub struct Machine {
     pub state: StateStore,
     pub snapshots: Arc<SnapshotStore>,
     pub last_event: watch::Sender<EventSeq>,
+    pub feed: Publisher,
+    worker: Worker,
     pub health: Arc<Health>,
+}
+
+/// The one thread that applies, so that consensus waits for no request that blocks. Ends when the last machine is dropped.
+#[derive(Clone)]
+struct Worker(std::sync::mpsc::SyncSender<Box<dyn FnOnce() + Send>>);
+
+impl Worker {
+    fn start() -> io::Result<Self> {
+        // openraft applies one batch at a time: nothing ever waits here.
+        let (sender, jobs) = std::sync::mpsc::sync_channel::<Box<dyn FnOnce() + Send>>(1);
+        std::thread::Builder::new().name("apply".to_owned()).spawn(move || jobs.into_iter().for_each(|job| job()))?;
+        Ok(Self(sender))
+    }
+
+    async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+        let (answer, answered) = oneshot::channel();
+        let ended = || io::Error::other("the thread that applies has ended");
+        let job = Box::new(move || {
+            // Nobody waits any more when the node is shut down.
+            answer.send(work()).ok();
+        });
+        self.0.send(job).map_err(|_| ended())?;
+        answered.await.map_err(|_| ended())?
+    }
 }
 
 /// Who waits for an entry, and for what. Nobody does on a follower.
@@ -56,7 +87,8 @@ type Waiting = (Option<ApplyResponder<Types>>, Answers);
 
 impl Machine {
     pub fn new(state: StateStore, snapshots: Arc<SnapshotStore>, health: Arc<Health>) -> io::Result<Self> {
-        let machine = Self { last_event: watch::Sender::new(EventSeq::default()), state, snapshots, health };
+        let last_event = watch::Sender::new(EventSeq::default());
+        let machine = Self { last_event, feed: Publisher::new(), worker: Worker::start()?, state, snapshots, health };
         machine.announce()?;
         Ok(machine)
     }
@@ -76,16 +108,28 @@ impl Machine {
         result.inspect_err(|error| self.health.stop(error))
     }
 
+    /// As [`Machine::blocking`], on the thread that applies.
+    async fn applying<T: Send + 'static>(&self, work: impl FnOnce(&Machine) -> io::Result<T> + Send + 'static) -> io::Result<T> {
+        let machine = self.clone();
+        self.worker.run(move || work(&machine)).await.inspect_err(|error| self.health.stop(error))
+    }
+
     fn apply_batch(&self, batch: Vec<EntryResponder<Types>>) -> io::Result<Vec<Waiting>> {
         let db = self.state.current();
         let mut position = position(&db)?;
         let mut tx = db.transaction();
         let mut waiting = Vec::with_capacity(batch.len());
+        let mut applied = AppliedBatch::default();
         for (entry, responder) in batch {
-            waiting.push((responder, apply_entry(&mut tx, &mut position, entry)?));
+            waiting.push((responder, apply_entry(&mut tx, &mut position, &mut applied, entry)?));
         }
-        tx.commit(&Applied { index: position.last.map_or(0, |last| last.index), details: encode_position(&position)? })?;
-        self.announce()?;
+        applied.index = position.last.map_or(0, |last| last.index);
+        tx.commit(&Applied { index: applied.index, details: encode_position(&position)? })?;
+        let last = applied.events.last().map(|event| event.seq);
+        self.feed.applied(applied);
+        if let Some(last) = last {
+            self.last_event.send_replace(last);
+        }
         Ok(waiting)
     }
 
@@ -96,6 +140,7 @@ impl Machine {
         let kept = self.snapshots.adopt(snapshot)?;
         swell_system::crash::point("raft::snapshot_adopted");
         self.state.install(&kept)?;
+        self.feed.installed();
         self.announce()
     }
 
@@ -105,7 +150,12 @@ impl Machine {
 }
 
 /// Applies one entry: each of its commands, or none of what a rejected one had begun to write.
-fn apply_entry(tx: &mut StateTx<'_>, position: &mut Position, entry: Entry) -> io::Result<Answers> {
+fn apply_entry(
+    tx: &mut StateTx<'_>,
+    position: &mut Position,
+    batch: &mut AppliedBatch,
+    entry: Entry,
+) -> io::Result<Answers> {
     let id = entry.log_id();
     position.last = Some(id);
     let commands = match entry.payload {
@@ -123,6 +173,8 @@ fn apply_entry(tx: &mut StateTx<'_>, position: &mut Position, entry: Entry) -> i
         match apply(tx, next, command) {
             Ok(applied) => {
                 next.ordinal += applied.events.len() as u32;
+                batch.changes.extend(applied.changes);
+                batch.events.extend(applied.events.into_iter().map(Arc::new));
                 answers.push(Ok(applied.outcome));
             }
             Err(RuleError::Rejected(rejection)) => {
@@ -159,7 +211,7 @@ impl RaftStateMachine<Types> for Machine {
         let mut batches = entries.ready_chunks(BATCH_ENTRIES_MAX);
         while let Some(batch) = batches.next().await {
             let batch = batch.into_iter().collect::<io::Result<Vec<_>>>().inspect_err(|error| self.health.stop(error))?;
-            for (responder, answers) in self.blocking(move |machine| machine.apply_batch(batch)).await? {
+            for (responder, answers) in self.applying(move |machine| machine.apply_batch(batch)).await? {
                 if let Some(responder) = responder {
                     responder.send(answers);
                 }

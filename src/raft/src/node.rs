@@ -15,7 +15,7 @@ use openraft::{
 use tokio::sync::watch;
 
 use super::{
-    Leadership, Options, Status,
+    ChangeFeed, Leadership, Options, Status,
     format::decode_id,
     health::Health,
     log_store::LogStore,
@@ -184,6 +184,11 @@ impl Node {
     /// The newest event. It changes only after a [`Node::view`] shows the event.
     pub fn last_event(&self) -> watch::Receiver<EventSeq> {
         self.shared.machine.last_event.subscribe()
+    }
+
+    /// Everything that this node applies from now on, beginning with a view of what it has applied.
+    pub fn changes(&self) -> ChangeFeed {
+        ChangeFeed::new(self.clone(), &self.shared.machine.feed)
     }
 
     /// Who leads.
