@@ -45,10 +45,6 @@ use tokio::{
 
 pub use self::folder::FolderError;
 use self::{folder::Folder, run::Run};
-use super::{
-    isolation::Level,
-    runtime::{self, ShimRuntime},
-};
 use swell_artifacts::store::ContentStore;
 use swell_git::Mirrors;
 use swell_model::{
@@ -56,6 +52,10 @@ use swell_model::{
     ids::{BuildId, RunnerName},
     interfaces::{LogChunk, LogSource, Proposer},
     units::Timestamp,
+};
+use swell_sandbox::{
+    isolation::Level,
+    runtime::{self, ShimRuntime},
 };
 use swell_system::error_chain::chain;
 
