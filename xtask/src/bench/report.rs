@@ -31,8 +31,8 @@ pub struct Row {
 /// All lines of one run.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// Programs and their versions.
-    pub versions: BTreeMap<String, String>,
+    /// Programs and their versions; none until they were printed.
+    pub versions: Option<BTreeMap<String, String>>,
     /// In the order in which they were printed.
     pub rows: Vec<Row>,
 }
@@ -47,10 +47,10 @@ impl Report {
         if let Some(versions) = value.get("versions") {
             let versions = versions.as_object().with_context(|| format!("`versions` is no object in `{line}`"))?;
             let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            self.versions.extend(versions.iter().map(|(program, version)| (program.clone(), text(version))));
+            self.versions = Some(versions.iter().map(|(program, version)| (program.clone(), text(version))).collect());
             return Ok(());
         }
-        ensure!(!self.versions.is_empty(), "a row came before `{{\"versions\": …}}`: `{line}`");
+        ensure!(self.versions.is_some(), "a row came before `{{\"versions\": …}}`: `{line}`");
         self.rows.push(row(&value).with_context(|| format!("`{line}` is no row"))?);
         Ok(())
     }
@@ -129,7 +129,7 @@ mod tests {
         for line in [VERSIONS, "", ROW, ALONE] {
             report.read(line).unwrap();
         }
-        assert_eq!(report.versions["etcd"], "3.4.23");
+        assert_eq!(report.versions.as_ref().unwrap()["etcd"], "3.4.23");
         assert_eq!(
             report.table().text(),
             "case         ours   peer  ratio  unit        runs  note\n\

@@ -64,7 +64,8 @@ fn printed(command: &mut Command) -> Result<String> {
 
 /// The section of a benchmark, from its heading to its last row.
 pub fn render(name: &str, place: &Place, report: &Report) -> String {
-    let versions: Vec<String> = report.versions.iter().map(|(program, version)| format!("{program} {version}")).collect();
+    let versions: Vec<String> =
+        report.versions.iter().flatten().map(|(program, version)| format!("{program} {version}")).collect();
     let versions = [&[format!("swell {}", place.commit)], &versions[..]].concat().join(", ");
     format!(
         "## {name}\n\n- Date: {}\n- Machine: {}\n- Versions: {versions}\n\n{}",
