@@ -1,11 +1,9 @@
 //! Tables as text and as Markdown. Knows nothing of what the cells mean.
 
-/// On which side of its column a cell stands.
+/// The side of its column on which a cell stands: left for words, right for numbers.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Align {
-    /// Words.
     Left,
-    /// Numbers.
     Right,
 }
 
@@ -17,7 +15,7 @@ pub struct Table {
 }
 
 impl Table {
-    /// A table without rows.
+    /// Creates a table without rows.
     pub fn new(columns: &[(&'static str, Align)]) -> Self {
         Self { columns: columns.to_vec(), rows: Vec::new() }
     }

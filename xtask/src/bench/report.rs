@@ -10,7 +10,7 @@ use crate::table::{Align, Table};
 /// One measured case.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Row {
-    /// The benchmark.
+    /// The benchmark's name, as on the command line.
     pub bench: String,
     /// What was tried, within the benchmark.
     pub case: String,
