@@ -1,11 +1,16 @@
-//! Development commands: `cargo xtask setup | test | demo | bench`. The first thing that a fresh clone compiles, so it
-//! stays tiny (the standard library and anyhow) and must not depend on the product's crate.
+//! Development commands: `cargo xtask setup | test | demo | bench | simulate | mutants`. The first thing that a fresh clone compiles, so it
+//! stays tiny (the standard library, anyhow and serde_json) and must not depend on the product's crate.
 
 mod bench;
 mod demo;
+mod mutants;
+mod product;
 mod setup;
+mod simulate;
 mod steps;
+mod table;
 mod test;
+mod tools;
 
 use std::process::ExitCode;
 
@@ -15,7 +20,10 @@ Development commands of Groundswell
   cargo xtask setup                    install what is missing to build and test
   cargo xtask test                     set-up, then everything that CI runs
   cargo xtask demo [--port N] [--keep] build, and show one push from commit to fleet, and a bad one turned back
-  cargo xtask bench [NAME]             run a benchmark beside its peer; without a name: list them
+  cargo xtask bench [NAME]             run a benchmark beside its peer and write docs/BENCHMARKS.md; without a name: list them
+  cargo xtask simulate [--seed N] [--histories M]
+                                       try the rules with many seeded histories, and say how fast that went
+  cargo xtask mutants [ARGUMENT]...    plant faults in the rules and list those that no test notices (cargo-mutants)
 
 CARGO_TARGET_DIR says where to build; unset: ${XDG_CACHE_HOME:-~/.cache}/groundswell/target";
 
@@ -33,11 +41,16 @@ impl std::error::Error for Usage {}
 
 fn run(arguments: &[&str]) -> anyhow::Result<()> {
     match arguments {
-        ["setup"] => setup::run(setup::Purpose::Test),
+        ["setup"] => {
+            setup::run(setup::Purpose::Test)?;
+            tools::install(tools::OF_TESTS)
+        }
         ["test"] => test::run(),
         ["demo", options @ ..] => demo::run(&demo::Options::parse(options)?),
         ["bench"] => bench::list(),
         ["bench", name] => bench::run(name),
+        ["simulate", options @ ..] => simulate::run(&simulate::Options::parse(options)?),
+        ["mutants", arguments @ ..] => mutants::run(arguments),
         [] | ["help" | "-h" | "--help"] => {
             println!("{USAGE}");
             Ok(())

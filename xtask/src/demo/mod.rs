@@ -2,21 +2,25 @@
 //! It drives the product as a user would, through `swell` and `git`, and must not link it.
 
 mod cluster;
+mod placement;
 mod repository;
 mod story;
 mod traffic;
+
+use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
 use self::{
     cluster::{Cluster, ask},
+    placement::Released,
     repository::Repository,
     story::Story,
-    traffic::Traffic,
+    traffic::{Met, Traffic},
 };
 use crate::{
-    Usage, setup,
+    Usage, product, setup,
     steps::{self, Steps},
 };
 
@@ -52,7 +56,7 @@ impl Options {
 pub fn run(options: &Options) -> Result<()> {
     let mut steps = Steps::default();
     steps.step("set-up", || setup::run(setup::Purpose::Build))?;
-    steps.step("build", || steps::run(&mut steps::cargo("build --locked --bin swell")?))?;
+    steps.step("build", || product::build().map(|_| ()))?;
     steps.step("show", || show(options))
 }
 
@@ -68,7 +72,7 @@ const HOST: &str = "web.hello.production";
 /// The scenes, in order.
 fn show(options: &Options) -> Result<()> {
     let root = steps::root();
-    let program = steps::target_dir()?.join("debug/swell");
+    let program = product::program()?;
     let folder = std::env::temp_dir().join(format!("groundswell-demo-{}", nix_uid()));
     let mut story = Story::default();
 
@@ -83,34 +87,41 @@ fn show(options: &Options) -> Result<()> {
     let unisolated = isolation(&cluster);
     unisolated.iter().for_each(|line| println!("  !! {line}"));
 
-    story.scene("the first push: built, tested, rolled out in waves", || {
+    let first = story.scene("the first push: built, tested, rolled out in waves", || {
         repository.push(&cluster)?;
-        expect(&mut cluster, "deployed", 0).map(|_| ())
+        expect(&mut cluster, "deployed", 0)
     })?;
     cluster.wait_until("the gateway routes", |cluster| Ok(ask(cluster.gateway, HOST, "/", "")?.0 == 200))?;
 
     let users = Traffic::start(cluster.gateway, HOST, 4);
-    story.scene("a second version, under live traffic", || {
-        repository.change("VERSION", "2\n", "the second version")?;
+    let second = story.scene("a second version, under live traffic", || {
+        repository.write("VERSION", "2\n")?;
+        repository.commit("the second version")?;
         repository.push(&cluster)?;
-        expect(&mut cluster, "deployed", 1).map(|_| ())
+        expect(&mut cluster, "deployed", 1)
     })?;
     let bad = story.scene("a bad version: its health check fails", || {
-        repository.change("BROKEN", "", "a bad idea")?;
+        // A version of its own, so that its page would be told from the second's if a user ever met it.
+        repository.write("VERSION", "3\n")?;
+        repository.write("BROKEN", "")?;
+        repository.commit("a bad idea")?;
         repository.push(&cluster)?;
         let bad = expect(&mut cluster, "rolled-back", 2)?;
         ensure!(bad["wave"] == 0, "it was stopped at its first wave");
         Ok(bad)
     })?;
-    println!("{}", indent(&cluster.ok(&["why", bad["id"].as_str().unwrap_or_default()])?));
+    println!("{}", indent(&cluster.ok(&["why", bad["id"].as_str().unwrap_or_default()])?, 4));
     let served = bytes_served(&cluster)?;
     story.scene("back to the first version, by hand", || {
-        println!("{}", indent(&cluster.ok(&["rollback", "hello", "--why", "the second one is slow"])?));
+        println!("{}", indent(&cluster.ok(&["rollback", "hello", "--why", "the second one is slow"])?, 4));
         ensure!(bytes_served(&cluster)? == served, "the rollback moved bytes");
         Ok(())
     })?;
     let met = users.stop();
     story.tell(&met);
+    let first_page = format!("hello {}", std::fs::read_to_string(root.join("examples/hello/VERSION"))?.trim());
+    let versions = [(first_page, first), ("hello 2".to_owned(), second), ("hello 3".to_owned(), bad)];
+    show_placement(&cluster, &versions, &met)?;
     unisolated.iter().for_each(|line| println!("  !! {line}"));
     ensure!(met.failures.is_empty(), "{} requests failed, the first: {}", met.failures.len(), met.failures[0]);
 
@@ -126,6 +137,25 @@ fn show(options: &Options) -> Result<()> {
         "Everything is stopped; `cargo xtask demo --keep` lets it run on. The log: {}",
         folder.join("swell-dev.log").display()
     );
+    Ok(())
+}
+
+/// Prints what runs where, and which release answered the users. `versions` are pages and the rollouts that brought them.
+fn show_placement(cluster: &Cluster, versions: &[(String, Value)], met: &Met) -> Result<()> {
+    let mut released = Vec::new();
+    for (page, rollout) in versions {
+        let release = text(rollout, "release").to_owned();
+        let artifact = text(&cluster.json(&["status", &release])?, "artifact").to_owned();
+        let rollout = format!("{} {}", text(rollout, "id"), text(rollout, "state"));
+        released.push(Released { release, artifact, rollout, page: page.clone() });
+    }
+    let fleet = cluster.json(&["fleet", "ls"])?;
+    let names = fleet["items"].as_array().into_iter().flatten().map(|target| text(target, "name"));
+    let targets = names.map(|name| cluster.json(&["fleet", "show", name])).collect::<Result<Vec<_>>>()?;
+    let artifacts: BTreeMap<String, String> =
+        released.iter().map(|released| (released.release.clone(), released.artifact.clone())).collect();
+    println!("  What runs where\n\n{}\n", indent(&placement::what_runs_where(&targets, &artifacts).text(), 2));
+    println!("  Which release answered the users\n\n{}\n", indent(&placement::who_answered(&released, met).text(), 2));
     Ok(())
 }
 
@@ -194,8 +224,8 @@ fn bytes_served(cluster: &Cluster) -> Result<String> {
     Ok(lines.filter(|line| line.starts_with("swell_artifact_bytes_served_total")).collect())
 }
 
-fn indent(text: &str) -> String {
-    text.lines().map(|line| format!("    {line}\n")).collect::<String>().trim_end().to_owned()
+fn indent(text: &str, spaces: usize) -> String {
+    text.lines().map(|line| format!("{:spaces$}{line}\n", "")).collect::<String>().trim_end().to_owned()
 }
 
 /// Whose demonstration it is, so that two users of one machine do not meet.

@@ -5,7 +5,7 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use super::cluster::Cluster;
 
@@ -25,9 +25,14 @@ impl Repository {
         Ok(repository)
     }
 
-    /// Writes a file and commits it.
-    pub fn change(&self, file: &str, content: &str, message: &str) -> Result<()> {
-        std::fs::write(self.path.join(file), content)?;
+    /// Writes a file of the working copy.
+    pub fn write(&self, file: &str, content: &str) -> Result<()> {
+        let path = self.path.join(file);
+        std::fs::write(&path, content).with_context(|| format!("failed to write {}", path.display()))
+    }
+
+    /// Commits everything that was written.
+    pub fn commit(&self, message: &str) -> Result<()> {
         self.git(&["add", "--all"])?;
         self.git(&["commit", "--quiet", "-m", message])
     }

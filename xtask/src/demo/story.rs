@@ -29,9 +29,6 @@ impl Story {
             println!("  {}. {:>6.1} s  {name}", number + 1, took.as_secs_f64());
         }
         println!("\n  Users asked {} times while versions changed; {} requests failed.", met.requests(), met.failures.len());
-        for (page, count) in &met.pages {
-            println!("     {count:>6} × {page}");
-        }
         println!();
     }
 }
