@@ -20,6 +20,7 @@ use swell_model::{
     rejection::{Rejection, RuleError},
     tables::TablesError,
 };
+use swell_repositories::ResolveError;
 
 /// A refusal. On the heap, since answers are passed around far more often than refusals.
 #[derive(Debug, Clone, Serialize)]
@@ -209,8 +210,12 @@ impl From<RuleError> for Problem {
 
 impl From<ResolveError> for Problem {
     fn from(error: ResolveError) -> Self {
+        let error = match error {
+            ResolveError::State(error) => return error.into(),
+            error => error,
+        };
         let (status, code, hint) = match &error {
-            ResolveError::Raft(_) | ResolveError::Tables(_) | ResolveError::Internal(_) => return Problem::internal(error),
+            ResolveError::Tables(_) | ResolveError::Internal(_) => return Problem::internal(error),
             ResolveError::NoRepository(name) => {
                 (StatusCode::NOT_FOUND, "not_found", format!("create it with `swell repo create {name}`"))
             }

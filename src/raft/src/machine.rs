@@ -150,12 +150,7 @@ impl Machine {
 }
 
 /// Applies one entry: each of its commands, or none of what a rejected one had begun to write.
-fn apply_entry(
-    tx: &mut StateTx<'_>,
-    position: &mut Position,
-    batch: &mut AppliedBatch,
-    entry: Entry,
-) -> io::Result<Answers> {
+fn apply_entry(tx: &mut StateTx<'_>, position: &mut Position, batch: &mut AppliedBatch, entry: Entry) -> io::Result<Answers> {
     let id = entry.log_id();
     position.last = Some(id);
     let commands = match entry.payload {

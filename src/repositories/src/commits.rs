@@ -4,6 +4,7 @@
 use swell_git::{GitError, Mirrors};
 use swell_model::{
     ids::RepositoryName,
+    interfaces::ProposeError,
     pipeline::Source,
     repository::{CommitId, Ref, Repository},
     tables::{ReadTables as _, TablesError, key},
@@ -40,9 +41,9 @@ pub enum ResolveError {
     /// The remote repository could not be read.
     #[error(transparent)]
     Remote(#[from] GitError),
-    /// State could not be read.
+    /// This server cannot show the newest state.
     #[error(transparent)]
-    Raft(#[from] swell_raft::Error),
+    State(#[from] ProposeError),
     /// State could not be read.
     #[error(transparent)]
     Tables(#[from] TablesError),

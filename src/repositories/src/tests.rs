@@ -17,6 +17,7 @@ use tempfile::TempDir;
 use tokio::process::Command;
 
 use crate::*;
+use swell_git::{Checkout, GitError, Mirrors};
 use swell_model::{digest::Digest, ids::RepositoryName, repository::CommitId};
 
 mod leftovers;

@@ -180,7 +180,7 @@ fn what_is_for_the_gateway_itself_is_handed_on() {
 
 /// A file of `config/`.
 fn example(name: &str) -> String {
-    fs::read_to_string(Path::new(&std::env::var("CARGO_MANIFEST_DIR").unwrap()).join("config").join(name)).unwrap()
+    fs::read_to_string(Path::new(&std::env::var("CARGO_MANIFEST_DIR").unwrap()).join("../../config").join(name)).unwrap()
 }
 
 /// An example with every setting made: those lines begin with `#` and no blank.

@@ -12,7 +12,7 @@ fn the_units_start_roles_that_exist_and_systemd_takes_them() {
     for role in ["server", "agent", "gateway"] {
         let name = format!("swell-{role}.service");
         let unit =
-            fs::read_to_string(Path::new(&std::env::var("CARGO_MANIFEST_DIR").unwrap()).join("config/systemd").join(&name))
+            fs::read_to_string(Path::new(&std::env::var("CARGO_MANIFEST_DIR").unwrap()).join("../../config/systemd").join(&name))
                 .unwrap();
         let typed = unit.lines().find_map(|line| line.strip_prefix("ExecStart=/usr/bin/")).unwrap();
         assert!(typed.starts_with(&format!("swell {role}")) && Cli::try_parse_from(typed.split(' ')).is_ok(), "{typed}");

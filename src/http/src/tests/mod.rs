@@ -18,7 +18,7 @@ use futures::{StreamExt, future::BoxFuture, stream::BoxStream};
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::Value;
 
-use super::{Api, Options, Pushes, serve};
+use super::{Api, Options, serve};
 use swell_artifacts::store::{ContentStore, Embedded, EmbeddedOptions};
 use swell_model::{
     command::{Action, Outcome},
@@ -29,7 +29,7 @@ use swell_model::{
     wire::{AgentToServer, ServerToAgent},
 };
 use swell_raft::{self, Node};
-use swell_repositories::HostedRepositories;
+use swell_repositories::{HostedRepositories, Pushes};
 use swell_security::tokens::Tokens;
 
 /// How long a test waits for anything.
@@ -60,7 +60,7 @@ impl Server {
 
     pub async fn with(options: Options) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let node = Node::start(raft::Options::new(dir.path().join("raft"), 1)).await.unwrap();
+        let node = Node::start(swell_raft::Options::new(dir.path().join("raft"), 1)).await.unwrap();
         let content: Arc<dyn ContentStore> =
             Arc::new(Embedded::open(dir.path().join("content"), EmbeddedOptions::default()).await.unwrap());
         let (sessions, logs) = (Arc::new(Sessions::default()), Arc::new(Logs::default()));
