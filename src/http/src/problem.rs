@@ -222,7 +222,7 @@ impl From<ResolveError> for Problem {
             ResolveError::NoRef { .. } => {
                 (StatusCode::NOT_FOUND, "no_ref", "push it first, or name another branch, tag or commit".to_owned())
             }
-            ResolveError::NoMirrors => (StatusCode::UNPROCESSABLE_ENTITY, "invalid", "name the commit".to_owned()),
+            ResolveError::NoMirrors => (StatusCode::BAD_REQUEST, "invalid", "name the commit".to_owned()),
             ResolveError::Remote(_) => {
                 (StatusCode::BAD_GATEWAY, "repository_unreachable", "look at the repository's address".to_owned())
             }

@@ -44,7 +44,7 @@ async fn release(server: &Server, number: u32) -> String {
     let archive = packed(server.dir.path(), &format!("release {number}"));
     let (status, build) = push(server, number, FILE, archive).await;
     assert_eq!(status, StatusCode::CREATED, "{build}");
-    assert_eq!((&build["state"], &build["cause"]), (&json!("ready-to-deploy"), &json!("pushed")));
+    assert_eq!((&build["state"], &build["cause"]), (&json!("ready-to-deploy"), &json!("import")));
     build["release"].as_str().unwrap().to_owned()
 }
 

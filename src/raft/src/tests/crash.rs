@@ -63,7 +63,7 @@ fn spawn(dir: &Path, round: &str, crash_at: Option<&str>) -> Child {
 
 fn spawn_as(test: &str, dir: &Path, round: &str, crash_at: Option<&str>) -> Child {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    let test = format!("raft::tests::crash::{test}");
+    let test = format!("tests::crash::{test}");
     command.args(["--exact", &test, "--ignored", "--nocapture", "--test-threads=1"]);
     command.env(DIR, dir).env(ROUND, round).envs(crash_at.map(|point| ("SWELL_CRASH_AT", point)));
     command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap()
