@@ -113,6 +113,38 @@ pub struct Report {
     pub failure: Option<TargetFailure>,
 }
 
+impl Report {
+    /// SHA-256 of its MessagePack with field names.
+    pub fn hash(&self) -> Digest {
+        // A struct of plain fields always serializes.
+        Digest::of(&rmp_serde::to_vec_named(self).unwrap_or_default())
+    }
+}
+
+/// A sum over the reports of a target, by which agent and server tell whether they know the same ones. Order does not matter, and one
+/// report is replaced in constant time: the wrapping sum of the first 16 bytes of each [`Report::hash`]. Guards against loss, not
+/// against forgery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ReportsHash(pub u128);
+
+impl ReportsHash {
+    /// Counts `report` in.
+    pub fn add(&mut self, report: &Report) {
+        self.0 = self.0.wrapping_add(Self::part(report));
+    }
+
+    /// Takes `report`, which was counted in, out again.
+    pub fn remove(&mut self, report: &Report) {
+        self.0 = self.0.wrapping_sub(Self::part(report));
+    }
+
+    fn part(report: &Report) -> u128 {
+        let hash = report.hash().0;
+        u128::from_le_bytes(std::array::from_fn(|byte| hash[byte]))
+    }
+}
+
 /// The last report of a target on a pipeline, as state keeps it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Observation {

@@ -37,6 +37,14 @@ pub struct DesiredTarget {
     pub deployments: BTreeMap<PipelineName, DesiredRelease>,
 }
 
+impl DesiredTarget {
+    /// What distinguishes one desired state from another, whatever its generation: SHA-256 of the MessagePack of `deployments`.
+    pub fn hash(&self) -> Digest {
+        // A map of plain fields always serializes.
+        Digest::of(&rmp_serde::to_vec_named(&self.deployments).unwrap_or_default())
+    }
+}
+
 /// One release that a target should run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DesiredRelease {
