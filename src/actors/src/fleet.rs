@@ -1,4 +1,4 @@
-//! The agents and gateways connected to this server: tells each what it should do whenever that changes, and gathers what they say
+//! The agents connected to this server: tells each what it should do whenever that changes, and gathers what they say
 //! into one batch for all of them.
 
 use std::{
@@ -12,7 +12,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use roaring::RoaringBitmap;
 use tokio::sync::{oneshot, watch};
 
-use super::{events::Follower, sessions};
+use super::{events::Follower, gateway_sessions::GatewaySessions, sessions};
 use swell_model::{
     command::{Action, FleetAction},
     event::Event,
@@ -21,10 +21,7 @@ use swell_model::{
     interfaces::{Link, Proposal, ProposeError, Proposer, SessionSink},
     principal::Principal,
     rollout::assignment::{Concerned, DesiredReader, DesiredTarget, concerned},
-    routing::{
-        derive::route_table,
-        table::{GatewayHello, GatewayToServer, RouteTable, ServerToGateway},
-    },
+    routing::table::{GatewayHello, GatewayToServer, ServerToGateway},
     tables::{ReadTables, TablesError, key},
     wire::{AgentId, AgentToServer, ServerToAgent},
 };
@@ -52,8 +49,6 @@ pub(super) enum FleetMessage {
     Closed { index: u32, session: u64 },
     /// What an agent said; answered when it is in the next batch.
     Reports { index: u32, reports: Vec<Report>, answer: oneshot::Sender<()> },
-    /// Someone wants the route table.
-    Routes { answer: oneshot::Sender<watch::Receiver<Arc<RouteTable>>> },
     /// These events were applied.
     Events(Vec<Event>),
     /// Time to propose what was gathered.
@@ -105,7 +100,6 @@ pub(super) struct FleetState {
     waiting: Vec<oneshot::Sender<()>>,
     recorded: Recorded,
     ticks: u32,
-    routes: watch::Sender<Arc<RouteTable>>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
 }
 
@@ -129,7 +123,6 @@ impl Actor for Fleet {
     ) -> Result<FleetState, ActorProcessingErr> {
         let FleetArguments { node, server } = arguments;
         let follower = Follower::from_now(node.clone());
-        let (routes, _) = watch::channel(Arc::new(table(&node)?));
         let tasks = vec![tokio::spawn(follow(follower, myself.clone())), tokio::spawn(tick(myself))];
         Ok(FleetState {
             node,
@@ -140,7 +133,6 @@ impl Actor for Fleet {
             waiting: Vec::new(),
             recorded: Recorded::default(),
             ticks: 0,
-            routes,
             tasks,
         })
     }
@@ -181,17 +173,9 @@ impl Actor for Fleet {
                 state.reports.extend(reports.into_iter().map(|report| ((index, report.pipeline.clone()), report)));
                 state.waiting.push(answer);
             }
-            FleetMessage::Routes { answer } => {
-                if answer.send(state.routes.subscribe()).is_err() {
-                    tracing::debug!("a gateway left before it got its routes");
-                }
-            }
             FleetMessage::Events(events) => {
                 swell_system::crash::panic_point("fleet");
                 state.tell_concerned(&events)?;
-                if events.iter().any(changes_routes) {
-                    state.route()?;
-                }
             }
             FleetMessage::Tick => {
                 state.propose_presence().await;
@@ -200,16 +184,6 @@ impl Actor for Fleet {
         }
         Ok(())
     }
-}
-
-/// Whether gateways may have to route otherwise after this event.
-fn changes_routes(event: &Event) -> bool {
-    event.kind == "fleet.reported" || concerned(event) != Concerned::Nobody
-}
-
-fn table(node: &Node) -> Result<RouteTable, TablesError> {
-    let view = node.view();
-    route_table(&view, view.applied())
 }
 
 async fn follow(mut follower: Follower, fleet: ActorRef<FleetMessage>) {
@@ -282,18 +256,6 @@ impl FleetState {
                 !same
             });
         }
-        Ok(())
-    }
-
-    fn route(&self) -> Result<(), TablesError> {
-        let now = table(&self.node)?;
-        self.routes.send_if_modified(|last| {
-            let same = last.services == now.services;
-            if !same {
-                *last = Arc::new(now);
-            }
-            !same
-        });
         Ok(())
     }
 
@@ -376,12 +338,13 @@ impl Inbox {
 pub struct FleetHandle {
     node: Node,
     inbox: Inbox,
+    pub(super) gateways: GatewaySessions,
 }
 
 impl FleetHandle {
     pub(super) fn new(node: Node) -> (Self, Inbox) {
         let inbox = Inbox(Arc::default());
-        (Self { node, inbox: inbox.clone() }, inbox)
+        (Self { node, inbox: inbox.clone(), gateways: GatewaySessions::new() }, inbox)
     }
 }
 
@@ -391,7 +354,7 @@ impl SessionSink for FleetHandle {
     }
 
     fn gateway(&self, hello: GatewayHello, link: Link<GatewayToServer, ServerToGateway>) -> futures::future::BoxFuture<'_, ()> {
-        Box::pin(sessions::gateway(&self.inbox, hello, link))
+        Box::pin(self.gateways.serve(hello, link))
     }
 }
 

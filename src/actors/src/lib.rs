@@ -17,6 +17,7 @@ mod build;
 mod drive;
 mod events;
 mod fleet;
+mod gateway_sessions;
 mod leader;
 mod node;
 mod pipeline;

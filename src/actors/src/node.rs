@@ -12,8 +12,10 @@ use super::{
     fleet::{Fleet, FleetArguments, FleetHandle, FleetMessage},
     leader::{Leader, LeaderArguments, LeaderMessage},
     runner::{RunnerActor, RunnerArguments, RunnerMessage},
-    supervise::Failures,
+    supervise::{Failures, keep_running},
 };
+use tokio_util::task::AbortOnDropHandle;
+
 use swell_artifacts::store::ContentStore;
 use swell_git::Mirrors;
 use swell_model::{build::Resources, ids::RunnerName};
@@ -56,6 +58,7 @@ pub struct Handle {
     root: ActorRef<NodeMessage>,
     ended: tokio::task::JoinHandle<()>,
     fleet: FleetHandle,
+    _routes: AbortOnDropHandle<()>,
 }
 
 impl Handle {
@@ -86,9 +89,11 @@ impl Handle {
 /// When an actor cannot be started at all.
 pub async fn start(options: Options) -> Result<Handle, SpawnErr> {
     let (fleet, inbox) = FleetHandle::new(options.node.clone());
+    let (gateways, node) = (fleet.gateways.clone(), options.node.clone());
+    let routes = keep_running("routes", move || gateways.clone().publish(node.clone()));
     let arguments = NodeArguments { options, inbox };
     let (root, ended) = Actor::spawn(None, NodeActor, arguments).await?;
-    Ok(Handle { root, ended, fleet })
+    Ok(Handle { root, ended, fleet, _routes: routes })
 }
 
 struct NodeActor;

@@ -1,4 +1,4 @@
-//! One session each: an agent's or a gateway's frames on one side, the fleet on the other. Ends when either side goes silent.
+//! One session each: an agent's frames on one side, the fleet on the other. Ends when either side goes silent.
 
 use std::net::IpAddr;
 
@@ -15,7 +15,6 @@ use swell_model::{
     ids::TargetName,
     interfaces::{Link, Proposal, ProposeError, Proposer},
     principal::{Principal, Role},
-    routing::table::{GatewayHello, GatewayToServer, ServerToGateway},
     tables::{ReadTables, TablesError, key},
     wire::{AgentToServer, HEARTBEAT_EVERY, SILENCE_MAX, ServerToAgent},
 };
@@ -148,40 +147,6 @@ async fn gather(fleet: &Inbox, index: u32, reports: Vec<Report>) -> bool {
         return false;
     }
     timeout(SILENCE_MAX.as_duration(), recorded).await.is_ok_and(|recorded| recorded.is_ok())
-}
-
-/// Serves a gateway until its session ends.
-pub(super) async fn gateway(fleet: &Inbox, hello: GatewayHello, mut link: Link<GatewayToServer, ServerToGateway>) {
-    let (answer, routes) = oneshot::channel();
-    if !fleet.send(FleetMessage::Routes { answer }) {
-        return;
-    }
-    let Ok(mut routes) = routes.await else { return };
-    routes.mark_changed();
-    tracing::info!(gateway = %hello.name, zone = %hello.zone, "a gateway is connected");
-    let mut heartbeat = interval(HEARTBEAT_EVERY.as_duration());
-    loop {
-        let frame = tokio::select! {
-            changed = routes.changed() => {
-                if changed.is_err() {
-                    break;
-                }
-                Some(ServerToGateway::Routes(routes.borrow_and_update().as_ref().clone()))
-            }
-            said = link.incoming.next() => match said {
-                Some(_) => None,
-                None => break,
-            },
-            _ = heartbeat.tick() => Some(ServerToGateway::Heartbeat),
-        };
-        if let Some(frame) = frame {
-            match timeout(SILENCE_MAX.as_duration(), link.outgoing.send(frame)).await {
-                Ok(Ok(())) => {}
-                _ => break,
-            }
-        }
-    }
-    tracing::info!(gateway = %hello.name, "a gateway is gone");
 }
 
 #[cfg(test)]
