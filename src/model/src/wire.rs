@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use std::net::IpAddr;
 
+pub use crate::ids::AgentId;
 use crate::{
     digest::Digest,
     fleet::{
@@ -26,11 +27,6 @@ pub const HEARTBEAT_EVERY: Millis = Millis::from_secs(10);
 
 /// How long either side waits for the other's next frame before it closes the session.
 pub const SILENCE_MAX: Millis = Millis::from_secs(30);
-
-/// What tells an agent from all others: 32 random hexadecimal digits.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct AgentId(pub String);
 
 /// The version of these messages. A server refuses a hello of another version, naming both.
 pub const PROTOCOL_VERSION: u16 = 2;

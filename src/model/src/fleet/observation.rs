@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::change::Change;
 use crate::{
     digest::Digest,
-    ids::{PipelineName, PortName, ReleaseId, ServiceName},
+    ids::{AgentId, PipelineName, PortName, ReleaseId, ServiceName},
     tables::{Key, Record, Table, key},
     units::Timestamp,
 };
@@ -145,6 +145,33 @@ impl ReportsHash {
     }
 }
 
+/// Which message of which agent a report came with: orders the reports of a target, whatever sessions and servers they came through.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReportOrigin {
+    pub agent: AgentId,
+    /// How often that agent was started.
+    pub incarnation: u64,
+    /// Place of the message within the incarnation, from 1.
+    pub sequence: u64,
+}
+
+impl ReportOrigin {
+    /// Whether it says more than `known`. Another agent always does: it is let in only once the one before is gone.
+    pub fn is_newer_than(&self, known: &Self) -> bool {
+        self.agent != known.agent || (self.incarnation, self.sequence) > (known.incarnation, known.sequence)
+    }
+}
+
+/// What one target reports in a batch: the newest report on each pipeline that changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TargetReports {
+    /// Number of the target.
+    pub target: u32,
+    /// The newest message that `reports` were taken from.
+    pub origin: ReportOrigin,
+    pub reports: Vec<Report>,
+}
+
 /// The last report of a target on a pipeline, as state keeps it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Observation {
@@ -152,7 +179,9 @@ pub struct Observation {
     pub target: u32,
     /// What it said.
     pub report: Report,
-    /// When it said it.
+    /// Which message it came with; what is not newer changes nothing.
+    pub origin: ReportOrigin,
+    /// When it was applied.
     pub at: Timestamp,
 }
 

@@ -96,7 +96,8 @@ fn routes_lead_to_what_answers_whichever_release_it_is_of() {
     let say = |world: &mut World, target, instances| {
         let (pipeline, release) = (name("shop"), Some(new.clone()));
         let report = Report { pipeline, release, progress: Progress::Healthy, serving: true, instances, failure: None };
-        world.ok(FleetAction::Report { reports: vec![(target, report)] });
+        let action = world.reports(vec![(target, report)]);
+        world.ok(action);
     };
     let both =
         vec![instance("shop", &new, 20_001, InstanceState::Serving), instance("web", &old, 20_000, InstanceState::Draining)];
