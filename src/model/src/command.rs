@@ -333,7 +333,7 @@ pub enum FleetAction {
     },
     /// What targets report since the last batch of their server; proposed at most every 100 ms.
     Report {
-        /// Each target at most once.
+        /// A target appears once for each message that its reports came with.
         targets: Vec<TargetReports>,
     },
     /// A runner joins, or has other room than before.

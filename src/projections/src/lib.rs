@@ -5,6 +5,7 @@
 //! - `observations`: what is known of each target's reports
 //! - `presence`: which agents are connected
 //! - `open_rollouts`: rollouts at work, by pipeline and by target
+//! - `targets`: targets by name and by address
 //! - `build_queue`: queued builds, and what runners and pipelines have at work
 //! - `event_tail`: the newest events, for streams
 
@@ -14,6 +15,7 @@ pub mod event_tail;
 pub mod observations;
 pub mod open_rollouts;
 pub mod presence;
+pub mod targets;
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]

@@ -24,6 +24,7 @@ use crate::{
     observations::Observations,
     open_rollouts::OpenRollouts,
     presence::Presence,
+    targets::Targets,
 };
 
 /// Histories tried, and commands in each.
@@ -195,6 +196,7 @@ struct Projections {
     assignments: Assignments,
     observations: Observations,
     presence: Presence,
+    targets: Targets,
     rollouts: OpenRollouts,
     queue: BuildQueue,
 }
@@ -205,6 +207,7 @@ impl Projections {
             assignments: Assignments::from_tables(&world.tables, world.index).unwrap(),
             observations: Observations::from_tables(&world.tables).unwrap(),
             presence: Presence::from_tables(&world.tables).unwrap(),
+            targets: Targets::from_tables(&world.tables).unwrap(),
             rollouts: OpenRollouts::from_tables(&world.tables).unwrap(),
             queue: BuildQueue::from_tables(&world.tables).unwrap(),
         }
@@ -222,6 +225,7 @@ fn projections_that_are_updated_equal_projections_that_start_over() {
         moved += held.assignments.update(batch, &world.tables).unwrap().len();
         held.observations.update(batch);
         held.presence.update(batch);
+        held.targets.update(batch);
         held.rollouts.update(batch);
         held.queue.update(batch);
         if !is_last {
@@ -235,6 +239,7 @@ fn projections_that_are_updated_equal_projections_that_start_over() {
         assert_eq!(held.assignments, assignments, "seed {seed}, {batch:?}");
         assert_eq!(held.observations, fresh.observations, "seed {seed}, {batch:?}");
         assert_eq!(held.presence, fresh.presence, "seed {seed}, {batch:?}");
+        assert_eq!(held.targets, fresh.targets, "seed {seed}, {batch:?}");
         assert_eq!(held.rollouts, fresh.rollouts, "seed {seed}, {batch:?}");
         assert_eq!(held.queue, fresh.queue, "seed {seed}, {batch:?}");
     });
