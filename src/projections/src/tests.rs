@@ -3,8 +3,8 @@
 use roaring::RoaringBitmap;
 
 use swell_model::{
-    apply::testing::{FILE, World, info, lost, name, phase_record},
-    build::Phase,
+    apply::testing::{FILE, World, artifact, info, lost, name, phase_record},
+    build::{AttemptEnd, Build, OpenBuild, Phase},
     change::{AppliedBatch, Change},
     command::*,
     fleet::{
@@ -93,11 +93,7 @@ impl History {
                     self.attempt(FleetAction::Uncordon { name: target });
                 }
             }
-            3 if self.commits < 100 => {
-                self.commits += 1;
-                let release = self.world.release(self.commits, &self.file.clone());
-                self.releases.push(release);
-            }
+            3 if self.commits < 100 => self.release(),
             4 => self.build(),
             5 => {
                 let pick = self.random.below(self.releases.len().max(1) as u64) as usize;
@@ -146,7 +142,29 @@ impl History {
         self.world.try_apply(action).ok();
     }
 
+    /// Builds the next commit, where the pipeline's concurrency allows.
+    fn release(&mut self) {
+        self.commits += 1;
+        let build = self.world.request(self.commits);
+        self.attempt(BuildAction::Assign { build, runner: name("r1") });
+        self.attempt(BuildAction::Acknowledge { build, attempt: 1, unisolated: None });
+        for phase in Phase::ALL {
+            self.attempt(BuildAction::Progress { build, attempt: 1, phase: phase_record(phase) });
+        }
+        let (artifact, file) = (artifact(self.commits), Box::new(self.file.clone()));
+        self.attempt(BuildAction::Succeed { build, attempt: 1, artifact, file, log: None });
+        let kept: Build = self.world.get(key(build.0));
+        self.releases.extend(kept.release);
+    }
+
     fn build(&mut self) {
+        let open: Vec<OpenBuild> = self.world.tables.scan(&Scan::all(), 10).unwrap();
+        if let Some(build) = open.first().map(|open| open.build) {
+            let attempt = self.world.get::<Build>(key(build.0)).live_attempt().map_or(1, |attempt| attempt.number);
+            self.attempt(BuildAction::Cancel { build });
+            self.attempt(BuildAction::End { build, attempt, end: AttemptEnd::Canceled, log: None });
+            return;
+        }
         if self.commits > 100 {
             return;
         }
@@ -157,10 +175,13 @@ impl History {
         }
         self.attempt(BuildAction::Assign { build, runner: name("r1") });
         self.attempt(BuildAction::Acknowledge { build, attempt: 1, unisolated: None });
-        match self.random.below(3) {
+        match self.random.below(6) {
             0 => self.attempt(BuildAction::Progress { build, attempt: 1, phase: phase_record(Phase::Checkout) }),
             1 => self.attempt(BuildAction::End { build, attempt: 1, end: lost(), log: None }),
-            _ => self.attempt(BuildAction::Cancel { build }),
+            _ => {
+                self.attempt(BuildAction::Cancel { build });
+                self.attempt(BuildAction::End { build, attempt: 1, end: AttemptEnd::Canceled, log: None });
+            }
         }
     }
 

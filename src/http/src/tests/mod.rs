@@ -164,7 +164,7 @@ impl SessionSink for Sessions {
     fn agent(&self, mut link: Link<AgentToServer, ServerToAgent>) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             while let Some(said) = link.incoming.next().await {
-                let end = matches!(&said, AgentToServer::Report(reports) if reports.is_empty());
+                let end = matches!(&said, AgentToServer::Report { reports, .. } if reports.is_empty());
                 self.heard.lock().unwrap().push(format!("{said:?}"));
                 if end || link.outgoing.try_send(ServerToAgent::Heartbeat).is_err() {
                     return;

@@ -7,10 +7,11 @@ use tokio_tungstenite::tungstenite::{Message, client::IntoClientRequest};
 use super::*;
 use swell_model::{
     apply::testing::info,
+    fleet::observation::ReportsHash,
     rollout::assignment::Generation,
     routing::table::{Instance, InstanceState, ReleaseRoute, ServiceRoute},
     units::BasisPoints,
-    wire::{AgentId, FRAME_BYTES_MAX},
+    wire::{AgentHello, AgentId, FRAME_BYTES_MAX, PROTOCOL_VERSION},
 };
 
 /// Server-sent events as `(id, kind, data)`, as far as they were read.
@@ -184,12 +185,20 @@ fn binary(message: &impl serde::Serialize) -> Message {
 async fn an_agents_frames_go_both_ways_until_either_ends() {
     let server = Server::start().await;
     let mut agent = socket(&server, "/v1/agents/session", Role::Agent).await;
-    let hello = AgentToServer::Hello { info: info(1), following: Generation::default(), agent: AgentId("1".into()) };
-    agent.send(binary(&hello)).await.unwrap();
+    let hello = AgentHello {
+        version: PROTOCOL_VERSION,
+        info: info(1),
+        agent: AgentId("1".into()),
+        incarnation: 1,
+        following: Generation::default(),
+        desired_hash: None,
+        reports_hash: ReportsHash::default(),
+    };
+    agent.send(binary(&AgentToServer::Hello(hello))).await.unwrap();
     let heard: ServerToAgent = rmp_serde::from_slice(&next(&mut agent).await.into_data()).unwrap();
     assert_eq!(heard, ServerToAgent::Heartbeat);
     assert!(server.sessions.heard.lock().unwrap()[0].contains("web-1"));
-    agent.send(binary(&AgentToServer::Report(Vec::new()))).await.unwrap();
+    agent.send(binary(&AgentToServer::Report { sequence: 1, reports: Vec::new() })).await.unwrap();
     assert!(next(&mut agent).await.is_close(), "the sink ended the session");
 
     let mut garbage = socket(&server, "/v1/agents/session", Role::Agent).await;

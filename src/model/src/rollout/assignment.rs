@@ -135,9 +135,9 @@ impl DesiredRelease {
 
     /// The ports that were chosen for a target, in order.
     pub fn ports(&self) -> impl Iterator<Item = (&ServiceName, &PortName, &[u16])> {
-        self.services.iter().flat_map(|(service, desired)| {
-            desired.ports.iter().map(move |(port, numbers)| (service, port, numbers.as_slice()))
-        })
+        self.services
+            .iter()
+            .flat_map(|(service, desired)| desired.ports.iter().map(move |(port, numbers)| (service, port, numbers.as_slice())))
     }
 
     /// The ports that the release has on the target that keeps `leases`, in the order of [`DesiredRelease::ports`].
