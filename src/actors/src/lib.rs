@@ -30,6 +30,7 @@ mod sessions;
 mod supervise;
 mod sweep;
 
-pub use node::{Handle, LocalRunner, Options, start};
+pub use node::{Handle, Options, start};
+pub use runner::LocalRunner;
 pub use sessions::Sessions;
 pub use sweep::{SweepError, sweep_unnamed};

@@ -9,17 +9,15 @@ use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SpawnErr, Supervision
 
 use super::{
     leader::{Leader, LeaderArguments, LeaderMessage},
-    runner::{RunnerActor, RunnerArguments, RunnerMessage},
+    runner::{LocalRunner, RunnerActor, RunnerArguments, RunnerMessage},
     runner_liveness::RunnerLiveness,
     sessions::{SessionTasks, Sessions},
     supervise::Failures,
 };
 use swell_artifacts::store::ContentStore;
 use swell_git::Mirrors;
-use swell_model::{build::Resources, ids::RunnerName};
 use swell_raft::{Leadership, Node};
 use swell_repositories::HostedRepositories;
-use swell_runner::attempts::Attempts;
 
 /// How long a stopping tree may take.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
@@ -38,17 +36,6 @@ pub struct Options {
     pub mirrors: Mirrors,
     /// The runner on this server, where it is one.
     pub runner: Option<LocalRunner>,
-}
-
-/// A server that is a runner, too.
-#[derive(Clone)]
-pub struct LocalRunner {
-    /// Its name.
-    pub name: RunnerName,
-    /// The room it has.
-    pub resources: Resources,
-    /// What runs its attempts.
-    pub attempts: Attempts,
 }
 
 /// A running tree.

@@ -11,9 +11,9 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{node::LocalRunner, runner_liveness::RunnerLiveness};
+use super::runner_liveness::RunnerLiveness;
 use swell_model::{
-    build::Build,
+    build::{Build, Resources},
     change::{AppliedBatch, Change},
     command::FleetAction,
     ids::{BuildId, RunnerName},
@@ -25,12 +25,22 @@ use swell_model::{
 use swell_projections::build_queue::BuildQueue;
 use swell_raft::{FeedItem, Node};
 use swell_repositories::HostedRepositories;
-use swell_runner::attempts::{AttemptJob, GitSource};
+use swell_runner::attempts::{AttemptJob, Attempts, GitSource};
 
 /// How often it looks for work that it missed.
 const TICK: Duration = Duration::from_secs(1);
 
 type AttemptKey = (BuildId, u32);
+
+/// What a server needs to be a runner, too.
+#[derive(Clone)]
+pub struct LocalRunner {
+    pub name: RunnerName,
+    /// What it offers to the scheduler.
+    pub resources: Resources,
+    /// What runs its attempts.
+    pub attempts: Attempts,
+}
 
 pub(super) struct RunnerActor;
 

@@ -4,7 +4,7 @@
 //! - `agent`: one session
 //! - `table`: all sessions, by target number
 //! - `outbox`: what waits to be sent to one agent
-//! - `view`: what sessions read of state
+//! - `shared`: what all sessions have at hand; `view`: what they read of state
 //! - `reports`, `trim`: what agents report, on its way into state
 //! - `recorder`: presence, heartbeats, and the lease without which sessions end
 
@@ -12,6 +12,7 @@ mod agent;
 mod outbox;
 mod recorder;
 mod reports;
+mod shared;
 mod table;
 mod trim;
 mod view;
@@ -28,6 +29,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{gateway_sessions::GatewaySessions, supervise::keep_running};
 use reports::{Reports, ReportsInbox};
+use shared::Shared;
 use swell_artifacts::store::ContentStore;
 use swell_model::{
     interfaces::{Link, SessionSink},
@@ -37,16 +39,6 @@ use swell_model::{
 use swell_raft::Node;
 use table::SessionTable;
 use view::FleetView;
-
-/// What all sessions of agents share.
-struct Shared {
-    node: Node,
-    sessions: Arc<SessionTable>,
-    view: Arc<FleetView>,
-    reports: ReportsInbox,
-    opening: Semaphore,
-    is_in_touch: watch::Receiver<bool>,
-}
 
 /// Takes over the sessions of agents and gateways. Cheap to clone.
 #[derive(Clone)]

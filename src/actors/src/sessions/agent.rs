@@ -10,8 +10,8 @@ use futures::{
 use tokio::{sync::Semaphore, time::timeout};
 
 use super::{
-    Shared,
     outbox::{End, Outbox, Pending},
+    shared::Shared,
 };
 use swell_model::{
     command::FleetAction,
