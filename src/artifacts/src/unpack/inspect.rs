@@ -1,4 +1,4 @@
-//! Remembers what entries would make on a disk, and makes nothing. Must refuse whatever [`super::disk`] would refuse.
+//! Checks entries as they would be created on a disk, without creating them. Must refuse whatever [`super::disk`] would refuse.
 
 use std::{collections::BTreeMap, io::Read};
 
