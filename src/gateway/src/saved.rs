@@ -1,6 +1,6 @@
 //! The last table on disk, so that a gateway serves after a restart without any server. Blocking; knows nothing of serving.
 //!
-//! The file: `SWELLRT1`, the SHA-256 of what follows, the table as MessagePack with field names.
+//! The file: `SWELLRT2`, the SHA-256 of what follows, a [`Saved`] as MessagePack with field names.
 
 use std::{
     fs::{self, File},
@@ -8,54 +8,59 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use swell_model::{digest::Digest, routing::table::RouteTable};
+use serde::{Deserialize, Serialize};
 
-const MAGIC: &[u8; 8] = b"SWELLRT1";
+use swell_model::{
+    digest::Digest,
+    routing::{messages::GatewayId, table::RouteTable},
+};
+
+const MAGIC: &[u8; 8] = b"SWELLRT2";
 const HEAD_BYTES: usize = MAGIC.len() + 32;
 
-/// Why a table could not be saved or read back.
+/// What a gateway saves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Saved {
+    pub gateway: GatewayId,
+    pub table: RouteTable,
+}
+
+/// Why a table was not saved or loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum SavedError {
-    /// The file system said no.
-    #[error("{doing} the saved route table {path}: {source}; check the folder's owner, mode and free space")]
+    /// The file system refused.
+    #[error("failed to {action} the saved routes at {}: {source}; check the folder's owner, mode and free space", path.display())]
     Io {
-        /// What was tried.
-        doing: &'static str,
-        /// On which file.
+        /// Such as `read`.
+        action: &'static str,
         path: PathBuf,
-        /// What came of it.
         source: io::Error,
     },
-    /// The file is not what was saved.
-    #[error("the saved route table {path} is damaged ({what}); it is left as it is and replaced when a server sends a table")]
-    Damaged {
-        /// Which file.
-        path: PathBuf,
-        /// How it shows.
-        what: String,
-    },
-    /// A table that cannot be written down: never the case for one that was received.
-    #[error("writing the route table as MessagePack: {0}")]
+    /// The bytes are not those that were saved. The file is left as it is until the next table is saved.
+    #[error("the saved routes at {} are damaged: {reason}; the gateway gets new ones from a server", path.display())]
+    Damaged { path: PathBuf, reason: String },
+    /// The table has no MessagePack form; a defect.
+    #[error("failed to encode the routes: {0}; please report it")]
     Encoding(#[from] rmp_serde::encode::Error),
 }
 
-/// Reads the table back; `None` when there is no such file.
+/// Loads what was saved; `None` when there is no such file.
 ///
 /// # Errors
-/// When the file cannot be read or is not what was saved.
-pub fn load(path: &Path) -> Result<Option<RouteTable>, SavedError> {
-    let damaged = |what: &str| SavedError::Damaged { path: path.to_owned(), what: what.to_owned() };
+/// When the file cannot be read or is damaged.
+pub fn load(path: &Path) -> Result<Option<Saved>, SavedError> {
+    let damaged = |reason: &str| SavedError::Damaged { path: path.to_owned(), reason: reason.to_owned() };
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(SavedError::Io { doing: "reading", path: path.to_owned(), source }),
+        Err(source) => return Err(SavedError::Io { action: "read", path: path.to_owned(), source }),
     };
     if bytes.len() < HEAD_BYTES || !bytes.starts_with(MAGIC) {
-        return Err(damaged("it does not begin as one"));
+        return Err(damaged("it does not begin with SWELLRT2"));
     }
     let (head, body) = bytes.split_at(HEAD_BYTES);
     if head[MAGIC.len()..] != Digest::of(body).0 {
-        return Err(damaged("its digest does not match"));
+        return Err(damaged("its checksum does not match"));
     }
     rmp_serde::from_slice(body).map(Some).map_err(|error| damaged(&error.to_string()))
 }
@@ -63,12 +68,12 @@ pub fn load(path: &Path) -> Result<Option<RouteTable>, SavedError> {
 /// Saves the table so that after a crash at any moment the file is the old one or the new one.
 ///
 /// # Errors
-/// When the file system says no.
-pub fn save(path: &Path, table: &RouteTable) -> Result<(), SavedError> {
-    let body = rmp_serde::to_vec_named(table)?;
-    let io = |doing| move |source| SavedError::Io { doing, path: path.to_owned(), source };
+/// When the file cannot be written; the old one is still there.
+pub fn save(path: &Path, saved: &Saved) -> Result<(), SavedError> {
+    let body = rmp_serde::to_vec_named(saved)?;
+    let io = |action| move |source| SavedError::Io { action, path: path.to_owned(), source };
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    fs::create_dir_all(folder).map_err(io("creating the folder of"))?;
+    fs::create_dir_all(folder).map_err(io("create the folder of"))?;
     let beside = path.with_extension("new");
     let write = || {
         let mut file = File::create(&beside)?;
@@ -79,7 +84,7 @@ pub fn save(path: &Path, table: &RouteTable) -> Result<(), SavedError> {
         fs::rename(&beside, path)?;
         File::open(folder)?.sync_all()
     };
-    write().map_err(io("writing"))
+    write().map_err(io("write"))
 }
 
 #[cfg(test)]
@@ -88,18 +93,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_saved_is_read_back_and_damage_is_seen() {
+    fn saved_table_is_loaded_again_and_damage_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state/routes");
         assert!(load(&path).unwrap().is_none());
-        let table = RouteTable { generation: 5, services: vec![] };
-        save(&path, &table).unwrap();
-        save(&path, &table).unwrap();
-        assert_eq!(load(&path).unwrap(), Some(table));
+        let saved = Saved { gateway: GatewayId("7".into()), table: crate::tests::support::table(5, vec![]) };
+        save(&path, &saved).unwrap();
+        save(&path, &saved).unwrap();
+        assert_eq!(load(&path).unwrap(), Some(saved));
         let mut bytes = fs::read(&path).unwrap();
         *bytes.last_mut().unwrap() ^= 1;
         fs::write(&path, &bytes).unwrap();
-        assert!(load(&path).unwrap_err().to_string().contains("its digest does not match"));
+        assert!(load(&path).unwrap_err().to_string().contains("its checksum does not match"));
         fs::write(&path, "").unwrap();
         assert!(matches!(load(&path), Err(SavedError::Damaged { .. })));
     }

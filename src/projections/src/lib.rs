@@ -4,6 +4,7 @@
 //! - `assignments`: what each target should run
 //! - `observations`: what is known of each target's reports
 //! - `presence`: which agents are connected
+//! - `routes`: instances of every service that takes traffic, and what each gateway holds of them
 //! - `open_rollouts`: rollouts at work, by pipeline and by target
 //! - `targets`: targets by name and by address
 //! - `build_queue`: queued builds, and what runners and pipelines have at work
@@ -15,6 +16,7 @@ pub mod event_tail;
 pub mod observations;
 pub mod open_rollouts;
 pub mod presence;
+pub mod routes;
 pub mod targets;
 
 #[cfg(test)]

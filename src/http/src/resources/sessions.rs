@@ -15,7 +15,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use crate::{app::App, problem::Problem};
 use swell_model::{
     interfaces::{LINK_FRAMES_MAX, Link},
-    routing::table::GatewayToServer,
+    routing::messages::GatewayToServer,
     wire::{FRAME_BYTES_MAX, ROUTES_BYTES_MAX, SILENCE_MAX},
 };
 
@@ -57,7 +57,7 @@ pub async fn gateway(State(app): State<App>, upgrade: Upgrade) -> Result<Respons
                 let (link, pump) = link(socket, GATEWAY_LINK);
                 tokio::join!(app.sessions.gateway(hello, link), pump);
             }
-            Ok(GatewayToServer::Heartbeat { .. }) => close(socket, "say hello first").await,
+            Ok(_) => close(socket, "the first message must be a hello").await,
             Err(why) => close(socket, why).await,
         }
     }))

@@ -1,6 +1,9 @@
 //! What a target should run: a function of replicated state, the same on every server. Nobody sends orders.
 
-use std::collections::{BTreeMap, btree_map::Entry};
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    fmt,
+};
 
 use roaring::RoaringBitmap;
 use serde::{Deserialize, Serialize};
@@ -25,6 +28,12 @@ pub struct Generation {
     pub cluster: u64,
     /// The log index up to which state was applied.
     pub index: u64,
+}
+
+impl fmt::Display for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.cluster, self.index)
+    }
 }
 
 /// All that a target should run.
