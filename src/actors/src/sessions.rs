@@ -33,7 +33,7 @@ use shared::Shared;
 use swell_artifacts::store::ContentStore;
 use swell_model::{
     interfaces::{Link, SessionSink},
-    routing::table::{GatewayHello, GatewayToServer, ServerToGateway},
+    routing::messages::{GatewayHello, GatewayToServer, ServerToGateway},
     wire::{AgentToServer, ServerToAgent},
 };
 use swell_raft::Node;

@@ -45,7 +45,6 @@ pub struct PackOptions {
 pub struct Packed {
     /// SHA-256 of the compressed bytes.
     pub digest: Digest,
-    /// Compressed bytes.
     pub size: u64,
     /// Bytes of a piece.
     pub piece_length: u64,
@@ -386,8 +385,8 @@ impl<W: Write> TarWriter<W> {
         let mut buffer = vec![0; size.clamp(1, 256 << 10) as usize];
         let mut left = size;
         while left > 0 {
-            let room = left.min(buffer.len() as u64) as usize;
-            let read = match file.read(&mut buffer[..room]) {
+            let wanted = left.min(buffer.len() as u64) as usize;
+            let read = match file.read(&mut buffer[..wanted]) {
                 Ok(0) => return Err(PackError::Changed(as_path(path))),
                 Ok(read) => read,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,

@@ -90,7 +90,7 @@ pub enum FetchError {
     /// The source could not be reached, or the connection broke.
     #[error("failed to fetch piece {index} from {url}: the connection failed")]
     Connection {
-        /// Which piece, from 0.
+        /// Number of the piece, from 0.
         index: usize,
         url: String,
         source: reqwest::Error,
@@ -98,7 +98,7 @@ pub enum FetchError {
     /// The source was too slow.
     #[error("{url} did not send piece {index} within {timeout}")]
     TimedOut {
-        /// Which piece, from 0.
+        /// Number of the piece, from 0.
         index: usize,
         url: String,
         timeout: Millis,
@@ -106,7 +106,7 @@ pub enum FetchError {
     /// The source refused.
     #[error("{url} answered {status} to a request for piece {index}")]
     Status {
-        /// Which piece, from 0.
+        /// Number of the piece, from 0.
         index: usize,
         url: String,
         status: StatusCode,
@@ -117,7 +117,7 @@ pub enum FetchError {
     /// The bytes of the source do not match the manifest.
     #[error("{url} sent a damaged piece {index}: scrub its copy")]
     CorruptPiece {
-        /// Which piece, from 0.
+        /// Number of the piece, from 0.
         index: usize,
         url: String,
     },

@@ -48,7 +48,7 @@ pub struct Origin {
     pub commit: String,
     /// The branch or tag that was built, where one is known.
     pub git_ref: Option<String>,
-    /// When it was packed.
+    /// Time of packing.
     pub created_at: Timestamp,
     /// Of the runner's own `/usr`, for an artifact built with `image = "host"`, since it depends on it.
     pub host_fingerprint: Option<String>,
@@ -102,7 +102,7 @@ pub enum ManifestError {
     #[error("piece {index} of {digest} is damaged: fetch it again from another source")]
     BadPiece {
         digest: Digest,
-        /// Which piece, from 0.
+        /// Number of the piece, from 0.
         index: usize,
     },
 }

@@ -36,7 +36,6 @@ pub fn piece_ranges(size: u64, piece_length: u64) -> impl ExactSizeIterator<Item
 pub struct Content {
     /// SHA-256 of the whole.
     pub digest: Digest,
-    /// Bytes.
     pub size: u64,
     /// Bytes of a piece; the last may be shorter.
     pub piece_length: u64,
@@ -71,10 +70,10 @@ impl Level {
 
     fn update(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
-            let room = (self.length - self.filled).min(bytes.len() as u64);
-            let (now, rest) = bytes.split_at(room as usize);
+            let taken = (self.length - self.filled).min(bytes.len() as u64);
+            let (now, rest) = bytes.split_at(taken as usize);
             self.current.update(now);
-            self.filled += room;
+            self.filled += taken;
             bytes = rest;
             if self.filled == self.length {
                 self.done.push(Digest(self.current.finalize_reset().into()));

@@ -25,7 +25,6 @@ pub type ByteStream = BoxStream<'static, io::Result<Bytes>>;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stored {
     pub digest: Digest,
-    /// Bytes.
     pub size: u64,
 }
 
@@ -46,7 +45,7 @@ pub struct Usage {
 /// Usage of a disk against its water marks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-    /// Below both.
+    /// Below both water marks.
     Normal,
     /// At the low mark: the oldest unreferenced artifacts are deleted, and a warning is shown.
     Low,
@@ -57,7 +56,7 @@ pub enum Level {
 /// Result of checking an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scrubbed {
-    /// It matches its digest.
+    /// The object matches its digest.
     Intact,
     /// There is no such object.
     Missing,

@@ -125,7 +125,7 @@ pub enum RequestBody {
     Streamed(Box<Streamed>),
 }
 
-/// See [`RequestBody::Streamed`].
+/// State of [`RequestBody::Streamed`].
 #[derive(Debug)]
 pub struct Streamed {
     source: Arc<ClientBody>,
@@ -206,7 +206,7 @@ pub enum ResponseBody {
     Passed(Box<Passed>),
 }
 
-/// See [`ResponseBody::Passed`].
+/// State of [`ResponseBody::Passed`].
 #[derive(Debug)]
 pub struct Passed {
     body: Incoming,

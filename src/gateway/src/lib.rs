@@ -4,7 +4,7 @@
 //! The life of a request: [`listen`] (connection) → [`proxy`] (service, instance, attempts) → [`headers`] and [`body`] (what is
 //! passed on) → [`upgrade`] (tunnels). Beside it: [`table`] (the routes, swapped as a whole), [`balance`] and [`endpoint`] (choice
 //! of an instance), [`retry`], [`measure`] (counts), [`admin`] (endpoints for probes and people), [`session`] (updates of the
-//! table) and [`saved`] (the table on disk).
+//! table) and [`table_file`] (the table on disk).
 
 pub mod admin;
 pub mod balance;
@@ -17,9 +17,9 @@ pub mod measure;
 pub mod problem;
 pub mod proxy;
 pub mod retry;
-pub mod saved;
 pub mod session;
 pub mod table;
+pub mod table_file;
 pub mod upgrade;
 
 pub use config::{GatewayConfig, Limits, Listener, SessionConfig};

@@ -34,9 +34,9 @@ use super::{
     config::{GatewayConfig, Limits},
     measure::Meters,
     proxy::{Inbound, Proxy},
-    saved::{self, Saved},
     session::{self, Identity},
     table::TableHandle,
+    table_file::{self, SavedTable},
 };
 use swell_model::routing::{
     messages::GatewayId,
@@ -163,8 +163,8 @@ impl Gateway {
     }
 }
 
-async fn load(path: PathBuf) -> Option<Saved> {
-    match tokio::task::spawn_blocking(move || saved::load(&path)).await {
+async fn load(path: PathBuf) -> Option<SavedTable> {
+    match tokio::task::spawn_blocking(move || table_file::load(&path)).await {
         Ok(Ok(saved)) => saved,
         Ok(Err(error)) => {
             tracing::warn!(%error, "starting without routes");
@@ -319,9 +319,9 @@ async fn save_tables(path: PathBuf, gateway: GatewayId, mut tables: watch::Recei
         if !more && !tables.has_changed().unwrap_or(false) {
             return;
         }
-        let saved = Saved { gateway: gateway.clone(), table: RouteTable::clone(&tables.borrow_and_update()) };
+        let saved = SavedTable { gateway: gateway.clone(), table: RouteTable::clone(&tables.borrow_and_update()) };
         let path = path.clone();
-        match tokio::task::spawn_blocking(move || saved::save(&path, &saved)).await {
+        match tokio::task::spawn_blocking(move || table_file::save(&path, &saved)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(%error, "failed to save routes, a restart would lose them"),
             Err(error) => tracing::warn!(%error, "failed to save routes, a restart would lose them"),

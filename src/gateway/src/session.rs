@@ -40,7 +40,7 @@ const BACKOFF_MAX: Duration = Duration::from_secs(10);
 /// The longest time that a busy server may make a gateway wait.
 const BUSY_MAX: Duration = Duration::from_secs(60);
 
-/// Why a session ended.
+/// Reason for the end of a session.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
     /// The configuration cannot be used.

@@ -228,8 +228,8 @@ mod tests {
         let handle = handle();
         handle.apply(&table(3, vec![])).unwrap();
         let offered = table(2, vec![]);
-        let held = table(3, vec![]).generation;
-        assert_eq!(handle.apply(&offered), Err(UpdateError::Outdated { offered: offered.generation, held }));
+        let current = table(3, vec![]).generation;
+        assert_eq!(handle.apply(&offered), Err(UpdateError::Outdated { offered: offered.generation, current }));
         handle.apply(&table(4, vec![])).unwrap();
         assert_eq!(handle.generation().index, 4);
         let mut restored = table(1, vec![]);

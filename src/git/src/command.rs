@@ -113,11 +113,11 @@ impl Git {
     }
 }
 
-/// How a command ended.
+/// Output and exit status of a command.
 pub struct Output {
     pub success: bool,
     pub stdout: Vec<u8>,
-    /// Its last 16 KiB.
+    /// Last 16 KiB of standard error.
     pub stderr: String,
 }
 

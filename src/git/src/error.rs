@@ -13,7 +13,6 @@ pub enum GitError {
     NoRepository {
         /// The address, without credentials.
         url: String,
-        /// Git's message.
         detail: String,
     },
     /// The machine at the address does not answer.
@@ -21,7 +20,6 @@ pub enum GitError {
     Unreachable {
         /// The address, without credentials.
         url: String,
-        /// Git's message.
         detail: String,
     },
     /// The server refuses these credentials, or requires some.
@@ -31,7 +29,6 @@ pub enum GitError {
     Denied {
         /// The address, without credentials.
         url: String,
-        /// Git's message.
         detail: String,
     },
     /// No such branch, tag or commit; it may have been deleted.
@@ -46,7 +43,7 @@ pub enum GitError {
     /// No such file in that commit.
     #[error("commit {commit} has no file `{path}`: add it, or correct the path in the pipeline")]
     PathNotFound { commit: String, path: String },
-    /// It exceeds its bound.
+    /// A file or an output exceeds its bound.
     #[error("{what} is larger than {bytes_max} bytes, the largest that is read: make it smaller")]
     TooLarge { what: String, bytes_max: usize },
     /// It timed out and was stopped.
@@ -75,7 +72,6 @@ pub enum GitError {
     #[error("{what} failed: {detail}")]
     Failed {
         what: String,
-        /// Git's message.
         detail: String,
     },
 }

@@ -45,7 +45,6 @@ pub struct RemoteRefs {
 /// A folder with exactly the files of one commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checkout {
-    /// What is checked out.
     pub commit: CommitId,
     /// When it was committed, seconds since 1970: `SOURCE_DATE_EPOCH`.
     pub committed_at_s: u64,

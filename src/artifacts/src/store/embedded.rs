@@ -74,7 +74,7 @@ impl Embedded {
         Ok(Self { layout: Arc::new(layout), sending: Arc::default(), next_put: Arc::default(), stall: options.stall })
     }
 
-    /// Where it is.
+    /// Folder of the store.
     pub fn dir(&self) -> &Path {
         self.layout.dir()
     }

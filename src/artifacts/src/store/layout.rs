@@ -240,16 +240,16 @@ impl Layout {
     }
 
     pub(super) fn usage(&self) -> Result<Usage> {
-        let room = disk_space::room(&self.dir).map_err(io_error("ask for the space of", &self.dir))?;
-        let used = u128::from(room.capacity.saturating_sub(room.free));
-        let at = |mark: BasisPoints| used * u128::from(BasisPoints::ALL.0) >= u128::from(room.capacity) * u128::from(mark.0);
+        let disk = disk_space::room(&self.dir).map_err(io_error("read the free space of", &self.dir))?;
+        let used = u128::from(disk.capacity.saturating_sub(disk.free));
+        let at = |mark: BasisPoints| used * u128::from(BasisPoints::ALL.0) >= u128::from(disk.capacity) * u128::from(mark.0);
         let level = match () {
             () if at(self.options.high_water) => Level::High,
             () if at(self.options.low_water) => Level::Low,
             () => Level::Normal,
         };
         let totals = self.totals();
-        Ok(Usage { bytes: totals.bytes, objects: totals.objects, free_bytes: room.free, capacity_bytes: room.capacity, level })
+        Ok(Usage { bytes: totals.bytes, objects: totals.objects, free_bytes: disk.free, capacity_bytes: disk.capacity, level })
     }
 
     pub(super) fn scrub(&self, digest: Digest) -> Result<Scrubbed> {

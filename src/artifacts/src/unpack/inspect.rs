@@ -12,7 +12,7 @@ enum Kind {
     Link,
 }
 
-/// What came so far. The names in it are bounded by whoever gives them.
+/// Entries so far. The caller bounds their names.
 #[derive(Default)]
 pub(super) struct Seen(BTreeMap<Vec<u8>, Kind>);
 

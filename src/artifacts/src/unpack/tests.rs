@@ -259,8 +259,8 @@ fn sample() -> Vec<u8> {
 fn harmless(bytes: &[u8]) {
     let (dir, dest) = place();
     let unpacked = unpack(bytes, &dest, &LIMITS);
-    let told = |result: &Result<Unpacked>| result.as_ref().map_err(ToString::to_string).copied();
-    assert_eq!(told(&inspect(bytes, &LIMITS)), told(&unpacked));
+    let outcome = |result: &Result<Unpacked>| result.as_ref().map_err(ToString::to_string).copied();
+    assert_eq!(outcome(&inspect(bytes, &LIMITS)), outcome(&unpacked));
     if unpacked.is_ok() {
         for entry in walkdir::WalkDir::new(&dest) {
             let mode = entry.unwrap().path().symlink_metadata().unwrap().mode();

@@ -10,7 +10,7 @@ use tokio_tungstenite::{
 };
 
 use super::support::*;
-use crate::{SessionConfig, saved};
+use crate::{SessionConfig, table_file};
 use swell_model::{
     routing::{
         messages::{GatewayHello, GatewayToServer, ServedServices, ServerToGateway},
@@ -69,7 +69,7 @@ async fn gateway_serves_after_restart_without_any_server() {
     damaged.table.apply(&to(9, &[upstream.address])).unwrap();
     assert_eq!(damaged.get("/").await.0, 200);
     damaged.stop().await;
-    assert_eq!(saved::load(&path).unwrap().unwrap().table.generation.index, 9);
+    assert_eq!(table_file::load(&path).unwrap().unwrap().table.generation.index, 9);
 }
 
 struct FakeServer(TcpListener);

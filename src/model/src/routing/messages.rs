@@ -53,7 +53,7 @@ pub struct GatewayHello {
     pub hash: RoutesHash,
 }
 
-/// What a gateway says.
+/// Messages of a gateway.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum GatewayToServer {
     /// The first message of a session.
@@ -66,7 +66,7 @@ pub enum GatewayToServer {
     Heartbeat,
 }
 
-/// What a server says to a gateway.
+/// Messages of a server to a gateway.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ServerToGateway {
     /// Routes that changed. The next update follows when this one was acknowledged with [`GatewayToServer::Routed`].

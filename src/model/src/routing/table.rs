@@ -204,9 +204,9 @@ pub struct Instance {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum InstanceState {
-    /// It takes new requests.
+    /// Takes new requests.
     Serving,
-    /// It gets no new requests and finishes those in flight.
+    /// Gets no new requests and finishes those in flight.
     Draining,
 }
 

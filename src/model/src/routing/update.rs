@@ -42,11 +42,11 @@ pub struct RouteUpdate {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UpdateError {
     /// The update is older than the table held, as a lagging server would send it.
-    #[error("the routes of generation {offered} are not newer than {held}, which are held")]
-    Outdated { offered: Generation, held: Generation },
+    #[error("the routes of generation {offered} are not newer than the current ones, {current}")]
+    Outdated { offered: Generation, current: Generation },
     /// The update changes another table than the one held.
-    #[error("the update changes routes of generation {from}, not {held}, which are held")]
-    Gap { from: Generation, held: Generation },
+    #[error("the update changes routes of generation {from}, not the current ones, {current}")]
+    Gap { from: Generation, current: Generation },
     /// The result is not what the server holds.
     #[error("the routes of generation {to} do not have the hash that the server announced")]
     HashDiffers { to: Generation },
@@ -104,7 +104,7 @@ impl RouteUpdate {
             more: true,
         };
         let (mut frames, mut frame, mut bytes) = (Vec::new(), empty(), 0);
-        let mut make_room = |frame: &mut RouteUpdate, size: usize| {
+        let mut begin_frame_for = |frame: &mut RouteUpdate, size: usize| {
             if bytes > 0 && bytes + size > bytes_max {
                 frames.push(std::mem::replace(frame, empty()));
                 bytes = 0;
@@ -112,15 +112,15 @@ impl RouteUpdate {
             bytes += size;
         };
         for (key, route) in self.services {
-            make_room(&mut frame, service_bytes_max(&route));
+            begin_frame_for(&mut frame, service_bytes_max(&route));
             frame.services.insert(key, route);
         }
         for (key, weights) in self.weights {
-            make_room(&mut frame, ENTRY_BYTES_MAX * (1 + weights.shares.len()));
+            begin_frame_for(&mut frame, ENTRY_BYTES_MAX * (1 + weights.shares.len()));
             frame.weights.insert(key, weights);
         }
         for key in self.removed {
-            make_room(&mut frame, ENTRY_BYTES_MAX);
+            begin_frame_for(&mut frame, ENTRY_BYTES_MAX);
             frame.removed.insert(key);
         }
         frame.more = false;
@@ -142,15 +142,15 @@ impl RouteTable {
     /// # Errors
     /// See [`UpdateError`].
     pub fn updated(&self, update: RouteUpdate) -> Result<RouteTable, UpdateError> {
-        let (held, to) = (self.generation, update.to);
+        let (current, to) = (self.generation, update.to);
         // The same generation again is a whole table for a gateway that lost track.
-        if to < held || (update.from.is_some() && to == held) {
-            return Err(UpdateError::Outdated { offered: to, held });
+        if to < current || (update.from.is_some() && to == current) {
+            return Err(UpdateError::Outdated { offered: to, current });
         }
         let mut next = match update.from {
             None => RouteTable::default(),
-            Some(from) if from == held => self.clone(),
-            Some(from) => return Err(UpdateError::Gap { from, held }),
+            Some(from) if from == current => self.clone(),
+            Some(from) => return Err(UpdateError::Gap { from, current }),
         };
         next.generation = to;
         update.services.into_iter().for_each(|(key, route)| next.insert(key, route));
@@ -228,7 +228,7 @@ mod tests {
         let held = table(5, &[1]);
         for offered in [table(4, &[]), table(5, &[1])] {
             let error = held.updated(change(&table(2, &[]), &offered)).unwrap_err();
-            assert_eq!(error, UpdateError::Outdated { offered: offered.generation, held: held.generation });
+            assert_eq!(error, UpdateError::Outdated { offered: offered.generation, current: held.generation });
             assert!(!error.needs_snapshot());
         }
         assert!(held.updated(RouteUpdate::snapshot(&table(4, &[]))).is_err());
@@ -243,7 +243,7 @@ mod tests {
     fn update_of_another_table_asks_for_snapshot() {
         let (before, after) = (table(3, &[1, 2]), table(5, &[1, 3]));
         let gap = table(4, &[1, 2]).updated(change(&before, &after)).unwrap_err();
-        assert_eq!(gap, UpdateError::Gap { from: generation(3), held: generation(4) });
+        assert_eq!(gap, UpdateError::Gap { from: generation(3), current: generation(4) });
         let differs = table(3, &[2, 2]).updated(change(&before, &after)).unwrap_err();
         assert_eq!(differs, UpdateError::HashDiffers { to: generation(5) });
         assert!(gap.needs_snapshot() && differs.needs_snapshot());

@@ -16,7 +16,7 @@ use swell_model::{
     },
 };
 
-use super::Routes;
+use super::projection::Routes;
 
 /// The most instances of one release of a service that one gateway is sent. Each gateway gets others, so together they use all.
 pub const INSTANCES_PER_RELEASE_MAX: usize = 200;
@@ -35,20 +35,20 @@ pub enum Step {
     Stale,
 }
 
-/// What one gateway holds.
+/// State of one gateway's routes.
 #[derive(Debug)]
 pub struct GatewayRoutes {
     serves: ServedServices,
     subset: Subset,
     /// Generation and hash of the table that the gateway said it holds; `None` once it is known what that is.
     claimed: Option<(Generation, RoutesHash)>,
-    /// What the gateway holds when it took everything that was sent.
-    held: BTreeMap<ServiceKey, ServiceHash>,
+    /// Hashes of the services that the gateway holds once it took everything that was sent.
+    services: BTreeMap<ServiceKey, ServiceHash>,
     hash: RoutesHash,
     /// Generation of that table.
     sent: Generation,
     is_acknowledged: bool,
-    /// Log index as of which `held` was compared with the routes.
+    /// State as of which `services` were compared with the routes.
     compared: Generation,
     obeyed: Generation,
 }
@@ -60,7 +60,7 @@ impl GatewayRoutes {
             serves: hello.serves.clone(),
             subset: Subset::new(&hello.gateway.0, hello.zone.clone()),
             claimed: Some((hello.generation, hello.hash)),
-            held: BTreeMap::new(),
+            services: BTreeMap::new(),
             hash: RoutesHash::default(),
             sent: hello.generation,
             is_acknowledged: true,
@@ -117,12 +117,12 @@ impl GatewayRoutes {
     /// Finds out whether the gateway holds the present table; if not, it gets the whole of it.
     fn begin(&mut self, routes: &Routes, (generation, claimed): (Generation, RoutesHash)) -> Step {
         let mut services = BTreeMap::new();
-        (self.held, self.hash) = (BTreeMap::new(), RoutesHash::default());
+        (self.services, self.hash) = (BTreeMap::new(), RoutesHash::default());
         for key in routes.services().filter(|key| self.serves.contains(key)) {
             let Some(route) = self.subset.route(routes, key) else { continue };
             let hash = route.hash(key);
             self.hash.add(hash);
-            self.held.insert(key.clone(), hash);
+            self.services.insert(key.clone(), hash);
             services.insert(key.clone(), Arc::new(route));
         }
         self.claimed = None;
@@ -146,7 +146,7 @@ impl GatewayRoutes {
         let now = routes.generation();
         let is_same_log = now.cluster == self.compared.cluster && now.index >= self.compared.index;
         let changed = if is_same_log { routes.changed_since(self.compared.index) } else { None };
-        let known = || routes.services().chain(self.held.keys()).cloned().collect();
+        let known = || routes.services().chain(self.services.keys()).cloned().collect();
         let changed: BTreeSet<ServiceKey> = changed.map_or_else(known, |changed| changed.into_iter().cloned().collect());
 
         let mut update = RouteUpdate {
@@ -160,18 +160,18 @@ impl GatewayRoutes {
         };
         for key in changed.into_iter().filter(|key| self.serves.contains(key)) {
             let route = self.subset.route(routes, &key);
-            let (before, hash) = (self.held.get(&key).copied(), route.as_ref().map(|route| route.hash(&key)));
+            let (before, hash) = (self.services.get(&key).copied(), route.as_ref().map(|route| route.hash(&key)));
             if before == hash {
                 continue;
             }
             before.into_iter().for_each(|before| self.hash.remove(before));
             hash.into_iter().for_each(|hash| self.hash.add(hash));
             let Some((route, hash)) = route.zip(hash) else {
-                self.held.remove(&key);
+                self.services.remove(&key);
                 update.removed.insert(key);
                 continue;
             };
-            self.held.insert(key.clone(), hash);
+            self.services.insert(key.clone(), hash);
             if before.is_some_and(|before| before.instances == hash.instances) {
                 update.weights.insert(key, route.weights);
             } else {

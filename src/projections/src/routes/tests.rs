@@ -1,24 +1,28 @@
 //! Random histories of records, against routes that start over and against the table that is derived from state alone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use roaring::RoaringBitmap;
 
-use super::*;
+use super::{gateway::INSTANCES_PER_RELEASE_MAX, *};
 use swell_model::{
     apply::testing::{FILE, World, info, name},
-    change::RecordingTables,
-    fleet::observation::{InstanceObserved, InstanceState as Reported, Report, observation_key},
+    change::{AppliedBatch, RecordingTables},
+    fleet::{
+        Environment, Target, TargetInfo,
+        observation::{InstanceObserved, InstanceState as Reported, Observation, Progress, Report, observation_key},
+    },
+    ids::{EnvironmentName, ReleaseId, RolloutId, TargetName},
     pipeline_file::PipelineFile,
-    release::release_key,
-    rollout::{Purpose, RolloutState, deployment_key},
+    release::{Release, release_key},
+    rollout::{Deployment, OpenRollout, Purpose, Rollout, RolloutState, assignment::Generation, deployment_key},
     routing::{
         derive::route_table,
         messages::{GatewayHello, GatewayId, ServedServices},
-        table::RoutesHash,
+        table::{RouteTable, RoutesHash, ServiceKey, ServiceRoute},
     },
-    tables::{MemoryTables, Record, Tables},
+    tables::{MemoryTables, Record, Tables, key},
 };
 
 const TARGETS: u32 = 6;
@@ -52,7 +56,7 @@ impl Templates {
         let release = world.release(1, &file);
         let rollout = world.start(&release, Purpose::Deploy).unwrap();
         world.tell_wave(rollout);
-        world.report(0, Some(&release), swell_model::fleet::observation::Progress::Healthy, true);
+        world.report(0, Some(&release), Progress::Healthy, true);
         let templates = Self {
             environment: world.get(key("production")),
             target: world.get(key(0_u32)),
@@ -89,7 +93,7 @@ impl Templates {
             }
             Operation::Forget { target } => tables.delete::<Observation>(&observation_key(&name("shop"), *target)).unwrap(),
             Operation::Target { target, zone } => {
-                let info = swell_model::fleet::TargetInfo { zone: zone.to_string(), ..info(*target) };
+                let info = TargetInfo { zone: zone.to_string(), ..info(*target) };
                 tables.put(&Target { index: *target, info, ..self.target.clone() }).unwrap();
             }
             Operation::RemoveTarget { target } => tables.delete::<Target>(&key(*target)).unwrap(),
@@ -326,7 +330,7 @@ fn change_outside_a_gateways_subset_is_not_sent_and_counts_as_obeyed() {
         let is_used =
             names(&gateway.table, "a").contains(&info(target).name) || names(&gateway.table, "b").contains(&info(target).name);
         let is_sent = gateway.step(&routes);
-        assert!(is_sent || !is_used, "web-{target} is gone and the gateway was not told");
+        assert!(is_sent || !is_used, "web-{target} is gone and the gateway was sent nothing");
         sent += usize::from(is_sent);
         gateway.acknowledge();
         assert_eq!(gateway.session.obeyed(), routes.generation());
@@ -379,4 +383,21 @@ fn cordoned_target_keeps_serving() {
     let targets =
         |route: &ServiceRoute| route.releases.values().flatten().map(|instance| instance.target.clone()).collect::<Vec<_>>();
     assert_eq!(targets(&before), targets(&after));
+}
+
+#[test]
+fn lost_target_is_left_out_while_another_serves() {
+    let (_, mut routes) = large(3);
+    let service: ServiceKey = "shop/production/web".parse().unwrap();
+    let targets = |routes: &Routes| -> Vec<String> {
+        let route = routes.route(&service, |_| {}).unwrap();
+        route.releases.values().flatten().map(|instance| instance.target.to_string()).collect()
+    };
+    assert_eq!(routes.set_lost_targets(&RoaringBitmap::from([1])), BTreeSet::from([service.clone()]));
+    assert_eq!(targets(&routes), ["web-0", "web-2"]);
+    routes.set_lost_targets(&(0..3).collect());
+    assert_eq!(targets(&routes), ["web-0", "web-1", "web-2"], "all agents are silent, which the services need not be");
+    routes.set_lost_targets(&RoaringBitmap::new());
+    assert_eq!(targets(&routes).len(), 3);
+    assert!(routes.set_lost_targets(&RoaringBitmap::new()).is_empty());
 }

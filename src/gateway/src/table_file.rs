@@ -1,6 +1,6 @@
 //! The last table on disk, so that a gateway serves after a restart without any server. Blocking; knows nothing of serving.
 //!
-//! The file: `SWELLRT2`, the SHA-256 of what follows, a [`Saved`] as MessagePack with field names.
+//! The file: `SWELLRT2`, the SHA-256 of what follows, a [`SavedTable`] as MessagePack with field names.
 
 use std::{
     fs::{self, File},
@@ -18,16 +18,16 @@ use swell_model::{
 const MAGIC: &[u8; 8] = b"SWELLRT2";
 const HEAD_BYTES: usize = MAGIC.len() + 32;
 
-/// What a gateway saves.
+/// Table and identity of a gateway, as they are saved.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Saved {
+pub struct SavedTable {
     pub gateway: GatewayId,
     pub table: RouteTable,
 }
 
 /// Why a table was not saved or loaded.
 #[derive(Debug, thiserror::Error)]
-pub enum SavedError {
+pub enum TableFileError {
     /// The file system refused.
     #[error("failed to {action} the saved routes at {}: {source}; check the folder's owner, mode and free space", path.display())]
     Io {
@@ -48,12 +48,12 @@ pub enum SavedError {
 ///
 /// # Errors
 /// When the file cannot be read or is damaged.
-pub fn load(path: &Path) -> Result<Option<Saved>, SavedError> {
-    let damaged = |reason: &str| SavedError::Damaged { path: path.to_owned(), reason: reason.to_owned() };
+pub fn load(path: &Path) -> Result<Option<SavedTable>, TableFileError> {
+    let damaged = |reason: &str| TableFileError::Damaged { path: path.to_owned(), reason: reason.to_owned() };
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(SavedError::Io { action: "read", path: path.to_owned(), source }),
+        Err(source) => return Err(TableFileError::Io { action: "read", path: path.to_owned(), source }),
     };
     if bytes.len() < HEAD_BYTES || !bytes.starts_with(MAGIC) {
         return Err(damaged("it does not begin with SWELLRT2"));
@@ -69,9 +69,9 @@ pub fn load(path: &Path) -> Result<Option<Saved>, SavedError> {
 ///
 /// # Errors
 /// When the file cannot be written; the old one is still there.
-pub fn save(path: &Path, saved: &Saved) -> Result<(), SavedError> {
+pub fn save(path: &Path, saved: &SavedTable) -> Result<(), TableFileError> {
     let body = rmp_serde::to_vec_named(saved)?;
-    let io = |action| move |source| SavedError::Io { action, path: path.to_owned(), source };
+    let io = |action| move |source| TableFileError::Io { action, path: path.to_owned(), source };
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(folder).map_err(io("create the folder of"))?;
     let beside = path.with_extension("new");
@@ -97,7 +97,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state/routes");
         assert!(load(&path).unwrap().is_none());
-        let saved = Saved { gateway: GatewayId("7".into()), table: crate::tests::support::table(5, vec![]) };
+        let saved = SavedTable { gateway: GatewayId("7".into()), table: crate::tests::support::table(5, vec![]) };
         save(&path, &saved).unwrap();
         save(&path, &saved).unwrap();
         assert_eq!(load(&path).unwrap(), Some(saved));
@@ -106,6 +106,6 @@ mod tests {
         fs::write(&path, &bytes).unwrap();
         assert!(load(&path).unwrap_err().to_string().contains("its checksum does not match"));
         fs::write(&path, "").unwrap();
-        assert!(matches!(load(&path), Err(SavedError::Damaged { .. })));
+        assert!(matches!(load(&path), Err(TableFileError::Damaged { .. })));
     }
 }

@@ -1,11 +1,6 @@
-//! Routes: the instances of every service that takes traffic, with a version for each service, so that a gateway is sent only what
-//! changed. [`GatewayRoutes`] is what one gateway holds of them. Pure; knows nothing of sessions or of how traffic is balanced.
+//! The instances of every service that takes traffic, with a version for each service. Knows nothing of gateways.
 //!
 //! `swell_model::routing::derive` computes the same table from state alone: the two are kept apart so that each checks the other.
-
-mod changes;
-mod gateway;
-mod instances;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,15 +19,15 @@ use swell_model::{
     rollout::{Deployment, OpenRollout, Rollout, assignment::Generation},
     routing::{
         derive::traffic_port,
-        table::{Instance, RouteTable, ServiceKey, ServiceRoute, Weights},
+        table::{Instance, InstanceState, RouteTable, ServiceKey, ServiceRoute, Weights},
     },
     tables::{Key, KeyPart, ReadTables, Scan, Table, TablesError, key},
 };
 
-use changes::RecentChanges;
-use instances::PipelineInstances;
-
-pub use gateway::{GatewayRoutes, INSTANCES_PER_RELEASE_MAX, Step};
+use super::{
+    changes::RecentChanges,
+    instances::{Observed, PipelineInstances},
+};
 
 /// The routes of all services, as of one log index.
 #[derive(Debug, Default)]
@@ -141,6 +136,17 @@ impl Routes {
         self.finish(touched)
     }
 
+    /// Says which targets are lost, as of the last update, and returns the services whose routes may have changed. Instances of lost
+    /// targets are left out while others of their service serve.
+    pub fn set_lost_targets(&mut self, lost: &RoaringBitmap) -> BTreeSet<ServiceKey> {
+        let mut touched = Touched::default();
+        let moved = std::mem::replace(&mut self.lost, lost.clone()) ^ lost;
+        if !moved.is_empty() {
+            self.touch_targets(&moved, &mut touched);
+        }
+        self.finish(touched)
+    }
+
     /// State that the routes follow from.
     pub fn generation(&self) -> Generation {
         self.generation
@@ -165,16 +171,26 @@ impl Routes {
         else {
             return Some(route);
         };
+        let mut releases = Vec::new();
         for (release, by_target) in instances.of(&service.service) {
             let port = self.releases.get(release).and_then(|ports| ports.get(&service.service)?.as_ref());
-            let routable = by_target.filter(|(target, _)| members.contains(*target) && !self.lost.contains(*target));
-            let instance = |(number, observed): (u32, &instances::Observed)| {
+            let instance = |(number, observed): (u32, &Observed)| {
                 let target = self.targets.get(&number)?;
                 let address = SocketAddr::new(target.address, observed.port(port)?);
                 let (name, zone) = (target.name.clone(), target.zone.clone());
                 Some((number, Instance { target: name, zone, address, state: observed.state }))
             };
-            let mut list: Vec<(u32, Instance)> = routable.filter_map(instance).collect();
+            let list: Vec<_> = by_target.filter(|(target, _)| members.contains(*target)).filter_map(instance).collect();
+            releases.push((release, list));
+        }
+        // Silence of agents alone must not take a service away: lost targets are left out only while others serve.
+        let is_present = |(target, _): &(u32, Instance)| !self.lost.contains(*target);
+        let serves = |candidate: &(u32, Instance)| is_present(candidate) && candidate.1.state == InstanceState::Serving;
+        let has_present = releases.iter().any(|(_, list)| list.iter().any(serves));
+        for (release, mut list) in releases {
+            if has_present {
+                list.retain(is_present);
+            }
             choose(&mut list);
             if !list.is_empty() {
                 route.releases.insert(release.clone(), list.into_iter().map(|(_, instance)| instance).collect());
@@ -392,7 +408,3 @@ impl Routes {
 fn service_key(pipeline: &PipelineName, environment: &EnvironmentName, service: &ServiceName) -> ServiceKey {
     ServiceKey { pipeline: pipeline.clone(), environment: environment.clone(), service: service.clone() }
 }
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests;
