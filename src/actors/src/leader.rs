@@ -1,23 +1,22 @@
-//! The leader's part of the tree: one actor for the queue, and one for each pipeline, open build and open rollout. All of them are
-//! respawned from state when another server takes over, and end here as soon as this one no longer leads.
+//! The leader's part of the tree: one actor for the queue, and one for each pipeline, open build and open rollout. They are spawned and
+//! woken by the changes that concern their subjects; all of state is compared only when an epoch begins and every [`COMPARE_EVERY`]. All
+//! end as soon as this server no longer leads.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    sync::Arc,
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
+use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{
-    board::Board,
-    build::BuildDrive,
-    drive::{self, Waker},
-    events::Follower,
-    pipeline::PipelineDrive,
-    presence::Presence,
-    rollout::RolloutDrive,
-    scheduler::SchedulerDrive,
+    controller::Controller,
+    leader_context::{LeaderContext, PROPOSE_WITHIN},
+    leader_projections::{Concerned, LeaderProjections},
+    reconciler::Waker,
+    runner_liveness::RunnerLiveness,
     supervise::{FORGIVEN_AFTER, Failures},
 };
 use swell_artifacts::store::ContentStore;
@@ -25,91 +24,65 @@ use swell_git::Mirrors;
 use swell_model::{
     actor_failure::{self, ActorFailure},
     build::OpenBuild,
+    change::AppliedBatch,
     cluster::Epoch,
-    command::{Action, ClusterAction, Outcome},
-    event::{Event, Subject},
-    ids::{BuildId, PipelineName, RolloutId},
+    command::ClusterAction,
     interfaces::{Proposal, ProposeError, Proposer},
-    pipeline::{Pipeline, Source},
+    pipeline::Pipeline,
     principal::Principal,
-    rollout::{OpenRollout, plan_input::connected},
+    rejection::Rejection,
+    rollout::OpenRollout,
     tables::{ReadTables, SCAN_RECORDS_MAX, Scan, TablesError},
 };
-use swell_raft::Node;
+use swell_raft::{FeedItem, Node, View};
 use swell_repositories::HostedRepositories;
 
-/// How long a proposal of an actor may take.
-const PROPOSE_WITHIN: Duration = Duration::from_secs(10);
-
-/// What the leader's actors work with. `epoch` makes everything they propose void once another server leads.
-pub(super) struct Leading {
-    pub node: Node,
-    pub epoch: Epoch,
-    pub board: Arc<Board>,
-    pub presence: Presence,
-    pub content: Arc<dyn ContentStore>,
-    pub repositories: HostedRepositories,
-    pub mirrors: Mirrors,
-}
-
-impl Leading {
-    /// Proposes as `actor`, in this epoch. Tests let an actor panic just after, when the step is agreed and the actor has not noted it.
-    pub async fn propose(&self, actor: &str, action: impl Into<Action>) -> Result<Outcome, ProposeError> {
-        self.propose_for(Principal::system(actor), actor, action).await
-    }
-
-    /// The same in the name of whoever caused it.
-    pub async fn propose_for(
-        &self,
-        principal: Principal,
-        actor: &str,
-        action: impl Into<Action>,
-    ) -> Result<Outcome, ProposeError> {
-        let mut proposal = Proposal::new(action, principal);
-        proposal.epoch = Some(self.epoch);
-        let outcome = tokio::time::timeout(PROPOSE_WITHIN, self.node.propose(proposal)).await;
-        swell_system::crash::panic_point(actor);
-        outcome.unwrap_or(Err(ProposeError::TimedOut))
-    }
-}
-
-/// What a leader drives.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-enum Charge {
-    Scheduler,
-    Pipeline(PipelineName),
-    Build(BuildId),
-    Rollout(RolloutId),
-}
-
-impl Charge {
-    fn subject(&self) -> Subject {
-        match self {
-            Charge::Scheduler => Subject::Cluster,
-            Charge::Pipeline(name) => Subject::Pipeline(name.clone()),
-            Charge::Build(id) => Subject::Build(*id),
-            Charge::Rollout(id) => Subject::Rollout(*id),
-        }
-    }
-}
+/// How often all of state is compared with the actors: a change that woke nobody must not be lost for ever.
+const COMPARE_EVERY: Duration = Duration::from_secs(30);
 
 pub(super) struct Leader;
 
 pub(super) enum LeaderMessage {
-    /// These events were applied.
-    Events(Vec<Event>),
+    /// Changes concern somebody: see [`Inbox`].
+    Wake,
+    /// Time to compare all of state with the actors.
+    Compare,
     /// A child that failed may be started again, or has not failed for a while.
     Restart,
 }
 
+/// Whom changes concern that the leader has not looked at; one message to the leader is on its way while it is not empty.
+#[derive(Default)]
+struct Inbox(Mutex<BTreeMap<Controller, bool>>);
+
+impl Inbox {
+    /// Adds to it; true: the leader is to be told.
+    fn add(&self, concerned: Concerned) -> bool {
+        let Concerned { scheduler, pipelines, builds, rollouts, .. } = concerned;
+        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let was_empty = waiting.is_empty();
+        waiting.extend(scheduler.then_some((Controller::Scheduler, true)));
+        waiting.extend(pipelines.into_iter().map(|name| (Controller::Pipeline(name), true)));
+        waiting.extend(builds.into_iter().map(|(id, is_open)| (Controller::Build(id), is_open)));
+        waiting.extend(rollouts.into_iter().map(|(id, is_open)| (Controller::Rollout(id), is_open)));
+        was_empty && !waiting.is_empty()
+    }
+
+    /// Whom to wake, with whether to spawn who is missing.
+    fn take(&self) -> BTreeMap<Controller, bool> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
 pub(super) struct LeaderState {
-    leading: Arc<Leading>,
-    children: BTreeMap<Charge, Waker>,
-    charges: HashMap<ActorId, Charge>,
-    failures: BTreeMap<Charge, Failed>,
+    context: Arc<LeaderContext>,
+    inbox: Arc<Inbox>,
+    children: BTreeMap<Controller, Waker>,
+    controllers: HashMap<ActorId, Controller>,
+    failures: BTreeMap<Controller, Failed>,
     /// Failed, and not to be started again before then.
-    resting: BTreeMap<Charge, Instant>,
-    follower: tokio::task::JoinHandle<()>,
+    resting: BTreeMap<Controller, Instant>,
+    _tasks: [AbortOnDropHandle<()>; 2],
 }
 
 /// How a child failed lately.
@@ -119,18 +92,12 @@ struct Failed {
     why: String,
 }
 
-impl Drop for LeaderState {
-    fn drop(&mut self) {
-        self.follower.abort();
-    }
-}
-
-/// What a leader is started with: everything of [`Leading`] but what it measures itself.
+/// What a leader is started with: everything of [`LeaderContext`] but what it measures itself.
 pub(super) struct LeaderArguments {
     pub node: Node,
     pub term: u64,
     pub server: u64,
-    pub board: Arc<Board>,
+    pub runners: Arc<RunnerLiveness>,
     pub content: Arc<dyn ContentStore>,
     pub repositories: HostedRepositories,
     pub mirrors: Mirrors,
@@ -146,31 +113,28 @@ impl Actor for Leader {
         myself: ActorRef<LeaderMessage>,
         arguments: LeaderArguments,
     ) -> Result<LeaderState, ActorProcessingErr> {
-        let epoch = Epoch(arguments.term);
-        let leading = Leading {
-            node: arguments.node,
-            epoch,
-            board: arguments.board,
-            presence: Presence::new(),
-            content: arguments.content,
-            repositories: arguments.repositories,
-            mirrors: arguments.mirrors,
-        };
-        begin_epoch(&leading, arguments.server).await?;
+        let LeaderArguments { node, term, server, runners, content, repositories, mirrors } = arguments;
+        let epoch = Epoch(term);
+        let context = Arc::new(LeaderContext::new(node, epoch, runners, content, repositories, mirrors));
+        begin_epoch(&context, server).await?;
         swell_system::crash::panic_point("leader");
-        let follower = tokio::spawn(follow(Follower::from_now(leading.node.clone()), myself.clone()));
+        let inbox = Arc::new(Inbox::default());
+        let follower = tokio::spawn(follow(Arc::clone(&context), Arc::clone(&inbox), myself.clone()));
+        let comparer = tokio::spawn(compare(myself.clone()));
         let mut state = LeaderState {
-            leading: Arc::new(leading),
+            context: Arc::clone(&context),
+            inbox,
             children: BTreeMap::new(),
-            charges: HashMap::new(),
+            controllers: HashMap::new(),
             failures: BTreeMap::new(),
             resting: BTreeMap::new(),
-            follower,
+            _tasks: [follower, comparer].map(AbortOnDropHandle::new),
         };
-        state.leading.presence.update(connected(&state.leading.node.view())?);
-        state.staff(&myself).await?;
-        state.mark().await?;
-        tracing::info!(epoch = epoch.0, children = state.children.len(), "this server leads");
+        // Children read the projections.
+        context.shows(1).await;
+        state.spawn_missing(&myself).await?;
+        state.record_failures().await?;
+        tracing::info!(epoch = epoch.0, children = state.children.len(), "leadership began");
         Ok(state)
     }
 
@@ -181,21 +145,23 @@ impl Actor for Leader {
         state: &mut LeaderState,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            LeaderMessage::Events(events) => {
+            LeaderMessage::Wake => {
                 swell_system::crash::panic_point("leader");
-                if events.iter().any(|event| event.kind == "fleet.presence") {
-                    state.leading.presence.update(connected(&state.leading.node.view())?);
-                }
-                state.staff(&myself).await?;
-                for charge in events.iter().flat_map(|event| state.concerned(event)).collect::<BTreeSet<_>>() {
-                    if let Some(child) = state.children.get(&charge) {
-                        child.wake();
+                for (controller, is_open) in state.inbox.take() {
+                    match state.children.get(&controller) {
+                        Some(child) => child.wake(),
+                        None if is_open => state.spawn(controller, &myself).await?,
+                        None => {}
                     }
                 }
             }
+            LeaderMessage::Compare => {
+                state.spawn_missing(&myself).await?;
+                state.children.values().for_each(Waker::wake);
+            }
             LeaderMessage::Restart => {
-                state.staff(&myself).await?;
-                state.mark().await?;
+                state.spawn_missing(&myself).await?;
+                state.record_failures().await?;
             }
         }
         Ok(())
@@ -209,21 +175,21 @@ impl Actor for Leader {
     ) -> Result<(), ActorProcessingErr> {
         match event {
             SupervisionEvent::ActorTerminated(cell, _, _) => {
-                if let Some(charge) = state.charges.remove(&cell.get_id()) {
-                    state.children.remove(&charge);
-                    if state.failures.remove(&charge).is_some() {
-                        state.mark().await?;
+                if let Some(controller) = state.controllers.remove(&cell.get_id()) {
+                    state.children.remove(&controller);
+                    if state.failures.remove(&controller).is_some() {
+                        state.record_failures().await?;
                     }
                 }
             }
             SupervisionEvent::ActorFailed(cell, error) => {
-                let Some(charge) = state.charges.remove(&cell.get_id()) else { return Ok(()) };
-                state.children.remove(&charge);
-                let failed = state.failures.entry(charge.clone()).or_default();
+                let Some(controller) = state.controllers.remove(&cell.get_id()) else { return Ok(()) };
+                state.children.remove(&controller);
+                let failed = state.failures.entry(controller.clone()).or_default();
                 let delay = failed.failures.count(Instant::now());
                 failed.why = error.to_string();
-                tracing::error!(?charge, %error, retry_in_ms = delay.as_millis() as u64, "an actor failed; the others go on");
-                state.resting.insert(charge, Instant::now() + delay);
+                tracing::error!(?controller, %error, retry_in_ms = delay.as_millis() as u64, "actor failed, restarting it");
+                state.resting.insert(controller, Instant::now() + delay);
                 for delay in [delay, FORGIVEN_AFTER + delay] {
                     remind(myself.clone(), delay);
                 }
@@ -238,116 +204,126 @@ fn remind(leader: ActorRef<LeaderMessage>, delay: Duration) {
     tokio::spawn(async move {
         tokio::time::sleep(delay).await;
         if leader.send_message(LeaderMessage::Restart).is_err() {
-            tracing::debug!("the leader stopped before a child could be started again");
+            tracing::debug!("leader stopped before a child could be restarted");
         }
     });
 }
 
 /// Commits the beginning of this leadership. Only what is proposed after it can be this leader's.
-async fn begin_epoch(leading: &Leading, server: u64) -> Result<(), ActorProcessingErr> {
-    let action = ClusterAction::BeginEpoch { epoch: leading.epoch, server };
+async fn begin_epoch(context: &LeaderContext, server: u64) -> Result<(), ActorProcessingErr> {
+    let action = ClusterAction::BeginEpoch { epoch: context.epoch, server };
     let proposal = Proposal::new(action, Principal::system("leader"));
-    match tokio::time::timeout(PROPOSE_WITHIN, leading.node.propose(proposal)).await {
+    match tokio::time::timeout(PROPOSE_WITHIN, context.node.propose(proposal)).await {
         Ok(Ok(_)) => Ok(()),
         // This server leads the same term still, and its actors are started anew.
-        Ok(Err(ProposeError::Rejected(swell_model::rejection::Rejection::StaleEpoch { now, .. }))) if now == leading.epoch => {
-            Ok(())
-        }
+        Ok(Err(ProposeError::Rejected(Rejection::StaleEpoch { now, .. }))) if now == context.epoch => Ok(()),
         Ok(Err(error)) => Err(error.into()),
         Err(_) => Err(ProposeError::TimedOut.into()),
     }
 }
 
-async fn follow(mut follower: Follower, leader: ActorRef<LeaderMessage>) {
-    while let Some(read) = follower.next().await {
-        match read {
-            Ok(events) => {
-                if leader.send_message(LeaderMessage::Events(events)).is_err() {
+/// Keeps the leader's projections up to date and tells the leader whom changes concern.
+async fn follow(context: Arc<LeaderContext>, inbox: Arc<Inbox>, leader: ActorRef<LeaderMessage>) {
+    let mut feed = context.node.changes();
+    while let Some(item) = feed.next().await {
+        let told = match item {
+            FeedItem::StartOver(view) => match start_over(&context, view).await {
+                Ok(()) => leader.send_message(LeaderMessage::Compare),
+                Err(error) => {
+                    tracing::error!(%error, "failed to read state, leading no more");
+                    leader.stop(Some(error.to_string()));
                     return;
                 }
+            },
+            FeedItem::Applied(batch) => {
+                let is_first = inbox.add(update(&context, &batch));
+                if is_first { leader.send_message(LeaderMessage::Wake) } else { Ok(()) }
             }
-            Err(error) => {
-                tracing::error!(%error, "the leader cannot read the event log");
-                leader.stop(Some(format!("the event log cannot be read: {error}")));
-                return;
-            }
+        };
+        if told.is_err() {
+            return;
+        }
+    }
+}
+
+async fn start_over(context: &LeaderContext, view: View) -> Result<(), TablesError> {
+    let index = view.applied();
+    let built = tokio::task::spawn_blocking(move || LeaderProjections::from_tables(&view)).await;
+    // The task is not aborted; it ends early only where the process does.
+    let Ok(built) = built else { return Ok(()) };
+    let built = built?;
+    context.presence.update(built.presence.connected().clone());
+    *context.projections_mut() = built;
+    context.applied(index);
+    Ok(())
+}
+
+fn update(context: &LeaderContext, batch: &AppliedBatch) -> Concerned {
+    let mut projections = context.projections_mut();
+    let concerned = projections.update(batch);
+    if concerned.presence {
+        context.presence.update(projections.presence.connected().clone());
+    }
+    drop(projections);
+    context.applied(batch.index);
+    concerned
+}
+
+async fn compare(leader: ActorRef<LeaderMessage>) {
+    loop {
+        tokio::time::sleep(COMPARE_EVERY).await;
+        if leader.send_message(LeaderMessage::Compare).is_err() {
+            return;
         }
     }
 }
 
 impl LeaderState {
     /// Starts an actor for everything that needs one and has none.
-    async fn staff(&mut self, myself: &ActorRef<LeaderMessage>) -> Result<(), ActorProcessingErr> {
-        for charge in self.charges_in_state()? {
-            if self.children.contains_key(&charge) || self.resting.get(&charge).is_some_and(|until| Instant::now() < *until) {
-                continue;
+    async fn spawn_missing(&mut self, myself: &ActorRef<LeaderMessage>) -> Result<(), ActorProcessingErr> {
+        for controller in self.controllers_in_state()? {
+            if !self.children.contains_key(&controller) {
+                self.spawn(controller, myself).await?;
             }
-            self.resting.remove(&charge);
-            let waker = self.spawn(&charge, myself).await?;
-            self.charges.insert(waker.id(), charge.clone());
-            self.children.insert(charge, waker);
         }
         Ok(())
     }
 
-    /// Marks the subjects whose actors fail again and again, and takes the mark from those whose actors do so no longer.
-    async fn mark(&self) -> Result<(), ActorProcessingErr> {
+    /// Starts an actor, unless it failed and must rest.
+    async fn spawn(&mut self, controller: Controller, myself: &ActorRef<LeaderMessage>) -> Result<(), ActorProcessingErr> {
+        if self.resting.get(&controller).is_some_and(|until| Instant::now() < *until) {
+            return Ok(());
+        }
+        self.resting.remove(&controller);
+        let waker = controller.spawn(Arc::clone(&self.context), myself.get_cell()).await?;
+        self.controllers.insert(waker.id(), controller.clone());
+        self.children.insert(controller, waker);
+        Ok(())
+    }
+
+    /// Records which subjects' actors fail again and again, and which do so no longer.
+    async fn record_failures(&self) -> Result<(), ActorProcessingErr> {
         let now = Instant::now();
         let is_failing = |failed: &Failed| failed.failures.is_failing(now);
         let failing = self.failures.iter().filter(|(_, failed)| is_failing(failed));
-        let failing = failing.map(|(charge, failed)| (charge.subject(), failed.why.clone())).collect();
-        let marked: Vec<ActorFailure> = self.leading.node.view().scan(&Scan::all(), SCAN_RECORDS_MAX)?;
-        for (subject, why) in actor_failure::changes(&marked, &failing) {
-            match self.leading.propose("leader", ClusterAction::RecordActorFailure { subject, why }).await {
+        let failing = failing.map(|(controller, failed)| (controller.subject(), failed.why.clone())).collect();
+        let recorded: Vec<ActorFailure> = self.context.node.view().scan(&Scan::all(), SCAN_RECORDS_MAX)?;
+        for (subject, why) in actor_failure::changes(&recorded, &failing) {
+            match self.context.propose("leader", ClusterAction::RecordActorFailure { subject, why }).await {
                 Ok(_) => {}
                 // The next failure, or its end, tries again.
-                Err(error) => tracing::warn!(%error, "what fails cannot be marked"),
+                Err(error) => tracing::warn!(%error, "failed to record which actors fail"),
             }
         }
         Ok(())
     }
 
-    fn charges_in_state(&self) -> Result<Vec<Charge>, TablesError> {
-        let view = self.leading.node.view();
-        let mut charges = vec![Charge::Scheduler];
-        charges
-            .extend(view.scan::<Pipeline>(&Scan::all(), SCAN_RECORDS_MAX)?.into_iter().map(|kept| Charge::Pipeline(kept.name)));
-        charges.extend(view.scan::<OpenBuild>(&Scan::all(), SCAN_RECORDS_MAX)?.into_iter().map(|open| Charge::Build(open.build)));
-        charges.extend(
-            view.scan::<OpenRollout>(&Scan::all(), SCAN_RECORDS_MAX)?.into_iter().map(|open| Charge::Rollout(open.rollout)),
-        );
-        Ok(charges)
-    }
-
-    async fn spawn(&self, charge: &Charge, myself: &ActorRef<LeaderMessage>) -> Result<Waker, SpawnErr> {
-        let (leading, supervisor) = (Arc::clone(&self.leading), myself.get_cell());
-        match charge {
-            Charge::Scheduler => drive::spawn(SchedulerDrive, leading, supervisor).await,
-            Charge::Pipeline(name) => drive::spawn(PipelineDrive::new(name.clone()), leading, supervisor).await,
-            Charge::Build(id) => drive::spawn(BuildDrive::new(*id), leading, supervisor).await,
-            Charge::Rollout(id) => drive::spawn(RolloutDrive::new(*id), leading, supervisor).await,
-        }
-    }
-
-    /// Which of the leader's charges an event concerns.
-    fn concerned(&self, event: &Event) -> Vec<Charge> {
-        let rollouts = || self.children.keys().filter(|charge| matches!(charge, Charge::Rollout(_))).cloned();
-        match &event.subject {
-            Subject::Build(id) => vec![Charge::Scheduler, Charge::Build(*id)],
-            Subject::Runner(_) => vec![Charge::Scheduler],
-            Subject::Pipeline(name) => vec![Charge::Pipeline(name.clone()), Charge::Scheduler],
-            Subject::Rollout(id) if event.kind == "rollout.state" => rollouts().chain([Charge::Rollout(*id)]).collect(),
-            Subject::Rollout(id) => vec![Charge::Rollout(*id)],
-            Subject::Environment(_) | Subject::Target(_) => rollouts().collect(),
-            Subject::Cluster if event.kind == "fleet.presence" => rollouts().collect(),
-            Subject::Repository(repository) => self.pipelines_of(repository),
-            Subject::Cluster | Subject::Artifact(_) | Subject::Release(_) => Vec::new(),
-        }
-    }
-
-    fn pipelines_of(&self, repository: &swell_model::ids::RepositoryName) -> Vec<Charge> {
-        let pipelines = self.leading.node.view().scan::<Pipeline>(&Scan::all(), SCAN_RECORDS_MAX).unwrap_or_default();
-        let of_it = |pipeline: &Pipeline| matches!(&pipeline.source, Source::Hosted(name) if name == repository);
-        pipelines.into_iter().filter(of_it).map(|pipeline| Charge::Pipeline(pipeline.name)).collect()
+    fn controllers_in_state(&self) -> Result<Vec<Controller>, TablesError> {
+        let view = self.context.node.view();
+        let mut controllers = vec![Controller::Scheduler];
+        view.for_each(Scan::all(), |pipeline: Pipeline| controllers.push(Controller::Pipeline(pipeline.name)))?;
+        view.for_each(Scan::all(), |open: OpenBuild| controllers.push(Controller::Build(open.build)))?;
+        view.for_each(Scan::all(), |open: OpenRollout| controllers.push(Controller::Rollout(open.rollout)))?;
+        Ok(controllers)
     }
 }

@@ -2,8 +2,8 @@
 //! carry out is made in `model`. They may not know of HTTP.
 //!
 //! ```text
+//! Sessions                   on every server: tasks that serve the agents and gateways connected to it
 //! Node                       on every server
-//! ├─ Fleet                   the agents and gateways connected to this server
 //! ├─ Runner (where enabled)  one task for each running attempt
 //! └─ Leader                  only while this server leads
 //!    ├─ Scheduler            assigns queued builds to runners
@@ -12,22 +12,25 @@
 //!    └─ Rollout × n          waves, gates, verdicts, rollback
 //! ```
 
-mod board;
 mod build;
-mod drive;
-mod events;
-mod fleet;
+mod controller;
+mod gateway_sessions;
 mod leader;
+mod leader_context;
+mod leader_projections;
 mod node;
 mod pipeline;
 mod presence;
+mod reconciler;
 mod rollout;
 mod runner;
+mod runner_liveness;
 mod scheduler;
 mod sessions;
 mod supervise;
 mod sweep;
 
-pub use fleet::FleetHandle;
-pub use node::{Handle, LocalRunner, Options, start};
+pub use node::{Handle, Options, start};
+pub use runner::LocalRunner;
+pub use sessions::Sessions;
 pub use sweep::{SweepError, sweep_unnamed};

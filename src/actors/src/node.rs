@@ -1,4 +1,4 @@
-//! The root of a node's tree: keeps the fleet, the runner and, while this server leads, the leader alive.
+//! The root of a node's tree: keeps the runner and, while this server leads, the leader alive; the sessions' tasks keep themselves.
 
 use std::{
     sync::Arc,
@@ -8,18 +8,16 @@ use std::{
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
 
 use super::{
-    board::Board,
-    fleet::{Fleet, FleetArguments, FleetHandle, FleetMessage},
     leader::{Leader, LeaderArguments, LeaderMessage},
-    runner::{RunnerActor, RunnerArguments, RunnerMessage},
+    runner::{LocalRunner, RunnerActor, RunnerArguments, RunnerMessage},
+    runner_liveness::RunnerLiveness,
+    sessions::{SessionTasks, Sessions},
     supervise::Failures,
 };
 use swell_artifacts::store::ContentStore;
 use swell_git::Mirrors;
-use swell_model::{build::Resources, ids::RunnerName};
 use swell_raft::{Leadership, Node};
 use swell_repositories::HostedRepositories;
-use swell_runner::attempts::Attempts;
 
 /// How long a stopping tree may take.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
@@ -40,28 +38,18 @@ pub struct Options {
     pub runner: Option<LocalRunner>,
 }
 
-/// A server that is a runner, too.
-#[derive(Clone)]
-pub struct LocalRunner {
-    /// Its name.
-    pub name: RunnerName,
-    /// The room it has.
-    pub resources: Resources,
-    /// What runs its attempts.
-    pub attempts: Attempts,
-}
-
 /// A running tree.
 pub struct Handle {
     root: ActorRef<NodeMessage>,
     ended: tokio::task::JoinHandle<()>,
-    fleet: FleetHandle,
+    sessions: Sessions,
+    _session_tasks: SessionTasks,
 }
 
 impl Handle {
     /// Where `http` hands over the sessions of agents and gateways.
-    pub fn sessions(&self) -> FleetHandle {
-        self.fleet.clone()
+    pub fn sessions(&self) -> Sessions {
+        self.sessions.clone()
     }
 
     /// Ends when the tree does without having been told to: its root failed, and nothing here would be driven any more.
@@ -85,10 +73,10 @@ impl Handle {
 /// # Errors
 /// When an actor cannot be started at all.
 pub async fn start(options: Options) -> Result<Handle, SpawnErr> {
-    let (fleet, inbox) = FleetHandle::new(options.node.clone());
-    let arguments = NodeArguments { options, inbox };
-    let (root, ended) = Actor::spawn(None, NodeActor, arguments).await?;
-    Ok(Handle { root, ended, fleet })
+    let (node, content) = (options.node.clone(), Arc::clone(&options.content));
+    let (sessions, tasks) = Sessions::start(node, options.server, content);
+    let (root, ended) = Actor::spawn(None, NodeActor, options).await?;
+    Ok(Handle { root, ended, sessions, _session_tasks: tasks })
 }
 
 struct NodeActor;
@@ -100,25 +88,17 @@ enum NodeMessage {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Child {
-    Fleet,
     Runner,
     Leader,
 }
 
-struct NodeArguments {
-    options: Options,
-    inbox: super::fleet::Inbox,
-}
-
 struct NodeState {
     options: Options,
-    inbox: super::fleet::Inbox,
-    board: Arc<Board>,
+    runners: Arc<RunnerLiveness>,
     leads: Option<u64>,
-    fleet: Option<ActorRef<FleetMessage>>,
     runner: Option<ActorRef<RunnerMessage>>,
     leader: Option<ActorRef<LeaderMessage>>,
-    failures: [Failures; 3],
+    failures: [Failures; 2],
     watcher: tokio::task::JoinHandle<()>,
 }
 
@@ -131,25 +111,20 @@ impl Drop for NodeState {
 impl Actor for NodeActor {
     type Msg = NodeMessage;
     type State = NodeState;
-    type Arguments = NodeArguments;
+    type Arguments = Options;
 
-    async fn pre_start(&self, myself: ActorRef<NodeMessage>, arguments: NodeArguments) -> Result<NodeState, ActorProcessingErr> {
-        let NodeArguments { options, inbox } = arguments;
+    async fn pre_start(&self, myself: ActorRef<NodeMessage>, options: Options) -> Result<NodeState, ActorProcessingErr> {
         let watcher = tokio::spawn(watch_leadership(options.node.clone(), myself.clone()));
         let mut state = NodeState {
             options,
-            inbox,
-            board: Arc::new(Board::new()),
+            runners: Arc::new(RunnerLiveness::new()),
             leads: None,
-            fleet: None,
             runner: None,
             leader: None,
             failures: Default::default(),
             watcher,
         };
-        for child in [Child::Fleet, Child::Runner] {
-            state.start(child, &myself).await;
-        }
+        state.start(Child::Runner, &myself).await;
         Ok(state)
     }
 
@@ -209,7 +184,6 @@ async fn watch_leadership(node: Node, root: ActorRef<NodeMessage>) {
 impl NodeState {
     async fn start(&mut self, child: Child, myself: &ActorRef<NodeMessage>) {
         let started = match child {
-            Child::Fleet if self.fleet.is_none() => self.start_fleet(myself).await,
             Child::Runner if self.runner.is_none() => self.start_runner(myself).await,
             Child::Leader if self.leader.is_none() => self.start_leader(myself).await,
             _ => Ok(()),
@@ -219,21 +193,13 @@ impl NodeState {
         }
     }
 
-    async fn start_fleet(&mut self, myself: &ActorRef<NodeMessage>) -> Result<(), SpawnErr> {
-        let arguments = FleetArguments { node: self.options.node.clone(), server: self.options.server };
-        let (fleet, _) = Actor::spawn_linked(None, Fleet, arguments, myself.get_cell()).await?;
-        self.inbox.connect(fleet.clone());
-        self.fleet = Some(fleet);
-        Ok(())
-    }
-
     async fn start_runner(&mut self, myself: &ActorRef<NodeMessage>) -> Result<(), SpawnErr> {
         let Some(local) = self.options.runner.clone() else { return Ok(()) };
         let arguments = RunnerArguments {
             local,
             node: self.options.node.clone(),
             repositories: self.options.repositories.clone(),
-            board: Arc::clone(&self.board),
+            liveness: Arc::clone(&self.runners),
         };
         let (runner, _) = Actor::spawn_linked(None, RunnerActor, arguments, myself.get_cell()).await?;
         self.runner = Some(runner);
@@ -246,7 +212,7 @@ impl NodeState {
             node: self.options.node.clone(),
             term,
             server: self.options.server,
-            board: Arc::clone(&self.board),
+            runners: Arc::clone(&self.runners),
             content: Arc::clone(&self.options.content),
             repositories: self.options.repositories.clone(),
             mirrors: self.options.mirrors.clone(),
@@ -258,9 +224,6 @@ impl NodeState {
 
     /// Which child that was; it is started again later.
     fn forget(&mut self, id: ActorId) -> Option<Child> {
-        if self.fleet.take_if(|fleet| fleet.get_id() == id).is_some() {
-            return Some(Child::Fleet);
-        }
         if self.runner.take_if(|runner| runner.get_id() == id).is_some() {
             return Some(Child::Runner);
         }

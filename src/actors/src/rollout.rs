@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    drive::{After, Drive, DriveError},
-    leader::Leading,
+    leader_context::LeaderContext,
+    reconciler::{ReconcileError, Reconciler, Requeue},
 };
 use swell_model::{
     command::RolloutAction,
@@ -20,10 +20,10 @@ use swell_model::{
     units::Millis,
 };
 
-/// How often an open rollout looks at the clock.
+/// How often an open rollout is reconciled when nothing changes: time passes.
 const TICK: Duration = Duration::from_secs(1);
 
-/// How many steps one look takes at the most, so that one rollout never starves the others.
+/// Steps of one reconciliation, so that one rollout never starves the others.
 const STEPS_MAX: usize = 8;
 
 /// What is being watched: any change of it starts the watch anew.
@@ -37,8 +37,8 @@ struct Stage {
     paused: bool,
 }
 
-/// Drives one rollout.
-pub(super) struct RolloutDrive {
+/// Reconciles one rollout.
+pub(super) struct RolloutReconciler {
     id: RolloutId,
     watch: Option<Watch>,
 }
@@ -51,7 +51,7 @@ struct Watch {
     recorded: Millis,
 }
 
-impl RolloutDrive {
+impl RolloutReconciler {
     pub fn new(id: RolloutId) -> Self {
         Self { id, watch: None }
     }
@@ -87,17 +87,18 @@ impl RolloutDrive {
     }
 }
 
-impl Drive for RolloutDrive {
+impl Reconciler for RolloutReconciler {
     const NAME: &'static str = "rollout";
 
-    async fn look(&mut self, leading: &Leading) -> Result<After, DriveError> {
+    async fn reconcile(&mut self, context: &LeaderContext) -> Result<Requeue, ReconcileError> {
         for _ in 0..STEPS_MAX {
-            let view = leading.node.view();
-            let Some(rollout) = view.get::<Rollout>(&key(self.id.0))? else { return Ok(After::Done) };
+            let view = context.node.view();
+            let Some(rollout) = view.get::<Rollout>(&key(self.id.0))? else { return Ok(Requeue::Done) };
             if rollout.state.is_end() {
-                return Ok(After::Done);
+                return Ok(Requeue::Done);
             }
-            let (connected, lost) = leading.presence.of(&rollout.plan.targets());
+            // Going back also concerns targets that are in no wave, such as cordoned ones that the rollout before had changed.
+            let (connected, lost) = context.presence.of(&(rollout.plan.targets() | rollout.touched()));
             let elapsed = self.elapsed(&rollout);
             let blocked = if rollout.state == RolloutState::Blocked { still_blocked(&view, &rollout)? } else { None };
             let seen = Seen { connected: &connected, lost: &lost, elapsed, blocked: blocked.as_ref() };
@@ -107,12 +108,12 @@ impl Drive for RolloutDrive {
                 Some(action) => action,
                 None => match self.due_record(&rollout, elapsed) {
                     Some(record) => record,
-                    None => return Ok(After::Look(TICK)),
+                    None => return Ok(Requeue::After(TICK)),
                 },
             };
-            leading.propose(Self::NAME, action).await?;
+            context.propose(Self::NAME, action).await?;
         }
-        Ok(After::Look(Duration::ZERO))
+        Ok(Requeue::After(Duration::ZERO))
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -11,55 +11,65 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{board::Board, events::Follower, node::LocalRunner};
+use super::runner_liveness::RunnerLiveness;
 use swell_model::{
-    build::{Build, OpenBuild},
+    build::{Build, Resources},
+    change::{AppliedBatch, Change},
     command::FleetAction,
-    ids::BuildId,
+    ids::{BuildId, RunnerName},
     interfaces::{Proposal, Proposer},
     pipeline::{Pipeline, Source},
     principal::{Principal, Role},
-    tables::{ReadTables, SCAN_RECORDS_MAX, Scan, TablesError, key},
+    tables::{ReadTables, TablesError, key},
 };
-use swell_raft::Node;
+use swell_projections::build_queue::BuildQueue;
+use swell_raft::{FeedItem, Node};
 use swell_repositories::HostedRepositories;
-use swell_runner::attempts::{AttemptJob, GitSource};
-
-/// How often a runner says which attempts it has.
-pub(super) const HEARTBEAT_EVERY: Duration = Duration::from_secs(5);
+use swell_runner::attempts::{AttemptJob, Attempts, GitSource};
 
 /// How often it looks for work that it missed.
 const TICK: Duration = Duration::from_secs(1);
 
 type AttemptKey = (BuildId, u32);
 
+/// What a server needs to be a runner, too.
+#[derive(Clone)]
+pub struct LocalRunner {
+    pub name: RunnerName,
+    /// What it offers to the scheduler.
+    pub resources: Resources,
+    /// What runs its attempts.
+    pub attempts: Attempts,
+}
+
 pub(super) struct RunnerActor;
 
 pub(super) enum RunnerMessage {
     /// Compare what runs with what should.
-    Look,
+    Reconcile,
     /// An attempt is over.
     Finished(AttemptKey),
+    /// Nothing is left of an attempt.
+    Discarded(AttemptKey),
 }
 
 pub(super) struct RunnerArguments {
     pub local: LocalRunner,
     pub node: Node,
     pub repositories: HostedRepositories,
-    pub board: Arc<Board>,
+    pub liveness: Arc<RunnerLiveness>,
 }
 
 pub(super) struct RunnerState {
     arguments: RunnerArguments,
+    queue: Arc<RwLock<BuildQueue>>,
     registered: bool,
     running: BTreeMap<AttemptKey, watch::Sender<bool>>,
-    tasks: Vec<tokio::task::JoinHandle<()>>,
-}
-
-impl Drop for RunnerState {
-    fn drop(&mut self) {
-        self.tasks.iter().for_each(tokio::task::JoinHandle::abort);
-    }
+    /// Being deleted, which takes as long as their folders are large.
+    discarding: BTreeSet<AttemptKey>,
+    /// Of these: were given up while this runner was away. It accepts no new work before they are gone.
+    fenced: BTreeSet<AttemptKey>,
+    tasks: Vec<AbortOnDropHandle<()>>,
 }
 
 impl Actor for RunnerActor {
@@ -72,16 +82,23 @@ impl Actor for RunnerActor {
         myself: ActorRef<RunnerMessage>,
         arguments: RunnerArguments,
     ) -> Result<RunnerState, ActorProcessingErr> {
-        let follower = Follower::from_now(arguments.node.clone());
+        let queue = Arc::new(RwLock::new(BuildQueue::from_tables(&arguments.node.view())?));
+        let follower = follow(arguments.node.clone(), arguments.local.name.clone(), Arc::clone(&queue), myself.clone());
+        let tasks = vec![tokio::spawn(follower), tokio::spawn(tick(myself.clone()))];
+        let mut state = RunnerState {
+            arguments,
+            queue,
+            registered: false,
+            running: BTreeMap::new(),
+            discarding: BTreeSet::new(),
+            fenced: BTreeSet::new(),
+            tasks: tasks.into_iter().map(AbortOnDropHandle::new).collect(),
+        };
         // First what was fenced while this runner was away is killed; then it accepts work.
-        let live = live_attempts(&arguments)?;
-        for attempt in arguments.local.attempts.on_disk() {
-            if !live.contains_key(&attempt) {
-                arguments.local.attempts.discard(attempt.0, attempt.1).await;
-            }
-        }
-        let tasks = vec![tokio::spawn(follow(follower, myself.clone())), tokio::spawn(tick(myself))];
-        Ok(RunnerState { arguments, registered: false, running: BTreeMap::new(), tasks })
+        let live = state.live_attempts();
+        state.fenced = state.arguments.local.attempts.on_disk().into_iter().filter(|attempt| !live.contains(attempt)).collect();
+        state.fenced.clone().into_iter().for_each(|attempt| state.discard(attempt, &myself));
+        Ok(state)
     }
 
     async fn handle(
@@ -91,7 +108,7 @@ impl Actor for RunnerActor {
         state: &mut RunnerState,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            RunnerMessage::Look => {
+            RunnerMessage::Reconcile => {
                 state.register().await;
                 state.reconcile(&myself).await?;
                 if !state.running.is_empty() {
@@ -101,9 +118,14 @@ impl Actor for RunnerActor {
             RunnerMessage::Finished(attempt) => {
                 state.running.remove(&attempt);
                 // One that could not say how it ended is taken up again where it stood.
-                if !live_attempts(&state.arguments)?.contains_key(&attempt) {
-                    state.arguments.local.attempts.discard(attempt.0, attempt.1).await;
+                if !state.live_builds()?.contains_key(&attempt) {
+                    state.discard(attempt, &myself);
                 }
+            }
+            RunnerMessage::Discarded(attempt) => {
+                state.discarding.remove(&attempt);
+                state.fenced.remove(&attempt);
+                state.reconcile(&myself).await?;
             }
         }
         state.heartbeat();
@@ -111,15 +133,36 @@ impl Actor for RunnerActor {
     }
 }
 
-async fn follow(mut follower: Follower, runner: ActorRef<RunnerMessage>) {
-    while let Some(Ok(events)) = follower.next().await {
-        let concerns = |event: &swell_model::event::Event| {
-            matches!(event.kind.as_str(), "build.assigned" | "build.cancel_asked" | "build.state")
+/// Keeps the queue up to date and tells the runner of changes to its builds.
+async fn follow(node: Node, name: RunnerName, queue: Arc<RwLock<BuildQueue>>, runner: ActorRef<RunnerMessage>) {
+    let mut feed = node.changes();
+    while let Some(item) = feed.next().await {
+        let concerns = match item {
+            FeedItem::StartOver(view) => match BuildQueue::from_tables(&view) {
+                Ok(now) => {
+                    *queue.write().unwrap_or_else(PoisonError::into_inner) = now;
+                    true
+                }
+                Err(error) => {
+                    runner.stop(Some(error.to_string()));
+                    return;
+                }
+            },
+            FeedItem::Applied(batch) => {
+                queue.write().unwrap_or_else(PoisonError::into_inner).update(&batch);
+                concerns(&batch, &name)
+            }
         };
-        if events.iter().any(concerns) && runner.send_message(RunnerMessage::Look).is_err() {
+        if concerns && runner.send_message(RunnerMessage::Reconcile).is_err() {
             return;
         }
     }
+}
+
+/// Whether a build changed that the runner has or had.
+fn concerns(batch: &AppliedBatch, name: &RunnerName) -> bool {
+    let is_its = |build: &Build| build.attempts.last().is_some_and(|attempt| attempt.runner == *name);
+    batch.changes.iter().any(|change| matches!(change, Change::Build(build) if is_its(build)))
 }
 
 async fn tick(runner: ActorRef<RunnerMessage>) {
@@ -127,24 +170,10 @@ async fn tick(runner: ActorRef<RunnerMessage>) {
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
-        if runner.send_message(RunnerMessage::Look).is_err() {
+        if runner.send_message(RunnerMessage::Reconcile).is_err() {
             return;
         }
     }
-}
-
-/// The live attempts that state assigns to this runner.
-fn live_attempts(arguments: &RunnerArguments) -> Result<BTreeMap<AttemptKey, Build>, TablesError> {
-    let view = arguments.node.view();
-    let mut live = BTreeMap::new();
-    for open in view.scan::<OpenBuild>(&Scan::all(), SCAN_RECORDS_MAX)? {
-        let Some(build) = view.get::<Build>(&key(open.build.0))? else { continue };
-        let ours = build.live_attempt().filter(|attempt| attempt.runner == arguments.local.name).map(|attempt| attempt.number);
-        if let Some(number) = ours {
-            live.insert((build.id, number), build);
-        }
-    }
-    Ok(live)
 }
 
 impl RunnerState {
@@ -162,17 +191,60 @@ impl RunnerState {
     }
 
     async fn reconcile(&mut self, myself: &ActorRef<RunnerMessage>) -> Result<(), ActorProcessingErr> {
-        let live = live_attempts(&self.arguments)?;
+        let live = self.live_builds()?;
         for (attempt, stop) in &self.running {
             let unwanted = live.get(attempt).is_none_or(|build| build.cancel_asked);
             stop.send_if_modified(|stopped| unwanted && !std::mem::replace(stopped, true));
         }
+        let on_disk = if self.fenced.is_empty() { Vec::new() } else { self.arguments.local.attempts.on_disk() };
         for (attempt, build) in live {
-            if !self.running.contains_key(&attempt) {
+            let may_start = self.fenced.is_empty() || on_disk.contains(&attempt);
+            if may_start && !self.running.contains_key(&attempt) && !self.discarding.contains(&attempt) {
                 self.start(attempt, build, myself).await?;
             }
         }
         Ok(())
+    }
+
+    /// The live attempts that state assigns to this runner.
+    fn live_attempts(&self) -> BTreeSet<AttemptKey> {
+        let queue = self.queue.read().unwrap_or_else(PoisonError::into_inner);
+        queue.attempts_on(&self.arguments.local.name).collect()
+    }
+
+    /// Their builds. One whose attempt has ended meanwhile is left out.
+    fn live_builds(&self) -> Result<BTreeMap<AttemptKey, Build>, TablesError> {
+        let view = self.arguments.node.view();
+        let mut live = BTreeMap::new();
+        for attempt in self.live_attempts() {
+            let build: Option<Build> = view.get(&key(attempt.0.0))?;
+            let is_live = |build: &Build| build.live_attempt().is_some_and(|live| live.number == attempt.1);
+            live.extend(build.filter(is_live).map(|build| (attempt, build)));
+        }
+        Ok(live)
+    }
+
+    /// Kills what is left of an attempt and deletes it, while the others go on.
+    fn discard(&mut self, attempt: AttemptKey, myself: &ActorRef<RunnerMessage>) {
+        if !self.discarding.insert(attempt) {
+            return;
+        }
+        let (attempts, myself) = (self.arguments.local.attempts.clone(), myself.clone());
+        self.spawn(async move {
+            // In a task of its own, so that a panic does not leave the attempt half deleted for ever.
+            let discard = tokio::spawn(async move { attempts.discard(attempt.0, attempt.1).await });
+            if let Err(error) = AbortOnDropHandle::new(discard).await {
+                tracing::error!(build = %attempt.0, attempt = attempt.1, %error, "failed to delete an attempt");
+            }
+            if myself.send_message(RunnerMessage::Discarded(attempt)).is_err() {
+                tracing::debug!(build = %attempt.0, "runner stopped before an attempt was deleted");
+            }
+        });
+    }
+
+    fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.retain(|task| !task.is_finished());
+        self.tasks.push(AbortOnDropHandle::new(tokio::spawn(task)));
     }
 
     async fn start(
@@ -188,8 +260,7 @@ impl RunnerState {
         let attempts = self.arguments.local.attempts.clone();
         let repositories = self.arguments.repositories.clone();
         let myself = myself.clone();
-        self.tasks.retain(|task| !task.is_finished());
-        self.tasks.push(tokio::spawn(async move {
+        self.spawn(async move {
             let source = source(&repositories, &pipeline).await;
             let job = AttemptJob { build, attempt: attempt.1, file: pipeline.file, source };
             // In a task of its own, so that a panic ends this attempt and no other.
@@ -198,15 +269,15 @@ impl RunnerState {
                 tracing::error!(build = %attempt.0, attempt = attempt.1, %error, "an attempt failed within the runner");
             }
             if myself.send_message(RunnerMessage::Finished(attempt)).is_err() {
-                tracing::debug!(build = %attempt.0, "the runner stopped before its attempt was over");
+                tracing::debug!(build = %attempt.0, "runner stopped before its attempt was over");
             }
-        }));
+        });
         Ok(())
     }
 
     fn heartbeat(&self) {
         let attempts: BTreeSet<AttemptKey> = self.running.keys().copied().collect();
-        self.arguments.board.heartbeat(&self.arguments.local.name, attempts);
+        self.arguments.liveness.heartbeat(&self.arguments.local.name, attempts);
     }
 }
 

@@ -1,189 +1,118 @@
-//! One session each: an agent's or a gateway's frames on one side, the fleet on the other. Ends when either side goes silent.
+//! The agents connected to this server: desired state down, reports up. Each session is a small task; what they share is kept by tasks of
+//! their own. Knows nothing of gateways but which routes they obey.
+//!
+//! - `agent`: one session
+//! - `table`: all sessions, by target number
+//! - `outbox`: what waits to be sent to one agent
+//! - `shared`: what all sessions have at hand; `view`: what they read of state
+//! - `reports`, `trim`: what agents report, on its way into state
+//! - `recorder`: presence, heartbeats, and the lease without which sessions end
 
-use std::net::IpAddr;
-
-use futures::{SinkExt as _, StreamExt as _};
-use tokio::{
-    sync::{oneshot, watch},
-    time::{interval, timeout},
-};
-
-use super::fleet::{FleetMessage, Inbox, Opening};
-use swell_model::{
-    command::FleetAction,
-    fleet::{Target, TargetByName, TargetInfo, observation::Report},
-    ids::TargetName,
-    interfaces::{Link, Proposal, ProposeError, Proposer},
-    principal::{Principal, Role},
-    routing::table::{GatewayHello, GatewayToServer, ServerToGateway},
-    tables::{ReadTables, TablesError, key},
-    wire::{AgentToServer, HEARTBEAT_EVERY, SILENCE_MAX, ServerToAgent},
-};
-use swell_raft::Node;
-
-/// Why a session cannot begin.
-#[derive(Debug, thiserror::Error)]
-enum RefusedError {
-    #[error(transparent)]
-    Propose(#[from] ProposeError),
-    #[error(transparent)]
-    Tables(#[from] TablesError),
-    #[error("the server is starting; try again in a moment")]
-    Starting,
-    #[error("the name {name} is used by the agent at {address}: give one of them another with --name")]
-    Taken { name: TargetName, address: IpAddr },
-}
-
-/// Serves an agent until its session ends.
-pub(super) async fn agent(node: &Node, fleet: &Inbox, mut link: Link<AgentToServer, ServerToAgent>) {
-    let Ok(Some(AgentToServer::Hello { info, agent, .. })) = timeout(SILENCE_MAX.as_duration(), link.incoming.next()).await
-    else {
-        tracing::warn!("a session did not begin with who it is");
-        return;
-    };
-    let name = info.name.clone();
-    let (desired, changes) = watch::channel(None);
-    let opening = Opening { agent, address: info.address, desired };
-    let (index, session) = match begin(node, fleet, info, opening).await {
-        Ok(opened) => opened,
-        Err(error) => {
-            tracing::warn!(target = %name, %error, "an agent is refused");
-            if link.outgoing.send(ServerToAgent::Refused(error.to_string())).await.is_err() {
-                tracing::debug!(target = %name, "an agent left before it was refused");
-            }
-            return;
-        }
-    };
-    tracing::info!(target = %name, index, "an agent is connected");
-    let why = converse(fleet, index, changes, &mut link).await;
-    tracing::info!(target = %name, index, why, "an agent is gone");
-    fleet.send(FleetMessage::Closed { index, session });
-}
-
-/// Makes the agent the target of that name, and returns the target's number and the session's. Refused before anything is recorded where
-/// another agent is that target.
-async fn begin(node: &Node, fleet: &Inbox, info: TargetInfo, opening: Opening) -> Result<(u32, u64), RefusedError> {
-    let name = info.name.clone();
-    if let Some(target) = known(node, &name)? {
-        let (index, agent) = (target.index, opening.agent.clone());
-        let other = asked(fleet, |answer| FleetMessage::Claimed { index, agent, answer }).await?;
-        other.map_or(Ok(()), |address| Err(RefusedError::Taken { name: name.clone(), address }))?;
-    }
-    let index = join(node, info).await?;
-    let opened = asked(fleet, |answer| FleetMessage::Opened { index, opening, answer }).await?;
-    Ok((index, opened.map_err(|address| RefusedError::Taken { name, address })?))
-}
-
-/// What the fleet answers.
-async fn asked<T>(fleet: &Inbox, question: impl FnOnce(oneshot::Sender<T>) -> FleetMessage) -> Result<T, RefusedError> {
-    let (answer, answered) = oneshot::channel();
-    if !fleet.send(question(answer)) {
-        return Err(RefusedError::Starting);
-    }
-    answered.await.map_err(|_| RefusedError::Starting)
-}
-
-/// Records who joins, unless state knows all of it, and returns its number.
-async fn join(node: &Node, info: TargetInfo) -> Result<u32, RefusedError> {
-    let name = info.name.clone();
-    if let Some(target) = known(node, &name)?.filter(|target| target.info == info) {
-        return Ok(target.index);
-    }
-    let principal = Principal::new(Role::Agent, name.as_str());
-    node.propose(Proposal::new(FleetAction::Join { info }, principal)).await?;
-    known(node, &name)?.map(|target| target.index).ok_or(RefusedError::Starting)
-}
-
-fn known(node: &Node, name: &TargetName) -> Result<Option<Target>, TablesError> {
-    let view = node.view();
-    let by_name: Option<TargetByName> = view.get(&key(name.as_str()))?;
-    by_name.map(|by_name| view.get(&key(by_name.index))).transpose().map(Option::flatten)
-}
-
-/// Tells what changes and hears what is said, until either side is gone. Says why it ended.
-async fn converse(
-    fleet: &Inbox,
-    index: u32,
-    mut changes: watch::Receiver<Option<swell_model::rollout::assignment::DesiredTarget>>,
-    link: &mut Link<AgentToServer, ServerToAgent>,
-) -> &'static str {
-    let mut heartbeat = interval(HEARTBEAT_EVERY.as_duration());
-    loop {
-        let frame = tokio::select! {
-            changed = changes.changed() => {
-                if changed.is_err() {
-                    // A newer session of the same target took this one's place, or the fleet is started again.
-                    return "its place was taken";
-                }
-                let now = changes.borrow_and_update().clone();
-                now.map(ServerToAgent::Desired)
-            }
-            // Whoever carries the frames ends a link that is silent.
-            said = link.incoming.next() => match said {
-                Some(AgentToServer::Report(reports)) => {
-                    if !gather(fleet, index, reports).await {
-                        return "its report cannot be recorded";
-                    }
-                    None
-                }
-                Some(AgentToServer::Heartbeat) => None,
-                Some(AgentToServer::Hello { .. }) => return "it said twice who it is",
-                None => return "the connection ended",
-            },
-            _ = heartbeat.tick() => Some(ServerToAgent::Heartbeat),
-        };
-        if let Some(frame) = frame {
-            match timeout(SILENCE_MAX.as_duration(), link.outgoing.send(frame)).await {
-                Ok(Ok(())) => {}
-                _ => return "it does not take what it is told",
-            }
-        }
-    }
-}
-
-/// Gives reports to the fleet and waits until they are recorded, so that an agent cannot say more than can be kept.
-async fn gather(fleet: &Inbox, index: u32, reports: Vec<Report>) -> bool {
-    let (answer, recorded) = oneshot::channel();
-    if !fleet.send(FleetMessage::Reports { index, reports, answer }) {
-        return false;
-    }
-    timeout(SILENCE_MAX.as_duration(), recorded).await.is_ok_and(|recorded| recorded.is_ok())
-}
-
-/// Serves a gateway until its session ends.
-pub(super) async fn gateway(fleet: &Inbox, hello: GatewayHello, mut link: Link<GatewayToServer, ServerToGateway>) {
-    let (answer, routes) = oneshot::channel();
-    if !fleet.send(FleetMessage::Routes { answer }) {
-        return;
-    }
-    let Ok(mut routes) = routes.await else { return };
-    routes.mark_changed();
-    tracing::info!(gateway = %hello.name, zone = %hello.zone, "a gateway is connected");
-    let mut heartbeat = interval(HEARTBEAT_EVERY.as_duration());
-    loop {
-        let frame = tokio::select! {
-            changed = routes.changed() => {
-                if changed.is_err() {
-                    break;
-                }
-                Some(ServerToGateway::Routes(routes.borrow_and_update().as_ref().clone()))
-            }
-            said = link.incoming.next() => match said {
-                Some(_) => None,
-                None => break,
-            },
-            _ = heartbeat.tick() => Some(ServerToGateway::Heartbeat),
-        };
-        if let Some(frame) = frame {
-            match timeout(SILENCE_MAX.as_duration(), link.outgoing.send(frame)).await {
-                Ok(Ok(())) => {}
-                _ => break,
-            }
-        }
-    }
-    tracing::info!(gateway = %hello.name, "a gateway is gone");
-}
+mod agent;
+mod outbox;
+mod recorder;
+mod reports;
+mod shared;
+mod table;
+mod trim;
+mod view;
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;
+
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use tokio::sync::{Semaphore, watch};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{gateway_sessions::GatewaySessions, supervise::keep_running};
+use reports::{Reports, ReportsInbox};
+use shared::Shared;
+use swell_artifacts::store::ContentStore;
+use swell_model::{
+    interfaces::{Link, SessionSink},
+    routing::messages::{GatewayHello, GatewayToServer, ServerToGateway},
+    wire::{AgentToServer, ServerToAgent},
+};
+use swell_raft::Node;
+use table::SessionTable;
+use view::FleetView;
+
+/// Takes over the sessions of agents and gateways. Cheap to clone.
+#[derive(Clone)]
+pub struct Sessions {
+    agents: Arc<Shared>,
+    gateways: GatewaySessions,
+}
+
+/// The tasks behind [`Sessions`]; dropping them ends them.
+pub(super) struct SessionTasks {
+    _tasks: Vec<AbortOnDropHandle<()>>,
+}
+
+impl Sessions {
+    /// Starts what serves the sessions of server number `server`.
+    pub(super) fn start(node: Node, server: u64, content: Arc<dyn ContentStore>) -> (Self, SessionTasks) {
+        let (sessions, view) = (Arc::new(SessionTable::new()), Arc::new(FleetView::new()));
+        let (reports, inbox) = ReportsInbox::new();
+        let (routing, applied) = reports::routing_channel();
+        let (is_in_touch, in_touch) = watch::channel(true);
+        let is_in_touch = Arc::new(is_in_touch);
+        let gateways = GatewaySessions::new();
+        let agents = Arc::new(Shared {
+            node: node.clone(),
+            sessions: Arc::clone(&sessions),
+            view: Arc::clone(&view),
+            reports,
+            opening: Semaphore::new(agent::OPENING_MAX),
+            is_in_touch: in_touch,
+        });
+        let this = Self { agents, gateways: gateways.clone() };
+        let obeyed = gateways.obeyed();
+        let tasks = vec![
+            {
+                let node = node.clone();
+                keep_running("routes", move || gateways.clone().publish(node.clone()))
+            },
+            {
+                let (node, sessions, view) = (node.clone(), Arc::clone(&sessions), Arc::clone(&view));
+                keep_running("fleet view", move || {
+                    let (node, sessions, view) = (node.clone(), Arc::clone(&sessions), Arc::clone(&view));
+                    async move { view.follow(node, sessions).await }
+                })
+            },
+            {
+                let (node, content) = (node.clone(), content);
+                keep_running("reports", move || {
+                    let (node, content, routing) = (node.clone(), Arc::clone(&content), routing.clone());
+                    Reports { node, content, inbox: Arc::clone(&inbox), routing }.run()
+                })
+            },
+            keep_running("routed", move || reports::tell_routed(Arc::clone(&applied), obeyed.clone())),
+            {
+                let (node, sessions, view) = (node.clone(), Arc::clone(&sessions), view);
+                keep_running("presence", move || {
+                    recorder::record_presence(node.clone(), server, Arc::clone(&sessions), Arc::clone(&view))
+                })
+            },
+            {
+                let sessions = Arc::clone(&sessions);
+                keep_running("heartbeats", move || recorder::turn_wheel(Arc::clone(&sessions)))
+            },
+            keep_running("lease", move || recorder::hold_lease(node.clone(), Arc::clone(&sessions), Arc::clone(&is_in_touch))),
+        ];
+        (this, SessionTasks { _tasks: tasks })
+    }
+}
+
+impl SessionSink for Sessions {
+    fn agent(&self, link: Link<AgentToServer, ServerToAgent>) -> BoxFuture<'_, ()> {
+        Box::pin(agent::serve(&self.agents, link))
+    }
+
+    fn gateway(&self, hello: GatewayHello, link: Link<GatewayToServer, ServerToGateway>) -> BoxFuture<'_, ()> {
+        Box::pin(self.gateways.serve(hello, link))
+    }
+}

@@ -3,6 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use tokio_util::task::AbortOnDropHandle;
+
 /// The delay before the first restart; each further one doubles it.
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 
@@ -37,6 +39,28 @@ impl Failures {
     pub fn is_failing(&self, now: Instant) -> bool {
         self.in_a_row >= FAILING_FROM && self.last.is_some_and(|last| now.duration_since(last) <= FORGIVEN_AFTER)
     }
+}
+
+/// Runs `task` in a task of its own, again and again after failures, until it ends without one or the returned handle is dropped.
+pub(super) fn keep_running<T, F, E>(name: &'static str, task: T) -> AbortOnDropHandle<()>
+where
+    T: Fn() -> F + Send + Sync + 'static,
+    F: Future<Output = Result<(), E>> + Send + 'static,
+    E: std::fmt::Display + Send + 'static,
+{
+    AbortOnDropHandle::new(tokio::spawn(async move {
+        let mut failures = Failures::default();
+        loop {
+            let error = match AbortOnDropHandle::new(tokio::spawn(task())).await {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => error.to_string(),
+                Err(error) => error.to_string(),
+            };
+            let delay = failures.count(Instant::now());
+            tracing::error!(name, error, retry_in_ms = delay.as_millis() as u64, "task failed, restarting it");
+            tokio::time::sleep(delay).await;
+        }
+    }))
 }
 
 #[cfg(test)]

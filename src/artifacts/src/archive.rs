@@ -33,23 +33,21 @@ use super::{
 };
 use swell_model::digest::Digest;
 
-/// How to pack.
+/// Options of packing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PackOptions {
     /// The time of every entry, in seconds since 1970 (`SOURCE_DATE_EPOCH`: the commit's).
     pub mtime_secs: u64,
 }
 
-/// What was packed.
+/// Figures of a packed artifact.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Packed {
     /// SHA-256 of the compressed bytes.
     pub digest: Digest,
-    /// Compressed bytes.
     pub size: u64,
     /// Bytes of a piece.
     pub piece_length: u64,
-    /// SHA-256 of each piece.
     pub pieces: Vec<Digest>,
     /// SHA-256 of the tar.
     pub unpacked_digest: Digest,
@@ -59,38 +57,21 @@ pub struct Packed {
     pub files: u64,
 }
 
-/// Why a folder could not be packed.
+/// Why a folder was not packed.
 #[derive(Debug, thiserror::Error)]
 pub enum PackError {
-    /// There is no file in it.
+    /// The folder has no file.
     #[error("`{}` holds no file, so there is nothing to deploy: let the package phase write into `$OUT`", .0.display())]
     Empty(PathBuf),
     /// A device, socket or fifo.
     #[error("`{}` is a {kind}, which an artifact cannot hold: remove it at the end of the package phase", path.display())]
-    Unsupported {
-        /// Where, below the folder.
-        path: PathBuf,
-        /// What it is.
-        kind: &'static str,
-    },
-    /// A path that could not be unpacked everywhere.
-    #[error("cannot pack `{}`: {why}", path.display())]
-    BadPath {
-        /// Where, below the folder.
-        path: PathBuf,
-        /// What is wrong with it.
-        why: &'static str,
-    },
+    Unsupported { path: PathBuf, kind: &'static str },
+    /// A path that not every target could unpack.
+    #[error("failed to pack `{}`: {why}", path.display())]
+    BadPath { path: PathBuf, why: &'static str },
     /// A symbolic link that leaves the artifact.
-    #[error("cannot pack the link `{}` to `{}`: {why}; link relatively, to something in the artifact", path.display(), target.display())]
-    BadLink {
-        /// Where, below the folder.
-        path: PathBuf,
-        /// Where it points.
-        target: PathBuf,
-        /// What is wrong with it.
-        why: &'static str,
-    },
+    #[error("failed to pack the link `{}` to `{}`: {why}; link relatively, to something in the artifact", path.display(), target.display())]
+    BadLink { path: PathBuf, target: PathBuf, why: &'static str },
     /// More entries than any artifact may have.
     #[error("`{}` holds more than 1,000,000 entries: package fewer files", .0.display())]
     TooMany(PathBuf),
@@ -103,26 +84,18 @@ pub enum PackError {
     /// More bytes than any artifact may have.
     #[error("`{}` makes a tar of {size} bytes, more than the 63 GiB of the largest artifact: package less", path.display())]
     TooLarge {
-        /// Which folder.
         path: PathBuf,
         /// Bytes of its tar, or a little more.
         size: u64,
     },
-    /// Something wrote to the tree meanwhile.
-    #[error("`{}` changed while it was packed: let nothing run on after the package phase", .0.display())]
+    /// The tree changed meanwhile.
+    #[error("`{}` changed while it was packed: stop all processes before the package phase ends", .0.display())]
     Changed(PathBuf),
     /// The tree could not be read.
-    #[error("cannot {action} `{}` to pack it", path.display())]
-    Read {
-        /// What was tried.
-        action: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
+    #[error("failed to {action} `{}` while packing", path.display())]
+    Read { action: &'static str, path: PathBuf, source: io::Error },
     /// The archive could not be written.
-    #[error("cannot write the archive")]
+    #[error("failed to write the archive")]
     Write(#[source] io::Error),
 }
 
@@ -232,7 +205,7 @@ impl Node {
     }
 }
 
-/// Collects what is below a folder, in whatever order.
+/// Collects the entries below a folder, in any order.
 struct Walk<'a> {
     dir: &'a Path,
     nodes: &'a mut Vec<Node>,
@@ -327,11 +300,11 @@ impl FileNode {
     }
 }
 
-/// Opens what [`Walk`] saw, and nothing that took its place since: the tree was written by a build, which is not trusted.
+/// Opens what [`Walk`] found, and nothing that replaced it since: the tree was written by a build, which is not trusted.
 fn open_file(root: &mut Root, path: &[u8], seen: &FileNode) -> Result<File> {
     let read = |source| PackError::Read { action: "open", path: as_path(path), source };
     let (folder, name) = root.parent(path).map_err(read)?;
-    // Not waiting: a fifo put in its place must not hold the packer.
+    // Without waiting: a fifo put in its place must not block the packer.
     let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
     let file = openat(folder.as_fd(), name, flags, Mode::empty()).map_err(|error| read(error.into()))?;
     let now = FileNode::of(&fstat(file.as_fd()).map_err(|error| read(error.into()))?);
@@ -412,8 +385,8 @@ impl<W: Write> TarWriter<W> {
         let mut buffer = vec![0; size.clamp(1, 256 << 10) as usize];
         let mut left = size;
         while left > 0 {
-            let room = left.min(buffer.len() as u64) as usize;
-            let read = match file.read(&mut buffer[..room]) {
+            let wanted = left.min(buffer.len() as u64) as usize;
+            let read = match file.read(&mut buffer[..wanted]) {
                 Ok(0) => return Err(PackError::Changed(as_path(path))),
                 Ok(read) => read,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,

@@ -1,5 +1,5 @@
-//! Fetches an artifact by range requests, piece by piece, and goes on where an earlier attempt stopped. No byte reaches the disk unchecked.
-//! Knows one source at a time; which one, and when to turn to another, is the caller's choice.
+//! Fetches an artifact by range requests, piece by piece, and resumes where an earlier attempt stopped. Each piece is checked before it is
+//! written. Knows one source at a time; the caller chooses sources.
 
 use std::{
     fs::{File, OpenOptions},
@@ -20,10 +20,10 @@ use super::{
 use swell_model::{digest::Digest, units::Millis};
 use swell_system::disk_space::{self, NoSpace, SpaceError};
 
-/// Where to fetch from.
+/// A server that has the artifact.
 #[derive(Clone, Copy)]
 pub struct Source<'a> {
-    /// Keeps connections alive between requests. It follows redirects as it was built to.
+    /// Client whose connections and redirect policy are used.
     pub client: &'a reqwest::Client,
     /// The artifact is at `<base_url>/<digest>`, `http://server:7700/v1/content` for example; or, where `{digest}` stands in it, at what it is
     /// with the digest in that place: `http://server:7700/v1/artifacts/{digest}/content`.
@@ -32,18 +32,18 @@ pub struct Source<'a> {
     pub token: Option<&'a str>,
 }
 
-/// How hard to try.
+/// Bounds of time and retries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FetchOptions {
-    /// How long one piece (1 to 16 MiB) may take.
+    /// Time for one piece (1 to 16 MiB).
     pub piece_timeout: Millis,
-    /// How often one piece is asked for, at least once.
+    /// Attempts of one piece, at least one.
     pub attempts_max: u32,
     /// The wait after the first failure of a piece; it doubles.
     pub backoff: Millis,
     /// The longest wait.
     pub backoff_max: Millis,
-    /// Pieces asked for at once, each over its own connection; as many are in memory.
+    /// Pieces requested at once, each over its own connection and in memory.
     pub parallel: usize,
 }
 
@@ -59,7 +59,7 @@ impl Default for FetchOptions {
     }
 }
 
-/// How far it is.
+/// Progress of a fetch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
     /// Pieces on the disk.
@@ -72,92 +72,68 @@ pub struct Progress {
     pub bytes: u64,
 }
 
-/// What it took.
+/// Figures of a finished fetch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fetched {
-    /// Bytes that came over the network and were kept.
+    /// Bytes received and written.
     pub fetched_bytes: u64,
-    /// Bytes that an earlier attempt had left.
+    /// Bytes kept from an earlier attempt.
     pub resumed_bytes: u64,
 }
 
-/// Why an artifact is not there. What was fetched stays for the next attempt.
+/// Why an artifact was not fetched. The pieces fetched so far stay for the next attempt.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
-    /// The manifest cannot be.
+    /// The manifest is invalid.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
     /// The source could not be reached, or the connection broke.
-    #[error("cannot fetch piece {index} from {url}: the connection failed")]
+    #[error("failed to fetch piece {index} from {url}: the connection failed")]
     Connection {
-        /// Which piece, from 0.
+        /// Number of the piece, from 0.
         index: usize,
-        /// From where.
         url: String,
-        /// What happened.
         source: reqwest::Error,
     },
     /// The source was too slow.
-    #[error("piece {index} did not come from {url} within {timeout}")]
+    #[error("{url} did not send piece {index} within {timeout}")]
     TimedOut {
-        /// Which piece, from 0.
+        /// Number of the piece, from 0.
         index: usize,
-        /// From where.
         url: String,
-        /// How long it could take.
         timeout: Millis,
     },
-    /// The source answered that it will not.
+    /// The source refused.
     #[error("{url} answered {status} to a request for piece {index}")]
     Status {
-        /// Which piece, from 0.
+        /// Number of the piece, from 0.
         index: usize,
-        /// From where.
         url: String,
-        /// The answer.
         status: StatusCode,
     },
     /// The source does not speak the protocol.
-    #[error("{url} does not serve ranges as asked: {why}")]
-    Protocol {
-        /// From where.
-        url: String,
-        /// What it did.
-        why: &'static str,
-    },
-    /// The source sent other bytes than the manifest promises.
-    #[error("{url} sent a damaged piece {index}: have its copy scrubbed")]
+    #[error("{url} does not serve ranges as requested: {why}")]
+    Protocol { url: String, why: &'static str },
+    /// The bytes of the source do not match the manifest.
+    #[error("{url} sent a damaged piece {index}: scrub its copy")]
     CorruptPiece {
-        /// Which piece, from 0.
+        /// Number of the piece, from 0.
         index: usize,
-        /// From where.
         url: String,
     },
-    /// The pieces are what the manifest says, the whole is not.
-    #[error("the pieces of {expected} make {found}: its manifest is wrong")]
-    WrongWhole {
-        /// The digest promised.
-        expected: Digest,
-        /// The digest found.
-        found: Digest,
-    },
+    /// The pieces match the manifest, the whole does not.
+    #[error("the pieces of {expected} add up to {found}: its manifest is wrong")]
+    WrongWhole { expected: Digest, found: Digest },
     /// The disk has too little room.
     #[error(transparent)]
     NoSpace(#[from] NoSpace),
-    /// The disk did not do as told.
-    #[error("cannot {action} `{}` to fetch an artifact", path.display())]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
+    /// A file operation failed.
+    #[error("failed to {action} `{}` while fetching an artifact", path.display())]
+    Io { action: &'static str, path: PathBuf, source: io::Error },
 }
 
 impl FetchError {
-    /// Whether another attempt, at this source or another, may succeed with nothing changed by people.
+    /// Whether another attempt, at this source or another, may succeed unchanged.
     pub fn retryable(&self) -> bool {
         match self {
             Self::Connection { .. } | Self::TimedOut { .. } | Self::CorruptPiece { .. } => true,
@@ -225,7 +201,7 @@ fn url_of(base_url: &str, digest: Digest) -> String {
     format!("{}/{digest}", base_url.trim_end_matches('/'))
 }
 
-/// Runs blocking work aside and waits for it.
+/// Runs blocking work on another thread and waits for it.
 async fn aside<T: Send + 'static>(dest: &Path, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
@@ -256,10 +232,10 @@ async fn piece_with_retries(
         if !error.retryable() || failures >= options.attempts_max {
             return Err(error);
         }
-        // Half of the wait is fixed, so that a source gets rest; half is spread, so that those who failed together do not return together.
+        // Half of the wait is fixed, to relieve the source; half is random, so that clients that failed together do not retry together.
         let wait_ms = options.backoff.0.saturating_mul(1 << (failures - 1).min(20)).min(options.backoff_max.0);
         let wait = Millis(wait_ms).as_duration().mul_f64(0.5 + 0.5 * jitter().clamp(0.0, 1.0));
-        tracing::debug!(%url, index, failures, ?wait, error = &error as &dyn std::error::Error, "a piece did not come, asking again");
+        tracing::debug!(%url, index, failures, ?wait, error = &error as &dyn std::error::Error, "failed to fetch a piece, trying again");
         tokio::time::sleep(wait).await;
     }
 }
@@ -306,7 +282,7 @@ struct Partial {
     path: PathBuf,
     dest: PathBuf,
     manifest: Arc<Manifest>,
-    /// Pieces that are not there, with their places.
+    /// Missing pieces, with their ranges.
     missing: Vec<(usize, Range)>,
 }
 
@@ -322,7 +298,7 @@ fn io_error(action: &'static str, path: &Path, needed: Option<u64>) -> impl FnOn
 }
 
 impl Partial {
-    /// Opens what an earlier attempt left and checks its pieces. None: `dest` is there and whole.
+    /// Opens what an earlier attempt left and checks its pieces. `None` when `dest` is complete.
     fn open(dest: PathBuf, manifest: Arc<Manifest>) -> Result<Option<Self>> {
         if let Ok(file) = File::open(&dest)
             && hash_of(&file, manifest.size).map_err(io_error("read", &dest, None))? == Some(manifest.digest)
@@ -338,7 +314,7 @@ impl Partial {
         let path = parent_of(&dest).join(partial_name);
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
         let file = file.map_err(io_error("open", &path, Some(manifest.size)))?;
-        let size = file.metadata().map_err(io_error("look at", &path, None))?.len();
+        let size = file.metadata().map_err(io_error("stat", &path, None))?.len();
 
         let mut buffer = vec![0; if size == 0 { 0 } else { manifest.piece_length as usize }];
         let mut missing = Vec::new();
@@ -369,7 +345,7 @@ impl Partial {
         self.file.write_all_at(bytes, start).map_err(io_error("write", &self.path, Some(bytes.len() as u64)))
     }
 
-    /// Checks the whole and gives it its name.
+    /// Checks the whole and renames it to its destination.
     fn finish(&self) -> Result<()> {
         let (expected, size) = (self.manifest.digest, self.manifest.size);
         self.file.sync_all().map_err(io_error("sync", &self.path, Some(size)))?;
@@ -385,7 +361,7 @@ impl Partial {
     }
 }
 
-/// The digest of a file that has `size` bytes; none when it has another size.
+/// The digest of a file of `size` bytes; `None` when it has another size.
 fn hash_of(mut file: &File, size: u64) -> io::Result<Option<Digest>> {
     if file.metadata()?.len() != size {
         return Ok(None);

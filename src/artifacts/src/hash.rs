@@ -1,4 +1,4 @@
-//! The SHA-256 of whatever can be read. Knows nothing of what it should be.
+//! SHA-256 of a reader's bytes. Knows nothing of expected digests.
 
 use std::io::{self, Read};
 
@@ -6,7 +6,7 @@ use sha2::{Digest as _, Sha256};
 
 use swell_model::digest::Digest;
 
-/// The digest of all that `reader` gives, and how many bytes that is.
+/// The digest and the number of all bytes of `reader`.
 pub(super) fn of(mut reader: impl Read) -> io::Result<(Digest, u64)> {
     let (mut hash, mut size, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 20]);
     loop {
@@ -28,7 +28,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_read_in_parts_has_the_digest_of_the_whole() {
+    fn digest_is_the_same_when_read_in_parts() {
         let bytes = vec![7; (1 << 20) + 1];
         assert_eq!(of(&bytes[..]).unwrap(), (Digest::of(&bytes), bytes.len() as u64));
         assert_eq!(of(&b""[..]).unwrap(), (Digest::of(b""), 0));

@@ -1,5 +1,5 @@
-//! The whole log of an attempt that ended, as one object of the content store: writing it and reading it back.
-//! Knows nothing of where a log comes from or who looks at it.
+//! The log of an ended attempt as one object of the content store: writing and reading it.
+//! Knows nothing of where logs come from or who reads them.
 //!
 //! Form: one zstd frame (level 3, with checksum) of NDJSON: each line is a [`LogChunk`], as
 //! `{"start":0,"end":6,"at":1700000000000,"stderr":false,"phase":"build","text":"hello\n"}`. `start` and `end` count the raw bytes of the
@@ -25,19 +25,19 @@ const LINE_BYTES_MAX: usize = 8 * CHUNK_BYTES_MAX;
 
 const ZSTD_LEVEL: i32 = 3;
 
-/// Compressed bytes that are unpacked at once, so that an async task is not held up for long.
+/// Compressed bytes that are unpacked at once, so that an async task is not blocked for long.
 const STEP_BYTES: usize = 4 << 10;
 
-/// Why a kept log could not be read.
+/// Why a stored log was not read.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
-    /// It is not in the store, or the store failed.
+    /// The store does not have it, or failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The bytes broke off.
-    #[error("reading the log {0}: try again")]
+    /// The connection to its source broke.
+    #[error("failed to read the log {0}; try again")]
     Read(Digest, #[source] io::Error),
-    /// It is no log.
+    /// The object is not a log.
     #[error("{0} is not the log of a build, or is damaged: {1}")]
     Damaged(Digest, String),
 }
@@ -49,7 +49,7 @@ pub struct LogEncoder<W: Write> {
 }
 
 impl<W: Write> LogEncoder<W> {
-    /// Begins one. Errors: those of `out`.
+    /// Begins a log. Errors: those of `out`.
     pub fn new(out: W) -> io::Result<Self> {
         let mut out = zstd::Encoder::new(out, ZSTD_LEVEL)?;
         out.include_checksum(true)?;
@@ -64,7 +64,7 @@ impl<W: Write> LogEncoder<W> {
         self.out.write_all(&self.line)
     }
 
-    /// Ends it. Errors: those of `out`.
+    /// Ends the log. Errors: those of `out`.
     pub fn finish(self) -> io::Result<W> {
         let mut out = self.out.finish()?;
         out.flush()?;
@@ -72,8 +72,8 @@ impl<W: Write> LogEncoder<W> {
     }
 }
 
-/// The part of `chunk` from raw byte `start` on; none where it ends before. A chunk whose text is not what was written byte by byte
-/// (it was not UTF-8) is given whole rather than cut in a wrong place.
+/// The part of `chunk` from raw byte `start` on; `None` when it ends before. A chunk whose text differs from its bytes (they were not
+/// UTF-8) is returned whole rather than cut at a wrong place.
 pub fn from_byte(mut chunk: LogChunk, start: u64) -> Option<LogChunk> {
     if chunk.end <= start {
         return None;
@@ -87,7 +87,7 @@ pub fn from_byte(mut chunk: LogChunk, start: u64) -> Option<LogChunk> {
     Some(chunk)
 }
 
-/// The log `digest` from raw byte `start` on. After an error nothing more comes. Memory: some 100 KiB.
+/// The log `digest` from raw byte `start` on. The stream ends after an error. Memory: about 100 KiB.
 pub async fn read_log(
     store: Arc<dyn ContentStore>,
     digest: Digest,
@@ -116,7 +116,7 @@ pub async fn read_log(
 struct Decoder {
     digest: Digest,
     content: ByteStream,
-    /// Compressed bytes that came and were not yet unpacked.
+    /// Compressed bytes received and not yet unpacked.
     packed: Bytes,
     unpacker: zstd::stream::write::Decoder<'static, Vec<u8>>,
     line: Vec<u8>,
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_written_is_read_back_from_any_byte() {
+    async fn written_log_is_read_from_any_byte() {
         let dir = tempfile::tempdir().unwrap();
         let store = Arc::new(Embedded::open(dir.path(), EmbeddedOptions::default()).await.unwrap());
         let mut chunks = Vec::new();
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn other_content_is_refused_and_a_replaced_character_is_never_cut() {
+    async fn invalid_log_is_refused_and_replaced_characters_are_not_cut() {
         let dir = tempfile::tempdir().unwrap();
         let store = Arc::new(Embedded::open(dir.path(), EmbeddedOptions::default()).await.unwrap());
         let digest = store.put(stream_of("not a log at all"), None).await.unwrap().digest;

@@ -1,5 +1,4 @@
-//! What is known of an artifact beside its bytes; this is what is signed and what a release names.
-//! Knows nothing of where the bytes are kept.
+//! The manifest of an artifact: its digests and origin, which a release names. Knows nothing of where the bytes are stored.
 
 use std::ops::Range;
 
@@ -18,7 +17,7 @@ use swell_model::{
 /// The most bytes of a stored manifest: 4096 pieces take about 300 KB.
 pub const MANIFEST_BYTES_MAX: usize = 1 << 20;
 
-/// The number of the stored form. Another form is refused rather than misunderstood.
+/// Version of the stored form. Another one is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Format;
 
@@ -42,7 +41,6 @@ impl<'de> Deserialize<'de> for Format {
 /// Where an artifact comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin {
-    /// Whose artifact.
     pub pipeline: PipelineName,
     /// The build that made it; none when it was built elsewhere and pushed.
     pub build: Option<BuildId>,
@@ -50,7 +48,7 @@ pub struct Origin {
     pub commit: String,
     /// The branch or tag that was built, where one is known.
     pub git_ref: Option<String>,
-    /// When it was packed.
+    /// Time of packing.
     pub created_at: Timestamp,
     /// Of the runner's own `/usr`, for an artifact built with `image = "host"`, since it depends on it.
     pub host_fingerprint: Option<String>,
@@ -76,48 +74,35 @@ pub struct Manifest {
     pub unpacked_digest: Digest,
     /// Bytes of the tar inside.
     pub unpacked_size: u64,
-    /// See [`Origin`].
     pub pipeline: PipelineName,
-    /// See [`Origin`].
     pub build: Option<BuildId>,
-    /// See [`Origin`].
     pub commit: String,
-    /// See [`Origin`].
     pub git_ref: Option<String>,
-    /// See [`Origin`].
     pub created_at: Timestamp,
-    /// See [`Origin`].
     pub host_fingerprint: Option<String>,
-    /// See [`Origin`].
     pub provenance: Option<Digest>,
 }
 
-/// Why a manifest, or a piece held against one, was refused.
+/// Why a manifest, or a piece of its artifact, was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
-    /// It could not be read.
-    #[error("cannot read the manifest of an artifact: {0}")]
+    /// It is not valid JSON of this form.
+    #[error("failed to read the manifest of an artifact: {0}")]
     Form(#[from] serde_json::Error),
     /// It is larger than [`MANIFEST_BYTES_MAX`].
     #[error("the manifest has {0} bytes, more than the 1 MiB any artifact needs")]
     TooLarge(usize),
-    /// Same content, other bytes: its digest would not be the manifest's.
-    #[error("the manifest is not in its one stored form, so its digest means nothing: fetch it again")]
+    /// Its bytes are not the canonical form of its content, so their digest is not the manifest's.
+    #[error("the manifest is not in its canonical form: fetch it again")]
     NotCanonical,
     /// Its figures contradict one another.
-    #[error("the manifest of {digest} cannot be: {why}")]
-    Contradiction {
-        /// Of which artifact.
-        digest: Digest,
-        /// What does not fit.
-        why: &'static str,
-    },
-    /// A piece has not the bytes that the manifest promises.
+    #[error("the manifest of {digest} contradicts itself: {why}")]
+    Contradiction { digest: Digest, why: &'static str },
+    /// The bytes of a piece do not match the manifest.
     #[error("piece {index} of {digest} is damaged: fetch it again from another source")]
     BadPiece {
-        /// Of which artifact.
         digest: Digest,
-        /// Which piece, from 0.
+        /// Number of the piece, from 0.
         index: usize,
     },
 }

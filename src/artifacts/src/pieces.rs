@@ -1,4 +1,4 @@
-//! Content cut into pieces, each with its hash, so that a part can be checked on its own. Knows nothing of files.
+//! Content in pieces, each with its hash, so that each can be checked by itself. Knows nothing of files.
 
 use std::ops::Range;
 
@@ -21,7 +21,7 @@ pub fn piece_length(size: u64) -> u64 {
     size.div_ceil(PIECES_MAX).next_power_of_two().clamp(PIECE_BYTES_MIN, PIECE_BYTES_MAX)
 }
 
-/// Where each piece lies in content of `size` bytes.
+/// The range of each piece in content of `size` bytes.
 pub fn piece_ranges(size: u64, piece_length: u64) -> impl ExactSizeIterator<Item = Range<u64>> {
     // At most 4096 pieces by CONTENT_BYTES_MAX; what was read from elsewhere is checked against that before.
     let count = size.div_ceil(piece_length.max(1)) as usize;
@@ -31,22 +31,20 @@ pub fn piece_ranges(size: u64, piece_length: u64) -> impl ExactSizeIterator<Item
     })
 }
 
-/// What a stream of bytes turned out to be.
+/// Size and digests of a stream of bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Content {
     /// SHA-256 of the whole.
     pub digest: Digest,
-    /// Bytes.
     pub size: u64,
     /// Bytes of a piece; the last may be shorter.
     pub piece_length: u64,
-    /// SHA-256 of each piece.
     pub pieces: Vec<Digest>,
 }
 
-/// More bytes came than [`ContentHasher::new`] was told.
+/// There are more bytes than [`ContentHasher::new`] was given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the content is larger than the {0} bytes that were foreseen")]
+#[error("the content is larger than the {0} bytes expected at most")]
 pub struct TooLarge(pub u64);
 
 /// Hashes a stream, whole and in pieces, in one pass. The length of a piece depends on the size, known only at the end,
@@ -72,10 +70,10 @@ impl Level {
 
     fn update(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
-            let room = (self.length - self.filled).min(bytes.len() as u64);
-            let (now, rest) = bytes.split_at(room as usize);
+            let taken = (self.length - self.filled).min(bytes.len() as u64);
+            let (now, rest) = bytes.split_at(taken as usize);
             self.current.update(now);
-            self.filled += room;
+            self.filled += taken;
             bytes = rest;
             if self.filled == self.length {
                 self.done.push(Digest(self.current.finalize_reset().into()));
@@ -93,7 +91,7 @@ impl Level {
 }
 
 impl ContentHasher {
-    /// For at most `size_max` bytes; an upper bound will do.
+    /// A hasher of at most `size_max` bytes; an upper bound is enough.
     pub fn new(size_max: u64) -> Self {
         let size_max = size_max.min(CONTENT_BYTES_MAX);
         let lengths = std::iter::successors(Some(PIECE_BYTES_MIN), |length| Some(length * 2));
@@ -102,7 +100,7 @@ impl ContentHasher {
         Self { size_max, size: 0, whole: Sha256::new(), levels }
     }
 
-    /// Takes the next bytes.
+    /// Hashes the next bytes.
     pub fn update(&mut self, bytes: &[u8]) -> Result<(), TooLarge> {
         self.size += bytes.len() as u64;
         if self.size > self.size_max {
@@ -113,7 +111,7 @@ impl ContentHasher {
         Ok(())
     }
 
-    /// What it was.
+    /// Returns the size and digests.
     pub fn finish(mut self) -> Content {
         let piece_length = piece_length(self.size);
         // `update` kept the size within size_max, and the levels reach from the shortest length to that of size_max.

@@ -1,5 +1,5 @@
-//! Answers requests for content, whole or by range (RFC 9110, sections 13 and 14). One handler for servers, caches and agents.
-//! Knows nothing of routes or of who may ask: the caller has decided that.
+//! Answers requests for content, whole or by range (RFC 9110, sections 13 and 14), in servers, caches and agents.
+//! Knows nothing of routes or permissions: the caller has checked them.
 
 use std::ops::Range;
 
@@ -18,11 +18,11 @@ use swell_model::digest::Digest;
 /// The body of an answer; at most one read's buffer (256 KiB) of it is in memory.
 pub type ContentBody = UnsyncBoxBody<Bytes, std::io::Error>;
 
-/// What the bytes of a digest are never changes, so whoever has them need not ask again. Private: they were given to one who may see them.
+/// The bytes of a digest never change, so clients need not ask again. Private, as access to them is checked.
 const CACHE_CONTROL: &str = "private, max-age=31536000, immutable";
 
-/// Answers GET and HEAD for `digest`: 200, 206 for one range, 304 when the asker has it, 404, 405, 416. Several ranges at once, and forms of
-/// ranges that are not understood, are answered with the whole, as RFC 9110 allows.
+/// Answers GET and HEAD for `digest`: 200, 206 for one range, 304 when the client has it, 404, 405, 416. Several ranges at once, and
+/// unknown forms of ranges, are answered with the whole, as RFC 9110 allows.
 pub async fn serve_content(
     store: &dyn ContentStore,
     digest: Digest,
@@ -43,7 +43,7 @@ pub async fn serve_content(
     if has_etag(headers, &etag) {
         return with_content_headers(Response::new(empty()), StatusCode::NOT_MODIFIED, &etag, None);
     }
-    // A range of something else than the asker has a part of would be of no use to it.
+    // A range of other content than the client has a part of would be of no use to it.
     let range_applies = headers.get(header::IF_RANGE).is_none_or(|tag| tag.as_bytes() == etag.as_bytes());
     // RFC 9110 14.2: Range means something with GET only.
     let range = headers.get(header::RANGE).filter(|_| range_applies && method == Method::GET);
@@ -138,12 +138,12 @@ fn empty() -> ContentBody {
     Full::new(Bytes::new()).map_err(|never| match never {}).boxed_unsync()
 }
 
-/// The answer for what a store refused.
+/// The answer to an error of the store.
 fn refusal(error: &StoreError) -> Response<ContentBody> {
     match error {
         StoreError::NotFound(_) => problem(StatusCode::NOT_FOUND, &error.to_string()),
         _ => {
-            tracing::error!(error = error as &dyn std::error::Error, "cannot serve content");
+            tracing::error!(error = error as &dyn std::error::Error, "failed to serve content");
             problem(
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "the content cannot be read here: ask another source, and see this server's log",

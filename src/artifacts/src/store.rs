@@ -1,5 +1,4 @@
-//! The content store: bytes kept by their SHA-256. One interface, so that a server's disks and (later) S3 serve alike.
-//! Knows nothing of what the bytes mean or who may see them.
+//! The content store: bytes by their SHA-256. Knows nothing of what the bytes mean or who may read them.
 
 pub mod embedded;
 mod layout;
@@ -19,59 +18,53 @@ use swell_system::disk_space::{NoSpace, SpaceError};
 
 pub use embedded::{Embedded, EmbeddedOptions};
 
-/// Bytes on their way. Chunks should stay below 1 MiB: a store buffers up to 1 MiB and one chunk.
+/// A stream of content. Chunks should stay below 1 MiB: a store buffers up to 1 MiB and one chunk.
 pub type ByteStream = BoxStream<'static, io::Result<Bytes>>;
 
-/// One object that is kept.
+/// A stored object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stored {
-    /// Its name.
     pub digest: Digest,
-    /// Bytes.
     pub size: u64,
 }
 
-/// How full a store is.
+/// Usage of a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Usage {
     /// Bytes of its objects.
     pub bytes: u64,
-    /// Number of its objects.
     pub objects: u64,
     /// Bytes still free on its disk.
     pub free_bytes: u64,
     /// Bytes of its disk.
     pub capacity_bytes: u64,
-    /// What that means.
+    /// Level against the water marks.
     pub level: Level,
 }
 
-/// Where a disk stands against its water marks.
+/// Usage of a disk against its water marks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-    /// Below both.
+    /// Below both water marks.
     Normal,
-    /// At the low mark: the oldest unreferenced artifacts go, and people are told.
+    /// At the low mark: the oldest unreferenced artifacts are deleted, and a warning is shown.
     Low,
     /// At the high mark: builds wait; rollouts and rollbacks go on.
     High,
 }
 
-/// What re-hashing an object found.
+/// Result of checking an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scrubbed {
-    /// It is what its name says.
+    /// The object matches its digest.
     Intact,
     /// There is no such object.
     Missing,
-    /// It was not what its name says. It is no longer served, and kept aside for people to look at.
-    Corrupt {
-        /// What it was.
-        found: Digest,
-    },
+    /// It did not match its digest. It is no longer served, and set aside for inspection.
+    Corrupt { found: Digest },
 }
 
-/// The name of an upload that can be resumed: chosen by who uploads, 1 to 100 of `a-z 0-9 - _`, the digest's hexadecimal digits for example.
+/// The name of an upload that can be resumed: chosen by the client, 1 to 100 of `a-z 0-9 - _`, the digest's hexadecimal digits for example.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct UploadId(String);
 
@@ -96,26 +89,24 @@ impl fmt::Display for UploadId {
     }
 }
 
-/// Why a store did not do as asked.
+/// Why an operation of a store failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// It has no such object.
-    #[error("there is no content {0} here")]
+    #[error("this store has no content {0}")]
     NotFound(Digest),
-    /// What came is not what was announced; nothing of it is kept.
-    #[error("the content sent is {found} ({size} bytes), announced was {expected}: send it again")]
+    /// The content received does not match the digest announced; it is discarded.
+    #[error("the content sent is {found} ({size} bytes), not {expected} as announced: send it again")]
     Mismatch {
-        /// The digest announced.
         expected: Digest,
         /// The digest of what came.
         found: Digest,
         /// The bytes that came.
         size: u64,
     },
-    /// It was stored or leased too lately to be deleted.
+    /// It was stored or leased too recently to be deleted.
     #[error("{digest} may be in use for another {left}, so it was not deleted: try again later")]
     Leased {
-        /// Which object.
         digest: Digest,
         /// Until the lease ends.
         left: Millis,
@@ -123,36 +114,33 @@ pub enum StoreError {
     /// The object has no such bytes.
     #[error("{digest} has {size} bytes, so it has no bytes {start} to {end}")]
     Range {
-        /// Which object.
         digest: Digest,
-        /// Its size.
         size: u64,
         /// First byte asked for.
         start: u64,
         /// First byte no longer asked for.
         end: u64,
     },
-    /// An upload goes on elsewhere than at the byte given.
-    #[error("upload `{upload}` has {have} bytes, so it goes on there and not at {given}")]
+    /// An upload continues at another byte than the one given.
+    #[error("upload `{upload}` has {have} bytes, so it continues there and not at {given}")]
     Offset {
-        /// Which upload.
         upload: UploadId,
         /// Bytes that it has.
         have: u64,
         /// Where it was to go on.
         given: u64,
     },
-    /// Somebody else is sending the same upload.
+    /// The same upload is being sent by another client.
     #[error("upload `{0}` is being sent over another connection: wait for that to end")]
     Busy(UploadId),
-    /// No byte of that upload is here.
-    #[error("there is no upload `{0}` here: begin it at byte 0")]
+    /// The store has no byte of that upload.
+    #[error("there is no upload `{0}`: begin it at byte 0")]
     UnknownUpload(UploadId),
     /// Larger than any object may be.
     #[error("the content is larger than the {0} bytes an object may have")]
     TooLarge(u64),
-    /// The sender sent nothing for too long.
-    #[error("nothing came for {0}: send again, an upload goes on where it stopped")]
+    /// The sender was silent for too long.
+    #[error("nothing was received for {0}: send again, an upload continues where it stopped")]
     Stalled(Millis),
     /// The sender's stream broke.
     #[error("the content broke off while it was received")]
@@ -160,16 +148,9 @@ pub enum StoreError {
     /// The disk has too little room.
     #[error(transparent)]
     NoSpace(#[from] NoSpace),
-    /// The disk did not do as told.
-    #[error("cannot {action} `{}` of the content store", path.display())]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
+    /// A file operation failed.
+    #[error("failed to {action} `{}` of the content store", path.display())]
+    Io { action: &'static str, path: PathBuf, source: io::Error },
 }
 
 impl From<SpaceError> for StoreError {
@@ -182,7 +163,7 @@ impl From<SpaceError> for StoreError {
 }
 
 impl StoreError {
-    /// Whether the same call may succeed a little later, with nothing changed by people.
+    /// Whether the same call may succeed later, unchanged.
     pub fn retryable(&self) -> bool {
         matches!(self, Self::Busy(_) | Self::Stalled(_) | Self::Incoming(_) | Self::Leased { .. } | Self::Mismatch { .. })
     }
@@ -190,22 +171,22 @@ impl StoreError {
 
 type Result<T, E = StoreError> = std::result::Result<T, E>;
 
-/// Keeps bytes by their SHA-256. What `put` and `upload_finish` acknowledged is on the disk; nothing half-written can be seen.
+/// Stores bytes by their SHA-256. What `put` and `upload_finish` acknowledged is on the disk; incomplete objects are never visible.
 pub trait ContentStore: Send + Sync + 'static {
-    /// Keeps a stream, and leases it like [`ContentStore::lease`]. With `expected`, anything else is refused. Putting what is there already is fine.
+    /// Stores a stream, and leases it as [`ContentStore::lease`] does. With `expected`, any other digest is refused. Idempotent.
     fn put(&self, content: ByteStream, expected: Option<Digest>) -> BoxFuture<'_, Result<Stored>>;
 
-    /// The bytes `range` of an object. Goes on reading the object even if it is deleted meanwhile.
+    /// The bytes `range` of an object, also when it is deleted while they are read.
     fn get_range(&self, digest: Digest, range: Range<u64>) -> BoxFuture<'_, Result<ByteStream>>;
 
-    /// The object, if it is there.
+    /// The object, if it is stored.
     fn stat(&self, digest: Digest) -> BoxFuture<'_, Result<Option<Stored>>>;
 
-    /// Says that the object is about to be used: it cannot be deleted for the time of a lease (an hour), and if it was deleted within the
-    /// last hour it is there again. False: it is not there and must be put.
+    /// Protects the object from deletion for the time of a lease (an hour), and restores it if it was deleted within the last hour.
+    /// Returns false when it is not stored and must be put.
     fn lease(&self, digest: Digest) -> BoxFuture<'_, Result<bool>>;
 
-    /// Removes the object, unless it is leased. For an hour [`ContentStore::lease`] brings it back. False: it was not there.
+    /// Deletes the object, unless it is leased. For an hour [`ContentStore::lease`] restores it. Returns false when it was not stored.
     fn delete(&self, digest: Digest) -> BoxFuture<'_, Result<bool>>;
 
     /// Like [`ContentStore::delete`], but also refuses what was put or leased within `unused_for`.
@@ -214,20 +195,20 @@ pub trait ContentStore: Send + Sync + 'static {
     /// Up to `limit` objects (at most 10,000) by ascending digest, those after `after`.
     fn list(&self, after: Option<Digest>, limit: usize) -> BoxFuture<'_, Result<Vec<Stored>>>;
 
-    /// How full it is.
+    /// Usage of the store.
     fn usage(&self) -> BoxFuture<'_, Result<Usage>>;
 
-    /// Reads the object again and sets it aside if it is not what its name says.
+    /// Reads the object and sets it aside if it does not match its digest.
     fn scrub(&self, digest: Digest) -> BoxFuture<'_, Result<Scrubbed>>;
 
-    /// Bytes that an upload has: where it goes on. 0: it has not begun.
+    /// Bytes that an upload has: where it continues; 0 before it begins.
     fn upload_offset(&self, upload: UploadId) -> BoxFuture<'_, Result<u64>>;
 
-    /// Adds to an upload at `offset`, which must be what it has; 0 begins one. Returns what it then has. When the stream breaks,
-    /// what came is kept for a day.
+    /// Adds to an upload at `offset`, which must be the bytes that it has; 0 begins one. Returns the bytes that it then has. When the
+    /// stream breaks, what was received is kept for a day.
     fn upload_append(&self, upload: UploadId, offset: u64, content: ByteStream) -> BoxFuture<'_, Result<u64>>;
 
-    /// Makes the upload an object, if it is `expected`; otherwise it is dropped. May be repeated.
+    /// Turns the upload into an object if it matches `expected`; else it is dropped. Idempotent.
     fn upload_finish(&self, upload: UploadId, expected: Digest) -> BoxFuture<'_, Result<Stored>>;
 
     /// Drops an upload.

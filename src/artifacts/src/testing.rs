@@ -1,4 +1,4 @@
-//! What the tests of this module share: manifests of made-up content, a loopback server, a disk that is soon full.
+//! Support of the tests: manifests of made-up content, a loopback server, a small disk.
 
 #![allow(clippy::unwrap_used)]
 
@@ -106,7 +106,7 @@ impl Server {
 }
 
 /// A file system in memory of `bytes`, seen only through the returned path and gone with the descriptor: it is mounted in a mount namespace
-/// that ends with the thread that made it. None, said aloud, without the right to mount.
+/// that ends with the thread that made it. `None`, with a message, without the right to mount.
 pub fn small_disk(bytes: u64) -> Option<(OwnedFd, PathBuf)> {
     use nix::{fcntl, mount, sched};
     let dir = tempfile::tempdir().unwrap();

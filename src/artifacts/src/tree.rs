@@ -1,5 +1,5 @@
-//! What a tree in an artifact may look like, and walking one without ever following a symbolic link.
-//! The packer and the unpacker share these rules, so that whatever was packed can be unpacked. Knows nothing of tar.
+//! Rules for the trees in artifacts, and opening their files without following symbolic links. The packer and the unpacker share these
+//! rules, so that whatever was packed can be unpacked. Knows nothing of tar.
 
 use std::{
     io,
@@ -24,7 +24,7 @@ const NAME_BYTES_MAX: usize = 255;
 /// The deepest folder. Removing a tree holds one descriptor a level open, and many systems allow 1024.
 pub(super) const DEPTH_MAX: usize = 128;
 
-/// How many bytes of names were taken in, and how many may be: [`NAMES_BYTES_MAX`] but in tests.
+/// Bytes of names so far and at most: [`NAMES_BYTES_MAX`] except in tests.
 pub(super) struct NamesBudget {
     bytes_max: u64,
     taken: u64,
@@ -39,7 +39,7 @@ impl NamesBudget {
         self.bytes_max
     }
 
-    /// Takes a name of so many bytes in, if there is room.
+    /// Counts a name of so many bytes, if the bound allows it.
     pub(super) fn take(&mut self, bytes: usize) -> bool {
         self.taken = self.taken.saturating_add(bytes as u64);
         self.taken <= self.bytes_max

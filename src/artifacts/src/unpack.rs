@@ -1,7 +1,7 @@
-//! Lays an artifact out on a disk, or leaves nothing. The archive is taken as hostile, even after its digest was checked:
-//! whoever can build can choose its bytes. Knows nothing of releases. Synchronous: async callers use `spawn_blocking`.
+//! Unpacks an artifact, or leaves nothing. The archive is treated as hostile, even after its digest was checked: whoever can build
+//! chooses its bytes. Knows nothing of releases. Synchronous: async callers use `spawn_blocking`.
 //!
-//! Nothing is ever followed: each folder is opened name by name without links, each file is created anew, so a second entry of one name is
+//! No link is followed: each folder is opened name by name without links, each file is created anew, so a second entry of one name is
 //! an error and no entry can write through an earlier one. Modes become 0755 or 0644, owner is who unpacks; set-id and sticky bits,
 //! devices, fifos, extended headers and sparse files are refused, since [`super::archive`] never writes them.
 
@@ -26,7 +26,7 @@ use super::{
 use swell_model::digest::Digest;
 use swell_system::disk_space::{self, NoSpace, SpaceError};
 
-/// How much an archive may hold.
+/// Bounds of an archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Entries: files, folders and links.
@@ -35,7 +35,7 @@ pub struct Limits {
     pub unpacked_bytes_max: u64,
     /// Bytes of all paths and targets of symbolic links.
     pub names_bytes_max: u64,
-    /// Digest and size of the tar that it must be.
+    /// Digest and size that its tar must have.
     pub expected: Option<(Digest, u64)>,
 }
 
@@ -46,7 +46,7 @@ impl Limits {
         Self { unpacked_bytes_max: manifest.unpacked_size, expected, ..Self::of_any() }
     }
 
-    /// What any artifact may hold, where nothing is known of it.
+    /// The bounds of any artifact, without its manifest.
     pub fn of_any() -> Self {
         Self {
             entries_max: tree::ENTRIES_MAX,
@@ -62,7 +62,7 @@ impl Limits {
     }
 }
 
-/// What was laid out.
+/// Figures of an unpacked artifact.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Unpacked {
     /// SHA-256 of the tar.
@@ -73,25 +73,20 @@ pub struct Unpacked {
     pub entries: u64,
 }
 
-/// Why an archive was not laid out. Nothing of it is left.
+/// Why an archive was not unpacked. Nothing of it is left.
 #[derive(Debug, thiserror::Error)]
 pub enum UnpackError {
-    /// An entry that could do harm.
+    /// An entry that could do harm is refused.
     #[error("the archive holds `{}`, which is refused: {why}", path.display())]
-    Refused {
-        /// Its path as the archive gives it.
-        path: PathBuf,
-        /// What is wrong with it.
-        why: &'static str,
-    },
+    Refused { path: PathBuf, why: &'static str },
     /// Two entries of one name.
     #[error("the archive holds `{}` twice, which is refused", .0.display())]
     Duplicate(PathBuf),
     /// More than the limits allow.
-    #[error("the archive holds more than the {0} bytes it may: its manifest and its bytes do not fit, or it is a trap")]
+    #[error("the archive holds more than the {0} bytes allowed: it does not match its manifest, or is a decompression bomb")]
     TooLarge(u64),
     /// More than the limits allow.
-    #[error("the archive holds more than the {0} entries it may")]
+    #[error("the archive holds more than the {0} entries allowed")]
     TooMany(u64),
     /// Longer names than any artifact may have.
     #[error("the paths and link targets in the archive have more than {0} bytes together, which is refused")]
@@ -99,34 +94,18 @@ pub enum UnpackError {
     /// Not an archive, or only a part of one.
     #[error("the archive is damaged: {0}; fetch it again")]
     Damaged(String),
-    /// Its manifest promises something else.
+    /// It does not match its manifest.
     #[error("the archive unpacks to {found} ({found_size} bytes), its manifest says {expected} ({expected_size} bytes)")]
-    Mismatch {
-        /// The digest promised.
-        expected: Digest,
-        /// The bytes promised.
-        expected_size: u64,
-        /// The digest found.
-        found: Digest,
-        /// The bytes found.
-        found_size: u64,
-    },
+    Mismatch { expected: Digest, expected_size: u64, found: Digest, found_size: u64 },
     /// The disk has too little room.
     #[error(transparent)]
     NoSpace(#[from] NoSpace),
-    /// The place is taken.
-    #[error("`{}` is there already: remove it first if it should be unpacked again", .0.display())]
+    /// The destination exists.
+    #[error("`{}` exists: remove it to unpack again", .0.display())]
     Exists(PathBuf),
-    /// The disk did not do as told.
-    #[error("cannot {action} `{}` to unpack an archive", path.display())]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
+    /// A file operation failed.
+    #[error("failed to {action} `{}` while unpacking an archive", path.display())]
+    Io { action: &'static str, path: PathBuf, source: io::Error },
 }
 
 type Result<T, E = UnpackError> = std::result::Result<T, E>;
@@ -188,13 +167,13 @@ impl Drop for RemoveOnDrop {
         if let Some(path) = self.0.take()
             && let Err(error) = remove_tree(&path)
         {
-            tracing::warn!(path = %path.display(), %error, "cannot remove a folder that was not finished");
+            tracing::warn!(path = %path.display(), %error, "failed to remove an unfinished folder");
         }
     }
 }
 
-/// Reads an archive and writes nothing: whatever [`unpack`] would refuse is refused here, before anybody is told of it. Memory:
-/// at most the names, 256 MiB, and about 100 bytes an entry.
+/// Reads an archive without writing: whatever [`unpack`] would refuse is refused here, before it is deployed. Memory: at most the
+/// names, 256 MiB, and about 100 bytes an entry.
 pub fn inspect(reader: impl Read, limits: &Limits) -> Result<Unpacked> {
     read_archive(reader, limits, &mut inspect::Seen::default())
 }
@@ -351,7 +330,7 @@ struct FileHeader {
     mtime_secs: u64,
 }
 
-/// Where entries go whose names were found harmless. It refuses what does not fit what came before.
+/// Takes entries whose names were checked. Refuses those that conflict with earlier ones.
 trait Place {
     fn folder(&mut self, path: Vec<u8>, mtime_secs: u64) -> Result<()>;
 
@@ -388,7 +367,7 @@ fn refused(path: &[u8], why: &'static str) -> UnpackError {
 const NO_FOLDER: &str = "its folder is no folder that came before it";
 const NO_FILE: &str = "it links to something that is no file before it";
 
-/// Refuses an entry that could do harm, and gives others to `place`.
+/// Refuses an entry that could do harm, and passes others to `place`.
 fn add<R: Read>(
     place: &mut impl Place,
     names: &mut NamesBudget,

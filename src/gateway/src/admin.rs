@@ -1,6 +1,5 @@
-//! What probes and people may ask a gateway about itself. Reads only; knows nothing of forwarding.
-//!
-//! `/livez`, `/readyz`, `/metrics` (Prometheus text format 0.0.4), `/routes` (the table in force, as JSON).
+//! The admin endpoints of a gateway: `/livez`, `/readyz`, `/metrics` (Prometheus text format 0.0.4) and `/routes` (the table in
+//! force, as JSON). Reads only; knows nothing of forwarding.
 
 use std::{
     fmt::Write,
@@ -19,16 +18,17 @@ use super::{
     problem::{problem, text},
     table::TableHandle,
 };
-use swell_model::routing::table::{Counts, LATENCY_BOUNDS_US};
+use swell_model::{
+    rollout::assignment::Generation,
+    routing::measurement::{Counts, LATENCY_BOUNDS_US},
+};
 
-/// Answers about one gateway.
+/// The admin endpoints of one gateway.
 #[derive(Debug)]
 pub struct Admin {
-    /// The routes.
     pub table: TableHandle,
-    /// The counts.
     pub meters: Arc<Meters>,
-    /// Set once it no longer takes new connections.
+    /// Set once the gateway takes no new connections.
     pub stopping: Arc<AtomicBool>,
 }
 
@@ -36,7 +36,7 @@ impl Admin {
     /// Answers one request.
     pub fn answer(&self, method: &Method, path: &str) -> Response<ResponseBody> {
         if method != Method::GET && method != Method::HEAD {
-            return problem(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are answered here");
+            return problem(StatusCode::METHOD_NOT_ALLOWED, "admin endpoints take GET and HEAD only");
         }
         match path {
             "/livez" => text(StatusCode::OK, "text/plain", "ok\n".into()),
@@ -44,9 +44,9 @@ impl Admin {
             "/metrics" => text(StatusCode::OK, "text/plain; version=0.0.4", self.metrics()),
             "/routes" => match serde_json::to_string_pretty(&*self.table.load().source) {
                 Ok(json) => text(StatusCode::OK, "application/json", json + "\n"),
-                Err(error) => problem(StatusCode::INTERNAL_SERVER_ERROR, &format!("writing the routes as JSON: {error}")),
+                Err(error) => problem(StatusCode::INTERNAL_SERVER_ERROR, &format!("failed to write the routes as JSON: {error}")),
             },
-            _ => problem(StatusCode::NOT_FOUND, "ask for /livez, /readyz, /metrics or /routes"),
+            _ => problem(StatusCode::NOT_FOUND, "no such admin endpoint; there are /livez, /readyz, /metrics and /routes"),
         }
     }
 
@@ -54,10 +54,11 @@ impl Admin {
         if self.stopping.load(Relaxed) {
             return problem(StatusCode::SERVICE_UNAVAILABLE, "the gateway is stopping");
         }
-        match self.table.generation() {
-            0 => problem(StatusCode::SERVICE_UNAVAILABLE, "the gateway has no route table yet"),
-            generation => text(StatusCode::OK, "text/plain", format!("ready: routes of generation {generation}\n")),
+        let generation = self.table.generation();
+        if generation == Generation::default() {
+            return problem(StatusCode::SERVICE_UNAVAILABLE, "the gateway has no routes yet, it waits for a server");
         }
+        text(StatusCode::OK, "text/plain", format!("ready: routes of generation {generation}\n"))
     }
 
     fn metrics(&self) -> String {
@@ -70,13 +71,14 @@ impl Admin {
 
     fn write_metrics(&self, out: &mut String) -> std::fmt::Result {
         let table = self.table.load();
-        writeln!(out, "# TYPE swell_gateway_table_generation gauge")?;
-        writeln!(out, "swell_gateway_table_generation {}", table.source.generation)?;
+        writeln!(out, "# HELP swell_gateway_table_index Log index that the routes in force follow from.")?;
+        writeln!(out, "# TYPE swell_gateway_table_index gauge")?;
+        writeln!(out, "swell_gateway_table_index {}", table.source.generation.index)?;
         writeln!(out, "# TYPE swell_gateway_connections gauge")?;
         writeln!(out, "swell_gateway_connections {}", self.meters.connections.load(Relaxed))?;
         writeln!(out, "# TYPE swell_gateway_retries_total counter")?;
         writeln!(out, "swell_gateway_retries_total {}", self.meters.retries.load(Relaxed))?;
-        writeln!(out, "# HELP swell_gateway_own_answers_total Requests that the gateway answered itself.")?;
+        writeln!(out, "# HELP swell_gateway_own_answers_total Answers of the gateway itself, by status.")?;
         writeln!(out, "# TYPE swell_gateway_own_answers_total counter")?;
         for (status, count) in self.meters.refusals() {
             writeln!(out, "swell_gateway_own_answers_total{{status=\"{status}\"}} {count}")?;
@@ -96,7 +98,7 @@ impl Admin {
         for (labels, counts) in &totals {
             writeln!(out, "swell_gateway_broken_bodies_total{{{labels}}} {}", counts.broken)?;
         }
-        writeln!(out, "# HELP swell_gateway_request_seconds Time until the head of the answer.")?;
+        writeln!(out, "# HELP swell_gateway_request_seconds Time until the head of an answer.")?;
         writeln!(out, "# TYPE swell_gateway_request_seconds histogram")?;
         for (labels, counts) in &totals {
             write_histogram(out, labels, counts)?;
@@ -108,7 +110,8 @@ impl Admin {
         for service in table.services() {
             for candidate in service.candidates.iter() {
                 let endpoint = &candidate.endpoint;
-                let labels = format!("service=\"{}\",address=\"{}\"", service.key, endpoint.address);
+                let labels =
+                    format!("service=\"{}\",release=\"{}\",address=\"{}\"", service.key, candidate.release, endpoint.address);
                 writeln!(out, "swell_gateway_instance_in_flight{{{labels}}} {}", endpoint.in_flight())?;
                 writeln!(out, "swell_gateway_instance_ejected{{{labels}}} {}", u8::from(endpoint.is_ejected(now_ms)))?;
             }

@@ -1,34 +1,35 @@
-//! Which instance gets a request: same zone first, the less loaded of two random ones, never one that is left alone while
-//! another will do. Knows nothing of HTTP.
+//! Which instance gets a request: own zone first, the less loaded of two random ones, an ejected one only when no other is left.
+//! Knows nothing of HTTP.
 //!
 //! Two random choices: Mitzenmacher, *The Power of Two Choices in Randomized Load Balancing*, 2001. It spreads load almost as
-//! well as looking at all of them, without the herd that many gateways looking for the one best would make.
+//! well as comparing all of them, and many gateways do not all choose the same one.
 
 use std::{net::SocketAddr, sync::Arc};
 
 use super::{endpoint::Endpoint, measure::ReleaseMeter};
+use swell_model::ids::ReleaseId;
 
-/// An instance that may be given requests.
+/// An instance that takes requests.
 #[derive(Debug, Clone)]
 pub struct Candidate {
-    /// Where it is.
+    pub release: Arc<ReleaseId>,
     pub endpoint: Arc<Endpoint>,
-    /// Where what it does is counted.
+    /// Counts of the release.
     pub meter: Arc<ReleaseMeter>,
 }
 
 /// The instances of one service.
 #[derive(Debug, Default)]
 pub struct Candidates {
-    /// Those in the gateway's zone.
+    /// In the gateway's zone.
     pub near: Vec<Candidate>,
-    /// The others.
+    /// In other zones.
     pub far: Vec<Candidate>,
 }
 
 impl Candidates {
-    /// Chooses one that is not among `tried`, if there is any such; `None` only when there are no instances at all.
-    /// Those left alone are used when nothing else is left, so the last one is never given up.
+    /// Chooses an instance that is not among `tried`, if there is one; `None` only without any instance. Ejected instances are used
+    /// when no other is left, so the last one stays in use.
     pub fn pick(&self, tried: &[SocketAddr], now_ms: u64) -> Option<&Candidate> {
         let fresh = |c: &Candidate| !tried.contains(&c.endpoint.address);
         let usable = |c: &Candidate| fresh(c) && !c.endpoint.is_ejected(now_ms);
@@ -40,7 +41,7 @@ impl Candidates {
             .or_else(|| less_loaded_of_two(&self.far, |_| true))
     }
 
-    /// All of them.
+    /// All instances, those of the own zone first.
     pub fn iter(&self) -> impl Iterator<Item = &Candidate> {
         self.near.iter().chain(&self.far)
     }
@@ -54,7 +55,7 @@ fn less_loaded_of_two(list: &[Candidate], allowed: impl Fn(&Candidate) -> bool) 
     if allowed(&list[first]) && allowed(&list[second]) {
         return Some(less_loaded(&list[first], &list[second]));
     }
-    // Only when a draw met one that is not allowed are all of them looked at.
+    // All are compared only when a draw met one that is not allowed.
     let rest: Vec<&Candidate> = list.iter().filter(|c| allowed(c)).collect();
     match rest.len() {
         0 => None,
@@ -66,7 +67,7 @@ fn less_loaded_of_two(list: &[Candidate], allowed: impl Fn(&Candidate) -> bool) 
     }
 }
 
-/// Two different indices below `count`, which is at least 2.
+/// Draws two different indices below `count`, which is at least 2.
 fn two_of(count: usize) -> (usize, usize) {
     let first = fastrand::usize(..count);
     let second = fastrand::usize(..count - 1);
@@ -85,7 +86,7 @@ mod tests {
 
     fn candidate(port: u16) -> Candidate {
         let endpoint = Arc::new(Endpoint::new(([127, 0, 0, 1], port).into()).unwrap());
-        Candidate { endpoint, meter: Arc::default() }
+        Candidate { release: Arc::new("shop@1".parse().unwrap()), endpoint, meter: Arc::default() }
     }
 
     fn eject(candidate: &Candidate) {
@@ -100,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn another_zone_is_used_only_when_the_own_one_fails() {
+    fn other_zone_is_used_only_when_own_zone_is_ejected() {
         let candidates = Candidates { near: vec![candidate(1), candidate(2)], far: vec![candidate(3)] };
         assert!((0..100).all(|_| port(&candidates, &[]) != 3));
         candidates.near.iter().for_each(eject);
@@ -108,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_one_is_never_given_up() {
+    fn last_instance_stays_in_use_when_ejected_or_tried() {
         let candidates = Candidates { near: vec![candidate(1)], far: vec![] };
         eject(&candidates.near[0]);
         assert_eq!(port(&candidates, &[]), 1);
@@ -117,14 +118,14 @@ mod tests {
     }
 
     #[test]
-    fn a_request_is_not_sent_to_the_same_one_again_while_there_is_another() {
+    fn tried_instance_is_avoided_while_there_is_another() {
         let candidates = Candidates { near: vec![candidate(1), candidate(2)], far: vec![] };
         let tried = [candidates.near[0].endpoint.address];
         assert!((0..100).all(|_| port(&candidates, &tried) == 2));
     }
 
     #[test]
-    fn load_evens_out() {
+    fn load_is_spread_evenly() {
         let candidates = Candidates { near: (1..=10).map(candidate).collect(), far: vec![] };
         let guards: Vec<_> = (0..1000).map(|_| candidates.pick(&[], 2).unwrap().endpoint.begin()).collect();
         let most = candidates.iter().map(|c| c.endpoint.in_flight()).max().unwrap();

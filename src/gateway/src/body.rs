@@ -1,5 +1,5 @@
-//! Bodies on their way through: the client's to an instance (counted, timed, and kept whole for another try until it is asked
-//! for), and an instance's answer to the client (timed, with the request counted in flight until its end).
+//! Bodies that pass the gateway: a client's to an instance (bounded, timed, and kept whole for another attempt until it is read),
+//! and an instance's to the client (timed; the request counts as in flight until its end). Knows nothing of routes or retries.
 
 use std::{
     pin::Pin,
@@ -26,18 +26,17 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// Why a body ended before its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BodyError {
-    /// It is longer than the gateway passes on.
-    #[error("the body is longer than the gateway passes on; send less or raise `request_body_max`")]
+    #[error("the body is longer than the gateway accepts; send less or raise `request_body_max`")]
     TooLong,
-    /// Nothing came for too long.
-    #[error("the body stood still for too long; send faster or raise `idle_timeout`")]
-    StoodStill,
-    /// Its sender broke it off.
-    #[error("the body broke off: its sender closed the connection or sent something that is no body")]
+    /// Nothing arrived for longer than `idle_timeout`.
+    #[error("the body stalled for too long; send faster or raise `idle_timeout`")]
+    Stalled,
+    /// Its sender closed the connection or sent what is not a body.
+    #[error("the body broke off: its sender closed the connection or sent invalid data")]
     BrokenOff,
 }
 
-/// Wakes up when a body has stood still for too long. Costs nothing while frames are ready.
+/// Wakes up when a body has stalled for too long. Costs nothing while frames are ready.
 #[derive(Debug)]
 struct Idle {
     limit: Duration,
@@ -49,7 +48,7 @@ impl Idle {
         Self { limit, sleep: None }
     }
 
-    /// Polled when there is no frame: ready when the time is over.
+    /// Polled when there is no frame; ready when the time is over.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let limit = self.limit;
         self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit))).as_mut().poll(cx)
@@ -60,7 +59,7 @@ impl Idle {
     }
 }
 
-/// A client's body, shared by the tries of its request. The first try that asks for a frame takes it.
+/// A client's body, shared by the attempts of its request. The first attempt that reads it takes it.
 #[derive(Debug)]
 pub struct ClientBody {
     untouched: Mutex<Option<Incoming>>,
@@ -72,7 +71,7 @@ pub struct ClientBody {
 }
 
 impl ClientBody {
-    /// Takes over a client's body, of which at most `bytes_max` are passed on and which may stand still for `idle_limit`.
+    /// A body of which at most `bytes_max` bytes are passed on and which may stall for `idle_limit`.
     pub fn new(body: Incoming, bytes_max: u64, idle_limit: Duration) -> Arc<Self> {
         let size = body.size_hint();
         Arc::new(Self {
@@ -85,21 +84,21 @@ impl ClientBody {
         })
     }
 
-    /// Whether no try has asked for any of it.
+    /// Whether no attempt has read any of it.
     pub fn is_untouched(&self) -> bool {
         self.untouched.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
-    /// When a frame last moved ([`now_ms`]).
+    /// Time of the last frame, as [`now_ms`].
     pub fn moved_ms(&self) -> u64 {
         self.moved_ms.load(Relaxed)
     }
 
-    /// What was wrong with it, if that ended it.
+    /// Why it ended early, if it did.
     pub fn failure(&self) -> Option<BodyError> {
         match self.failure.load(Relaxed) {
             1 => Some(BodyError::TooLong),
-            2 => Some(BodyError::StoodStill),
+            2 => Some(BodyError::Stalled),
             3 => Some(BodyError::BrokenOff),
             _ => None,
         }
@@ -108,7 +107,7 @@ impl ClientBody {
     fn fail(&self, error: BodyError) -> BodyError {
         let code = match error {
             BodyError::TooLong => 1,
-            BodyError::StoodStill => 2,
+            BodyError::Stalled => 2,
             BodyError::BrokenOff => 3,
         };
         self.failure.store(code, Relaxed);
@@ -116,18 +115,17 @@ impl ClientBody {
     }
 }
 
-/// A request's body as one try sends it.
+/// A request's body as one attempt sends it.
 #[derive(Debug)]
 pub enum RequestBody {
-    /// None.
     Empty,
-    /// Held in memory, so that every try sends the same.
-    Held(Option<Bytes>),
-    /// Passed on as it comes.
+    /// In memory, so that every attempt sends the same.
+    Buffered(Option<Bytes>),
+    /// Passed on as it arrives.
     Streamed(Box<Streamed>),
 }
 
-/// See [`RequestBody::Streamed`].
+/// State of [`RequestBody::Streamed`].
 #[derive(Debug)]
 pub struct Streamed {
     source: Arc<ClientBody>,
@@ -137,7 +135,7 @@ pub struct Streamed {
 }
 
 impl RequestBody {
-    /// Passes on `source` as it comes.
+    /// Passes on `source` as it arrives.
     pub fn streamed(source: Arc<ClientBody>) -> Self {
         let idle = Idle::new(source.idle_limit);
         Self::Streamed(Box::new(Streamed { source, body: None, passed: 0, idle }))
@@ -151,7 +149,9 @@ impl Body for RequestBody {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
-            Self::Held(bytes) => Poll::Ready(bytes.take().filter(|bytes| !bytes.is_empty()).map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Buffered(bytes) => {
+                Poll::Ready(bytes.take().filter(|bytes| !bytes.is_empty()).map(|bytes| Ok(Frame::data(bytes))))
+            }
             Self::Streamed(streamed) => streamed.poll_frame(cx),
         }
     }
@@ -159,7 +159,7 @@ impl Body for RequestBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Empty => true,
-            Self::Held(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
+            Self::Buffered(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
             Self::Streamed(streamed) => streamed.body.as_ref().is_some_and(Body::is_end_stream),
         }
     }
@@ -167,7 +167,7 @@ impl Body for RequestBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Empty => SizeHint::with_exact(0),
-            Self::Held(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Self::Buffered(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
             Self::Streamed(streamed) => streamed.body.as_ref().map_or_else(|| streamed.source.size, Body::size_hint),
         }
     }
@@ -179,13 +179,13 @@ impl Streamed {
             Some(body) => body,
             none => match self.source.untouched.lock().unwrap_or_else(PoisonError::into_inner).take() {
                 Some(body) => none.insert(body),
-                // Another try took it: this one must not look complete.
+                // Another attempt took it: this one must not look complete.
                 None => return Poll::Ready(Some(Err(BodyError::BrokenOff))),
             },
         };
         let Poll::Ready(next) = Pin::new(body).poll_frame(cx) else {
             ready!(self.idle.poll(cx));
-            return Poll::Ready(Some(Err(self.source.fail(BodyError::StoodStill))));
+            return Poll::Ready(Some(Err(self.source.fail(BodyError::Stalled))));
         };
         self.idle.reset();
         self.source.moved_ms.store(now_ms(), Relaxed);
@@ -197,16 +197,16 @@ impl Streamed {
     }
 }
 
-/// An answer's body.
+/// Body of an answer.
 #[derive(Debug)]
 pub enum ResponseBody {
-    /// The gateway's own words.
+    /// The gateway's own.
     Own(Option<Bytes>),
-    /// An instance's, as it comes.
+    /// An instance's, as it arrives.
     Passed(Box<Passed>),
 }
 
-/// See [`ResponseBody::Passed`].
+/// State of [`ResponseBody::Passed`].
 #[derive(Debug)]
 pub struct Passed {
     body: Incoming,
@@ -234,7 +234,7 @@ impl Body for ResponseBody {
         let Poll::Ready(next) = Pin::new(&mut passed.body).poll_frame(cx) else {
             ready!(passed.idle.poll(cx));
             passed.meter.broken(unix_second());
-            return Poll::Ready(Some(Err(BodyError::StoodStill.into())));
+            return Poll::Ready(Some(Err(BodyError::Stalled.into())));
         };
         passed.idle.reset();
         if let Some(Err(_)) = &next {

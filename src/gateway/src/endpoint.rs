@@ -1,5 +1,5 @@
-//! One address that requests are sent to: how loaded it is and whether it has failed too often of late.
-//! Keyed by address and so outlives any table; knows nothing of services or releases.
+//! One address that requests are sent to: its load, and whether it is ejected for failing too often.
+//! Keyed by address, so it outlives tables; knows nothing of services or releases.
 
 use std::{
     net::SocketAddr,
@@ -15,24 +15,23 @@ use std::{
 
 use hyper::http::uri::Authority;
 
-/// Failures in a row after which an address is left alone for a while.
+/// Failures in a row after which an address is ejected: gets no requests while others are there.
 pub const FAILURES_BEFORE_EJECTION: u32 = 5;
-/// How long it is left alone the first time; each further time twice as long.
+/// How long the first ejection takes; each further one takes twice as long.
 pub const EJECTION_BASE: Duration = Duration::from_secs(5);
-/// The longest time it is left alone.
+/// The longest ejection.
 pub const EJECTION_MAX: Duration = Duration::from_secs(60);
 
-/// Milliseconds since the process first asked. Monotonic.
+/// Milliseconds since the first call. Monotonic.
 pub fn now_ms() -> u64 {
     static START: OnceLock<Instant> = OnceLock::new();
     // From one on: zero means "never" in the counters below.
     START.get_or_init(Instant::now).elapsed().as_millis() as u64 + 1
 }
 
-/// An address and what has been seen of it.
+/// An address and the record of requests to it.
 #[derive(Debug)]
 pub struct Endpoint {
-    /// The address.
     pub address: SocketAddr,
     /// The same as the authority of a URI.
     pub authority: Authority,
@@ -43,7 +42,7 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// An address of which nothing has been seen yet; `None` if it cannot stand in a URI (an IPv6 zone index).
+    /// An address without a record; `None` if it cannot be in a URI (an IPv6 zone index).
     pub fn new(address: SocketAddr) -> Option<Self> {
         let authority = address.to_string().parse().ok()?;
         Some(Self {
@@ -67,14 +66,14 @@ impl Endpoint {
         InFlight(Arc::clone(self))
     }
 
-    /// Whether it is being left alone at `now_ms`.
+    /// Whether the address is ejected at `now_ms`.
     pub fn is_ejected(&self, now_ms: u64) -> bool {
         self.ejected_until_ms.load(Relaxed) > now_ms
     }
 
-    /// It answered.
+    /// Records an answer.
     pub fn succeeded(&self) {
-        // Loads first: on the usual path nothing is written, so that cores don't fight for the line.
+        // Loads first: usually nothing is written, so cores do not contend for the cache line.
         if self.failures_in_row.load(Relaxed) != 0 {
             self.failures_in_row.store(0, Relaxed);
         }
@@ -83,13 +82,13 @@ impl Endpoint {
         }
     }
 
-    /// It refused, broke off, timed out or answered 502, 503 or 504. Says whether it is left alone from now on.
+    /// Records a failure: refused, broke off, timed out or answered 502, 503 or 504. Returns whether that ejects the address.
     pub fn failed(&self, now_ms: u64) -> bool {
         let failures = self.failures_in_row.fetch_add(1, Relaxed) + 1;
         if failures < FAILURES_BEFORE_EJECTION || self.is_ejected(now_ms) {
             return false;
         }
-        // One more failure after its time is enough to leave it alone again, for longer.
+        // One more failure after an ejection is enough for the next, longer one.
         self.failures_in_row.store(FAILURES_BEFORE_EJECTION - 1, Relaxed);
         let earlier = self.ejections.fetch_add(1, Relaxed).min(16);
         let length = EJECTION_BASE.saturating_mul(1 << earlier).min(EJECTION_MAX);
@@ -97,8 +96,8 @@ impl Endpoint {
         true
     }
 
-    /// Forgets failures: something else runs at this address now.
-    pub fn forgive(&self) {
+    /// Forgets failures: another release runs at this address now.
+    pub fn forget_failures(&self) {
         self.failures_in_row.store(0, Relaxed);
         self.ejections.store(0, Relaxed);
         self.ejected_until_ms.store(0, Relaxed);
@@ -121,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn is_left_alone_after_failures_in_a_row_and_for_longer_each_time() {
+    fn endpoint_is_ejected_after_failures_in_a_row_and_longer_each_time() {
         let endpoint = Endpoint::new("[::1]:80".parse().unwrap()).unwrap();
         for _ in 1..FAILURES_BEFORE_EJECTION {
             assert!(!endpoint.failed(1000));
@@ -132,8 +131,8 @@ mod tests {
         }
         assert!(endpoint.failed(1000));
         assert!(endpoint.is_ejected(5999) && !endpoint.is_ejected(6000));
-        assert!(!endpoint.failed(2000), "what was in flight does not count again");
-        assert!(endpoint.failed(6000), "one failure after its time is enough");
+        assert!(!endpoint.failed(2000), "requests in flight do not eject it again");
+        assert!(endpoint.failed(6000), "one failure after an ejection is enough");
         assert!(endpoint.is_ejected(15_999) && !endpoint.is_ejected(16_000));
         let mut now_ms = 16_000;
         for _ in 0..40 {
@@ -144,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_are_counted_until_they_end() {
+    fn in_flight_counts_requests_until_they_end() {
         let endpoint = Arc::new(Endpoint::new("127.0.0.1:80".parse().unwrap()).unwrap());
         let (first, second) = (endpoint.begin(), endpoint.begin());
         assert_eq!(endpoint.in_flight(), 2);

@@ -1,4 +1,4 @@
-//! Which header fields cross a proxy and which it adds: RFC 9110 (7.6, hop-by-hop; 10.1.1, Expect), RFC 7239 (Forwarded),
+//! Header fields that a proxy passes on, removes and adds: RFC 9110 (7.6, hop-by-hop; 10.1.1, Expect), RFC 7239 (Forwarded),
 //! RFC 9113 (8.2.3, cookies). Knows nothing of routes or connections.
 
 use std::net::{IpAddr, SocketAddr};
@@ -24,20 +24,20 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
-/// The host that a request is for.
+/// Host of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Host {
-    /// As it is passed on, port included.
+    /// As passed on, with its port.
     pub header: HeaderValue,
-    /// For looking up: lower case, without port and final dot.
+    /// To look up: lower case, without port and final dot.
     pub name: String,
 }
 
-/// Reads the host of a request: the authority of its target where it has one, else its one `Host` field. `Ok(None)` when there
-/// is neither, which HTTP/1.0 allows.
+/// Reads the host of a request: the authority of its target if it has one, else its one `Host` field. `Ok(None)` without either,
+/// which HTTP/1.0 allows.
 ///
 /// # Errors
-/// What is wrong with it, for the answer to the client: several `Host` fields, or one that is no host.
+/// What is wrong, for the answer to the client: several `Host` fields, or an invalid one.
 pub fn host_of<B>(request: &Request<B>) -> Result<Option<Host>, &'static str> {
     let mut fields = request.headers().get_all(header::HOST).iter();
     let (first, second) = (fields.next(), fields.next());
@@ -50,12 +50,12 @@ pub fn host_of<B>(request: &Request<B>) -> Result<Option<Host>, &'static str> {
         (None, None) if request.version() == Version::HTTP_11 => return Err("no `Host` field"),
         (None, None) => return Ok(None),
     };
-    let authority: Authority = text.parse().map_err(|_| "a `Host` field that is no host")?;
+    let authority: Authority = text.parse().map_err(|_| "an invalid `Host` field")?;
     if text.contains('@') {
         return Err("a host with user information");
     }
     let name = authority.host().trim_end_matches('.').to_ascii_lowercase();
-    let header = HeaderValue::from_str(text).map_err(|_| "a `Host` field that is no host")?;
+    let header = HeaderValue::from_str(text).map_err(|_| "an invalid `Host` field")?;
     Ok(Some(Host { header, name }))
 }
 
@@ -68,8 +68,8 @@ fn lists_token(headers: &HeaderMap, name: HeaderName, token: &str) -> bool {
         .any(|part| part.trim().eq_ignore_ascii_case(token))
 }
 
-/// The protocol that a request asks to change to, if it does and may. `h2c` is never passed on: an instance that agreed would
-/// take requests that the gateway does not see.
+/// The protocol that a request asks to upgrade to, if that is allowed. `h2c` is never passed on: an instance that agreed would
+/// get requests that the gateway does not see.
 pub fn upgrade_wanted<B>(request: &Request<B>) -> Option<HeaderValue> {
     let headers = request.headers();
     let protocol = headers.get(header::UPGRADE)?;
@@ -80,7 +80,7 @@ pub fn upgrade_wanted<B>(request: &Request<B>) -> Option<HeaderValue> {
     (asked && one && !refused).then(|| protocol.clone())
 }
 
-/// Takes out what concerns one connection only.
+/// Removes what concerns one connection only.
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
@@ -94,7 +94,7 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     for name in HOP_BY_HOP.iter().chain(&named) {
         headers.remove(name);
     }
-    // `TE` is for one hop, but `trailers` is the gateway's wish too: it passes them on.
+    // `TE` concerns one connection, but the gateway passes trailers on.
     if headers.contains_key(header::TE) {
         let trailers = lists_token(headers, header::TE, "trailers");
         headers.remove(header::TE);
@@ -104,7 +104,8 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// Makes a client's header fields into those for an instance.
+/// Turns a client's header fields into those for an instance. What a client says of whom it forwards for is dropped unless
+/// `trust_forwarded`.
 pub fn prepare_request(headers: &mut HeaderMap, version: Version, peer: SocketAddr, host: Option<&Host>, trust_forwarded: bool) {
     strip_hop_by_hop(headers);
     // The gateway answers `100-continue` itself, when it begins to read the body.
@@ -116,6 +117,10 @@ pub fn prepare_request(headers: &mut HeaderMap, version: Version, peer: SocketAd
         headers.insert(header::HOST, host.header.clone());
     }
 
+    if !trust_forwarded {
+        headers.remove(X_FORWARDED_FOR);
+        headers.remove(header::FORWARDED);
+    }
     let ip = peer.ip().to_canonical();
     if let Ok(address) = HeaderValue::from_str(&ip.to_string()) {
         append_to_list(headers, X_FORWARDED_FOR, address);
@@ -172,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn what_concerns_one_connection_does_not_cross() {
+    fn hop_by_hop_fields_are_removed() {
         let mut headers = request(&[
             ("host", "shop.example"),
             ("connection", "close, X-Secret , host"),
@@ -192,24 +197,33 @@ mod tests {
     }
 
     #[test]
-    fn an_instance_learns_who_asked_for_what() {
-        let request = request(&[("host", "Shop.example:8080"), ("x-forwarded-for", "9.9.9.9"), ("x-forwarded-proto", "https")]);
+    fn forwarded_fields_of_clients_are_kept_only_when_trusted() {
+        let request = request(&[
+            ("host", "Shop.example:8080"),
+            ("x-forwarded-for", "9.9.9.9"),
+            ("x-forwarded-proto", "https"),
+            ("forwarded", "for=9.9.9.9;proto=https"),
+        ]);
         let host = host_of(&request).unwrap().unwrap();
         assert_eq!(host.name, "shop.example");
         let peer = "[::1]:5".parse().unwrap();
-        for (trust, proto) in [(false, "http"), (true, "https")] {
+        let own = "for=\"[::1]\";host=\"Shop.example:8080\";proto=http";
+        let both = format!("for=9.9.9.9;proto=https, {own}");
+        for (trust, proto, forwarded_for, forwarded) in
+            [(false, "http", "::1", own), (true, "https", "9.9.9.9, ::1", both.as_str())]
+        {
             let mut headers = request.headers().clone();
             prepare_request(&mut headers, Version::HTTP_11, peer, Some(&host), trust);
             assert_eq!(headers["host"], "Shop.example:8080");
-            assert_eq!(headers["x-forwarded-for"], "9.9.9.9, ::1");
+            assert_eq!(headers["x-forwarded-for"], forwarded_for);
             assert_eq!(headers["x-forwarded-host"], "Shop.example:8080");
             assert_eq!(headers["x-forwarded-proto"], proto);
-            assert_eq!(headers["forwarded"], "for=\"[::1]\";host=\"Shop.example:8080\";proto=http");
+            assert_eq!(headers["forwarded"], forwarded);
         }
     }
 
     #[test]
-    fn a_host_must_be_one_and_a_host() {
+    fn host_that_is_invalid_or_ambiguous_is_refused() {
         assert!(host_of(&request(&[("host", "a"), ("host", "b")])).is_err());
         assert!(host_of(&request(&[])).is_err());
         for bad in ["a b", "user@a", "a/b", "é", ""] {
@@ -221,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn only_real_upgrades_are_passed_on() {
+    fn upgrade_is_passed_on_unless_to_h2c() {
         let wanted =
             |connection: &str, protocol: &str| upgrade_wanted(&request(&[("connection", connection), ("upgrade", protocol)]));
         assert_eq!(wanted("keep-alive, Upgrade", "websocket").unwrap(), "websocket");
@@ -231,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn cookies_of_http_2_become_one_field() {
+    fn http2_cookies_are_joined() {
         let mut headers = request(&[("cookie", "a=1"), ("cookie", "b=2")]).into_parts().0.headers;
         prepare_request(&mut headers, Version::HTTP_2, "1.2.3.4:5".parse().unwrap(), None, false);
         assert_eq!(headers.get_all("cookie").iter().collect::<Vec<_>>(), ["a=1; b=2"]);

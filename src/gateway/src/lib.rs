@@ -1,10 +1,10 @@
-//! How traffic is split: a reverse proxy for HTTP/1.1, HTTP/2 and upgrades, with its own route table.
+//! A reverse proxy for HTTP/1.1, HTTP/2 and upgrades that routes by a table of its own.
 //! Must not know how tables are derived, nor need a server to keep serving.
 //!
-//! A request's way: [`listen`] (connection) → [`proxy`] (which service, which instance, how often) → [`headers`] and
-//! [`body`] (what crosses) → [`upgrade`] (when it becomes a tunnel). Beside it: [`table`] (the routes, swapped as a
-//! whole), [`balance`] and [`endpoint`] (which instance), [`retry`] (when again), [`measure`] (what was seen),
-//! [`admin`] (what people and probes may ask), [`session`] (where tables come from).
+//! The life of a request: [`listen`] (connection) → [`proxy`] (service, instance, attempts) → [`headers`] and [`body`] (what is
+//! passed on) → [`upgrade`] (tunnels). Beside it: [`table`] (the routes, swapped as a whole), [`balance`] and [`endpoint`] (choice
+//! of an instance), [`retry`], [`measure`] (counts), [`admin`] (endpoints for probes and people), [`session`] (updates of the
+//! table) and [`table_file`] (the table on disk).
 
 pub mod admin;
 pub mod balance;
@@ -17,9 +17,9 @@ pub mod measure;
 pub mod problem;
 pub mod proxy;
 pub mod retry;
-pub mod saved;
 pub mod session;
 pub mod table;
+pub mod table_file;
 pub mod upgrade;
 
 pub use config::{GatewayConfig, Limits, Listener, SessionConfig};

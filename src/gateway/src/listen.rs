@@ -1,4 +1,4 @@
-//! A gateway as a whole: its listeners, its tasks, and how it stops. Knows nothing of what a request goes through.
+//! A gateway as a whole: its listeners, its tasks, and how it stops. Knows nothing of how requests are forwarded.
 
 use std::{
     convert::Infallible,
@@ -34,72 +34,63 @@ use super::{
     config::{GatewayConfig, Limits},
     measure::Meters,
     proxy::{Inbound, Proxy},
-    saved,
     session::{self, Identity},
     table::TableHandle,
+    table_file::{self, SavedTable},
 };
-use swell_model::routing::table::{RouteTable, ServiceKey};
+use swell_model::routing::{
+    messages::GatewayId,
+    table::{RouteTable, ServiceKey},
+};
 use swell_system::sockets::{Speaks, prepare, speaks};
+
+/// How often a changing table is saved. An older one is corrected by the first server that answers.
+const SAVE_EVERY: Duration = Duration::from_secs(1);
 
 /// Why a gateway did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum GatewayError {
-    /// An address could not be listened on.
-    #[error("listening on {address}: {source}; is another program using it? choose another with `--listen`")]
-    Listen {
-        /// Which.
-        address: SocketAddr,
-        /// Why.
-        source: io::Error,
-    },
-    /// The configuration contradicts itself.
+    /// An address could not be bound.
+    #[error("failed to listen on {address}: {source}; stop the program that uses it, or choose another with `--listen`")]
+    Listen { address: SocketAddr, source: io::Error },
+    /// The configuration cannot be used.
     #[error("the gateway's configuration cannot be used: {0}")]
-    Configured(&'static str),
+    Configured(String),
 }
 
 /// A gateway that listens; it answers once it runs.
 #[derive(Debug)]
 pub struct Gateway {
+    id: GatewayId,
     config: GatewayConfig,
     listeners: Vec<(TcpListener, SocketAddr, Option<Arc<ServiceKey>>)>,
     admin: Option<(TcpListener, SocketAddr)>,
     table: TableHandle,
-    /// Tables since the saved one was loaded: what is to be saved.
+    /// Follows the tables since the saved one was loaded.
     unsaved: watch::Receiver<Arc<RouteTable>>,
     meters: Arc<Meters>,
 }
 
 impl Gateway {
-    /// Takes its addresses and loads the table that was saved last. A damaged saved table is warned of and left out.
+    /// Binds the addresses and loads the saved table. A damaged one is left out with a warning.
     ///
     /// # Errors
-    /// When an address cannot be listened on or the configuration contradicts itself.
+    /// When an address cannot be bound or the configuration cannot be used.
     pub async fn bind(config: GatewayConfig) -> Result<Self, GatewayError> {
-        if config.listeners.is_empty() {
-            return Err(GatewayError::Configured("it has no listener"));
-        }
-        if config.session.as_ref().is_some_and(|session| session.servers.is_empty()) {
-            return Err(GatewayError::Configured("its session has no server"));
-        }
-        if config.limits.header_bytes_max.0 < 8 << 10 {
-            return Err(GatewayError::Configured("`header_bytes_max` is below 8 KiB"));
-        }
+        config.check().map_err(GatewayError::Configured)?;
         let meters = Arc::new(Meters::default());
         let table = TableHandle::new(config.zone.clone(), Arc::clone(&meters));
-        if let Some(path) = config.table_file.clone() {
-            match tokio::task::spawn_blocking(move || saved::load(&path)).await {
-                Ok(Ok(Some(routes))) => {
-                    let generation = routes.generation;
-                    match table.apply(routes) {
-                        Ok(()) => tracing::info!(generation, "serving by the routes saved last"),
-                        Err(outdated) => tracing::debug!(error = %outdated, "the saved routes are empty"),
-                    }
-                }
-                Ok(Ok(None)) => {}
-                Ok(Err(error)) => tracing::warn!(%error, "starting without routes"),
-                Err(error) => tracing::warn!(%error, "starting without routes"),
+        let saved = match config.table_file.clone() {
+            Some(path) => load(path).await,
+            None => None,
+        };
+        if let Some(saved) = &saved {
+            match table.apply(&saved.table) {
+                Ok(()) => tracing::info!(generation = %saved.table.generation, "routing by the saved table"),
+                Err(error) => tracing::warn!(%error, "saved table left out"),
             }
         }
+        let id = saved.map_or_else(new_id, |saved| saved.gateway);
         let unsaved = table.watch();
         let mut listeners = Vec::new();
         for wanted in &config.listeners {
@@ -110,34 +101,35 @@ impl Gateway {
             Some(address) => Some(listen(address).await?),
             None => None,
         };
-        Ok(Self { config, listeners, admin, table, unsaved, meters })
+        Ok(Self { id, config, listeners, admin, table, unsaved, meters })
     }
 
-    /// The table in force, for applying others and for looking.
+    /// The table in force, to read it and to apply others.
     pub fn table_handle(&self) -> TableHandle {
         self.table.clone()
     }
 
-    /// What it counts.
+    /// The counts of requests.
     pub fn meters(&self) -> Arc<Meters> {
         Arc::clone(&self.meters)
     }
 
-    /// Where it takes requests, in the order of the configuration.
+    /// Addresses that accept requests, in the order of the configuration.
     pub fn addresses(&self) -> Vec<SocketAddr> {
         self.listeners.iter().map(|(_, address, _)| *address).collect()
     }
 
-    /// Where it answers about itself.
+    /// Address of the admin endpoints.
     pub fn admin_address(&self) -> Option<SocketAddr> {
         self.admin.as_ref().map(|(_, address)| *address)
     }
 
-    /// Serves until `shutdown`. Then it takes no new connections, finishes requests in flight within
-    /// [`Limits::drain_timeout`], and closes what is left. The admin address answers until the end.
+    /// Serves until `shutdown`. Then it accepts no new connections, finishes requests in flight within
+    /// [`Limits::drain_timeout`], and closes what is left. The admin endpoints answer until the end.
     pub async fn run(self, shutdown: CancellationToken) {
         let addresses = self.addresses();
-        let Self { config, listeners, admin, table, unsaved, meters } = self;
+        let Self { id, config, listeners, admin, table, unsaved, meters } = self;
+        let serves = config.serves();
         let stopping = Arc::new(AtomicBool::new(false));
         let proxy = Arc::new(Proxy::new(table.clone(), config.limits.clone(), config.trust_forwarded, Arc::clone(&meters)));
         let permits = Arc::new(Semaphore::new(config.limits.connections_max));
@@ -154,10 +146,10 @@ impl Gateway {
             beside.spawn(serve_admin(listener, admin, until_end.clone()));
         }
         if let Some(path) = config.table_file {
-            beside.spawn(save_tables(path, unsaved, until_end.clone()));
+            beside.spawn(save_tables(path, id.clone(), unsaved, until_end.clone()));
         }
         if let Some(session) = config.session {
-            let identity = Identity { name: config.name, zone: config.zone, addresses };
+            let identity = Identity { gateway: id, name: config.name, zone: config.zone, addresses, serves };
             beside.spawn(session::keep(session, identity, table, shutdown.clone()));
         }
 
@@ -171,6 +163,24 @@ impl Gateway {
     }
 }
 
+async fn load(path: PathBuf) -> Option<SavedTable> {
+    match tokio::task::spawn_blocking(move || table_file::load(&path)).await {
+        Ok(Ok(saved)) => saved,
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "starting without routes");
+            None
+        }
+        Err(error) => {
+            tracing::warn!(%error, "starting without routes");
+            None
+        }
+    }
+}
+
+fn new_id() -> GatewayId {
+    GatewayId(format!("{:032x}", fastrand::u128(..)))
+}
+
 async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), GatewayError> {
     let error = |source| GatewayError::Listen { address, source };
     let listener = TcpListener::bind(address).await.map_err(error)?;
@@ -178,7 +188,7 @@ async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Gatewa
     Ok((listener, bound))
 }
 
-/// What the connections of one listener share.
+/// State shared by the connections of one listener.
 struct Front {
     proxy: Arc<Proxy>,
     meters: Arc<Meters>,
@@ -218,7 +228,7 @@ impl Front {
         let builder = match stop.run_until_cancelled(speaks(&stream, limit)).await.transpose()? {
             Some(Speaks::Http1) => &self.http1,
             Some(Speaks::Http2) => &self.http2,
-            // It has said nothing yet, so nothing of it is in flight.
+            // It has sent nothing yet, so nothing of it is in flight.
             None => return Ok(()),
         };
         let service = service_fn(move |request: Request<Incoming>| {
@@ -229,7 +239,7 @@ impl Front {
     }
 }
 
-/// Takes connections until `stop`, then lets those that are open finish within [`Limits::drain_timeout`].
+/// Accepts connections until `stop`, then lets open ones finish within [`Limits::drain_timeout`].
 async fn accept(listener: TcpListener, front: Front, permits: Arc<Semaphore>, stop: CancellationToken) {
     let front = Arc::new(front);
     let graceful = GracefulShutdown::new();
@@ -246,7 +256,7 @@ async fn accept(listener: TcpListener, front: Front, permits: Arc<Semaphore>, st
         while connections.try_join_next().is_some() {}
         let (Ok(permit), Ok((stream, peer))) = (permit, accepted) else {
             // Out of descriptors or memory: others must end first.
-            tracing::warn!("a connection could not be accepted; trying again in 50 ms");
+            tracing::warn!(retry_in_ms = 50, "failed to accept a connection");
             sleep(Duration::from_millis(50)).await;
             continue;
         };
@@ -254,22 +264,19 @@ async fn accept(listener: TcpListener, front: Front, permits: Arc<Semaphore>, st
         let (front, watcher, stop) = (Arc::clone(&front), graceful.watcher(), stop.clone());
         connections.spawn(async move {
             if let Err(error) = front.serve(stream, Arc::new(inbound), watcher, &stop).await {
-                tracing::debug!(%peer, %error, "connection broke off");
+                tracing::debug!(%peer, %error, "connection broke");
             }
         });
     }
     drop(listener);
     if timeout(front.limits.drain_timeout.as_duration(), graceful.shutdown()).await.is_err() {
-        tracing::warn!(
-            connections = connections.len(),
-            "closing connections with requests in flight: they took longer than `drain_timeout`"
-        );
+        tracing::warn!(connections = connections.len(), "drain timed out, closing connections with requests in flight");
     }
 }
 
 async fn serve_admin(listener: TcpListener, admin: Admin, stop: CancellationToken) {
     let admin = Arc::new(admin);
-    // Few ask, and nobody can wear the gateway out by asking.
+    // Bounds what probes and people can cost the gateway.
     let permits = Arc::new(Semaphore::new(64));
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(10));
@@ -295,15 +302,15 @@ async fn serve_admin(listener: TcpListener, admin: Admin, stop: CancellationToke
                 async move { Ok::<_, Infallible>(answer) }
             });
             if let Err(error) = builder.serve_connection(TokioIo::new(stream), service).await {
-                tracing::debug!(%peer, %error, "admin connection broke off");
+                tracing::debug!(%peer, %error, "admin connection broke");
             }
             drop(permit);
         });
     }
 }
 
-/// Saves each table that comes in force, the latest only when they come quickly, and the last one at the end.
-async fn save_tables(path: PathBuf, mut tables: watch::Receiver<Arc<RouteTable>>, stop: CancellationToken) {
+/// Saves the table in force when it changed, at most once in [`SAVE_EVERY`], and the last one at the end.
+async fn save_tables(path: PathBuf, gateway: GatewayId, mut tables: watch::Receiver<Arc<RouteTable>>, stop: CancellationToken) {
     loop {
         let more = tokio::select! {
             changed = tables.changed() => changed.is_ok(),
@@ -312,12 +319,16 @@ async fn save_tables(path: PathBuf, mut tables: watch::Receiver<Arc<RouteTable>>
         if !more && !tables.has_changed().unwrap_or(false) {
             return;
         }
-        let latest = Arc::clone(&tables.borrow_and_update());
+        let saved = SavedTable { gateway: gateway.clone(), table: RouteTable::clone(&tables.borrow_and_update()) };
         let path = path.clone();
-        match tokio::task::spawn_blocking(move || saved::save(&path, &latest)).await {
+        match tokio::task::spawn_blocking(move || table_file::save(&path, &saved)).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "the routes serve, but would be lost with a restart"),
-            Err(error) => tracing::warn!(%error, "the routes serve, but would be lost with a restart"),
+            Ok(Err(error)) => tracing::warn!(%error, "failed to save routes, a restart would lose them"),
+            Err(error) => tracing::warn!(%error, "failed to save routes, a restart would lose them"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(SAVE_EVERY) => {}
+            () = stop.cancelled() => {}
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What a gateway sees of each release, second by second, for ten minutes. Knows nothing of who asks for it.
+//! Counts of requests by release and second, kept for ten minutes. Knows nothing of who reads them.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -11,18 +11,21 @@ use std::{
 
 use swell_model::{
     ids::ReleaseId,
-    routing::table::{Counts, ReleaseSecond, ServiceKey},
+    routing::{
+        measurement::{Counts, ReleaseSecond},
+        table::ServiceKey,
+    },
 };
 
-/// Seconds that are kept: ten minutes.
+/// How many seconds are kept: ten minutes.
 pub const SECONDS_KEPT: u64 = 600;
 
-/// Seconds since 1970 by this machine's clock.
+/// Seconds since 1970-01-01T00:00:00Z by this machine's clock.
 pub fn unix_second() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// Locks held for a few additions only, so a panic while one is held leaves numbers that are still numbers.
+/// Locks are held for a few additions only: a panic meanwhile leaves valid counts.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -39,18 +42,18 @@ struct Counted {
 }
 
 impl ReleaseMeter {
-    /// An instance answered with HTTP status `status`; the answer's head came after `latency`.
+    /// Counts an answer of HTTP status `status` whose head came after `latency`.
     pub fn answered(&self, second: u64, status: u16, latency: Duration) {
         let latency_us = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
         self.count(second, |counts| counts.count_answer(status, latency_us));
     }
 
-    /// An instance gave no answer.
+    /// Counts an attempt without an answer.
     pub fn unanswered(&self, second: u64) {
         self.count(second, |counts| counts.unanswered += 1);
     }
 
-    /// The body of an answer broke off.
+    /// Counts an answer whose body was cut off.
     pub fn broken(&self, second: u64) {
         self.count(second, |counts| counts.broken += 1);
     }
@@ -58,7 +61,7 @@ impl ReleaseMeter {
     fn count(&self, second: u64, change: impl Fn(&mut Counts)) {
         let mut counted = lock(&self.0);
         change(&mut counted.total);
-        // A clock that jumped back counts into the latest second, so the ring stays in order.
+        // After a clock jumped back, the latest second is used, so the ring stays in order.
         if counted.seconds.back().is_none_or(|(latest, _)| *latest < second) {
             counted.seconds.push_back((second, Counts::default()));
         }
@@ -70,7 +73,7 @@ impl ReleaseMeter {
         }
     }
 
-    /// Everything since the gateway started.
+    /// Counts since the gateway started.
     pub fn total(&self) -> Counts {
         lock(&self.0).total.clone()
     }
@@ -80,40 +83,39 @@ impl ReleaseMeter {
     }
 }
 
-/// All that one gateway counts.
+/// All counts of one gateway.
 #[derive(Debug, Default)]
 pub struct Meters {
     releases: Mutex<BTreeMap<(ServiceKey, ReleaseId), Arc<ReleaseMeter>>>,
     refused: Mutex<BTreeMap<u16, u64>>,
-    /// Tries after the first.
+    /// Attempts after the first of their request.
     pub retries: AtomicU64,
     /// Open connections from clients.
     pub connections: AtomicUsize,
 }
 
 impl Meters {
-    /// Where this release's requests are counted. The same one for as long as it is in use or was in the last ten minutes.
+    /// The meter of a release: the same one while it is used or was in the last ten minutes.
     pub fn of(&self, service: &ServiceKey, release: &ReleaseId) -> Arc<ReleaseMeter> {
         Arc::clone(lock(&self.releases).entry((service.clone(), release.clone())).or_default())
     }
 
-    /// The gateway itself answered, with HTTP status `status`.
+    /// Counts an answer of the gateway itself, of HTTP status `status`.
     pub fn refused(&self, status: u16) {
         *lock(&self.refused).entry(status).or_default() += 1;
     }
 
-    /// How often the gateway itself answered, by HTTP status.
+    /// Answers of the gateway itself, by HTTP status.
     pub fn refusals(&self) -> BTreeMap<u16, u64> {
         lock(&self.refused).clone()
     }
 
-    /// Every release and its counts since the gateway started.
+    /// Counts of every release since the gateway started.
     pub fn totals(&self) -> Vec<(ServiceKey, ReleaseId, Counts)> {
         lock(&self.releases).iter().map(|((s, r), meter)| (s.clone(), r.clone(), meter.total())).collect()
     }
 
-    /// The seconds from `from` on and before `until`, at most the last ten minutes. Ask for whole seconds only (`until` at
-    /// most the present one), or a second is seen before it is over.
+    /// The seconds in `from..until`, at most the last ten minutes. The present second is not over: `until` should not exceed it.
     pub fn seconds(&self, from: u64, until: u64) -> Vec<ReleaseSecond> {
         let mut found = Vec::new();
         for ((service, release), meter) in lock(&self.releases).iter() {
@@ -142,7 +144,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn seconds_are_kept_for_ten_minutes_and_totals_for_ever() {
+    fn meter_keeps_ten_minutes_of_seconds_and_the_total() {
         let meters = Meters::default();
         let (service, release) = ("shop/prod/web".parse().unwrap(), "shop@1".parse().unwrap());
         let meter = meters.of(&service, &release);
@@ -158,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_release_is_forgotten_only_when_unused_and_quiet() {
+    fn release_is_forgotten_when_unused_and_quiet() {
         let meters = Meters::default();
         let (service, release) = ("shop/prod/web".parse().unwrap(), "shop@1".parse().unwrap());
         let meter = meters.of(&service, &release);

@@ -1,4 +1,4 @@
-//! The gateway's own answers, as problem details (RFC 9457). Knows nothing of why they are given.
+//! Answers of the gateway itself, as problem details (RFC 9457). Knows nothing of their causes.
 
 use bytes::Bytes;
 use hyper::{
@@ -8,7 +8,7 @@ use hyper::{
 
 use super::body::ResponseBody;
 
-/// An answer of the gateway itself: `status`, and what happened with the way out, in `detail`.
+/// An answer of the gateway itself; `detail` says what happened and what to do.
 pub fn problem(status: StatusCode, detail: &str) -> Response<ResponseBody> {
     let body = serde_json::json!({
         "type": "about:blank",
@@ -23,7 +23,7 @@ pub fn problem(status: StatusCode, detail: &str) -> Response<ResponseBody> {
     response
 }
 
-/// A short answer of media type `media_type`.
+/// A short answer with a body of media type `media_type`.
 pub fn text(status: StatusCode, media_type: &'static str, body: String) -> Response<ResponseBody> {
     let mut response = Response::new(ResponseBody::Own(Some(Bytes::from(body))));
     *response.status_mut() = status;

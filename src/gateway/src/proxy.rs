@@ -1,4 +1,4 @@
-//! One request's way: which service, which instance, what crosses, and when to try again. Knows nothing of listeners.
+//! Forwards one request: finds its service, chooses an instance, sends it, retries. Knows nothing of listeners.
 
 use std::{
     borrow::Cow,
@@ -32,12 +32,12 @@ use super::{
     measure::{Meters, unix_second},
     problem::problem,
     retry::{self, BodyLeft, Failure},
-    table::{LiveService, TableHandle},
+    table::{LiveService, LiveTable, TableHandle},
     upgrade,
 };
-use swell_model::routing::table::ServiceKey;
+use swell_model::{rollout::assignment::Generation, routing::table::ServiceKey};
 
-/// Forwards requests. One for a whole gateway.
+/// Forwards requests; one for the whole gateway.
 #[derive(Debug)]
 pub struct Proxy {
     table: TableHandle,
@@ -45,13 +45,13 @@ pub struct Proxy {
     trust_forwarded: bool,
     meters: Arc<Meters>,
     http1: Client<HttpConnector, RequestBody>,
-    /// For gRPC only, which needs HTTP/2 all the way: with prior knowledge, as there is no TLS to negotiate it.
+    /// For gRPC, which needs HTTP/2 end to end: with prior knowledge, as there is no TLS to negotiate it.
     http2: Client<HttpConnector, RequestBody>,
     tunnels: TaskTracker,
     cut_tunnels: CancellationToken,
 }
 
-/// A client's connection, counted while it or a tunnel that came of it is open.
+/// A client's connection, counted while it or its tunnel is open.
 #[derive(Debug)]
 pub struct Inbound {
     peer: SocketAddr,
@@ -61,7 +61,7 @@ pub struct Inbound {
 }
 
 impl Inbound {
-    /// A connection from `peer` to a listener for `pinned`, or for any service. It gives `permit` back when it ends.
+    /// A connection from `peer` to a listener for `pinned`, or for any service. Holds `permit` until it ends.
     pub fn new(peer: SocketAddr, pinned: Option<Arc<ServiceKey>>, meters: Arc<Meters>, permit: OwnedSemaphorePermit) -> Self {
         meters.connections.fetch_add(1, Relaxed);
         Self { peer, pinned, meters, _permit: permit }
@@ -74,7 +74,7 @@ impl Drop for Inbound {
     }
 }
 
-/// A request, ready to be sent to any instance.
+/// A request that is ready to be sent to an instance.
 struct Outgoing {
     method: Method,
     path: PathAndQuery,
@@ -84,7 +84,7 @@ struct Outgoing {
     upgrade: Option<Upgrade>,
 }
 
-/// A client's wish to speak something else.
+/// A client's request to change the protocol.
 struct Upgrade {
     protocol: HeaderValue,
     client_side: OnUpgrade,
@@ -93,15 +93,15 @@ struct Upgrade {
 
 enum OutgoingBody {
     Empty,
-    Held(Bytes),
+    Buffered(Bytes),
     Streamed(Arc<ClientBody>),
 }
 
 impl OutgoingBody {
-    fn for_a_try(&self) -> RequestBody {
+    fn for_attempt(&self) -> RequestBody {
         match self {
             Self::Empty => RequestBody::Empty,
-            Self::Held(bytes) => RequestBody::Held(Some(bytes.clone())),
+            Self::Buffered(bytes) => RequestBody::Buffered(Some(bytes.clone())),
             Self::Streamed(source) => RequestBody::streamed(Arc::clone(source)),
         }
     }
@@ -124,7 +124,7 @@ impl OutgoingBody {
 
 type Answer = Response<ResponseBody>;
 
-/// What the gateway answers itself.
+/// An answer of the gateway itself.
 struct Refusal {
     status: StatusCode,
     detail: Cow<'static, str>,
@@ -137,7 +137,7 @@ impl Refusal {
 }
 
 impl Proxy {
-    /// A proxy that serves by `table` and counts in `meters`.
+    /// A proxy that routes by `table` and counts in `meters`.
     pub fn new(table: TableHandle, limits: Limits, trust_forwarded: bool, meters: Arc<Meters>) -> Self {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
@@ -164,7 +164,7 @@ impl Proxy {
     pub async fn close_tunnels(&self, deadline: Instant) {
         self.tunnels.close();
         if tokio::time::timeout_at(deadline, self.tunnels.wait()).await.is_err() {
-            tracing::warn!(tunnels = self.tunnels.len(), "cutting tunnels: they stayed open longer than `drain_timeout`");
+            tracing::warn!(tunnels = self.tunnels.len(), "drain timed out, cutting tunnels");
             self.cut_tunnels.cancel();
             self.tunnels.wait().await;
         }
@@ -181,14 +181,14 @@ impl Proxy {
             self.meters.refused(refusal.status.as_u16());
             let mut answer = problem(refusal.status, &refusal.detail);
             if refusal.status == StatusCode::BAD_REQUEST && version != Version::HTTP_2 {
-                // Whatever else comes from who sent that is not to be trusted to be a request of its own.
+                // What follows on the connection may not be a request of its own.
                 answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
             answer
         })
     }
 
-    /// Finds the service and makes the client's request into one for an instance.
+    /// Finds the service and turns the client's request into one for an instance.
     async fn outgoing(
         &self,
         mut request: Request<Incoming>,
@@ -197,7 +197,10 @@ impl Proxy {
         let host = headers::host_of(&request)
             .map_err(|what| Refusal::new(StatusCode::BAD_REQUEST, format!("the request has {what}")))?;
         if request.method() == Method::CONNECT {
-            return Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "this is a gateway to services, not a proxy to elsewhere"));
+            return Err(Refusal::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "CONNECT is not supported: the gateway forwards requests to services only",
+            ));
         }
         let service = self.service(host.as_ref(), inbound.pinned.as_deref())?;
         let content_length = request.body().size_hint().exact();
@@ -233,20 +236,13 @@ impl Proxy {
         if let Some(service) = found {
             return Ok(Arc::clone(service));
         }
-        if table.source.generation == 0 {
-            let detail = "this gateway has no route table yet: it waits for a server to send one";
+        if table.source.generation == Generation::default() {
+            let detail = "this gateway has no routes yet, it waits for a server; try again in a second";
             return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, detail));
         }
         Err(match pinned {
-            Some(key) => Refusal::new(StatusCode::SERVICE_UNAVAILABLE, format!("the service {key} is not deployed")),
-            None => {
-                let name = host.map_or("", |host| host.name.as_str());
-                let detail = format!(
-                    "no service answers to the host `{name}`; ask for `SERVICE.PIPELINE.ENVIRONMENT` (a domain may follow) or give \
-                     the service this host name"
-                );
-                Refusal::new(StatusCode::NOT_FOUND, detail)
-            }
+            Some(key) => Refusal::new(StatusCode::SERVICE_UNAVAILABLE, format!("the service {key} is not deployed; deploy it")),
+            None => Refusal::new(StatusCode::NOT_FOUND, unknown_host(host.map_or("", |host| host.name.as_str()), &table)),
         })
     }
 
@@ -254,31 +250,32 @@ impl Proxy {
         if body.is_end_stream() {
             return Ok(OutgoingBody::Empty);
         }
-        let hold = method.is_idempotent() && length.is_some_and(|length| length <= self.limits.replay_body_max.0);
-        if !hold {
+        let is_buffered = method.is_idempotent() && length.is_some_and(|length| length <= self.limits.replay_body_max.0);
+        if !is_buffered {
             return Ok(OutgoingBody::Streamed(ClientBody::new(body, self.limits.request_body_max.0, self.limits.idle())));
         }
         match tokio::time::timeout(self.limits.idle(), body.collect()).await {
-            Ok(Ok(collected)) => Ok(OutgoingBody::Held(collected.to_bytes())),
+            Ok(Ok(collected)) => Ok(OutgoingBody::Buffered(collected.to_bytes())),
             Ok(Err(_)) => Err(Refusal::new(StatusCode::BAD_REQUEST, BodyError::BrokenOff.to_string())),
-            Err(_) => Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, BodyError::StoodStill.to_string())),
+            Err(_) => Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, BodyError::Stalled.to_string())),
         }
     }
 
     fn too_long(&self) -> Refusal {
-        let detail = format!("the body is longer than {}, the most that this gateway passes on", self.limits.request_body_max);
+        let most = self.limits.request_body_max;
+        let detail = format!("the body is longer than {most}, the most that this gateway accepts; raise `request_body_max`");
         Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, detail)
     }
 
-    /// Sends a request to one instance after another until one answers or another try would not be safe.
+    /// Sends a request to one instance after another until one answers or another attempt is not safe.
     async fn forward(&self, service: Arc<LiveService>, mut outgoing: Outgoing) -> Result<Answer, Refusal> {
         let began = Instant::now();
         let mut tried: Vec<SocketAddr> = Vec::new();
         service.budget.earn();
         loop {
-            // By the table in force now: it may have moved on while a body was read, or because of what the last try met.
+            // By the table in force now: it may have changed while a body was read, or since the last attempt.
             let Some((candidate, in_flight)) = self.table.begin(&service.key, &tried) else {
-                let detail = format!("no instance of {} takes requests now; try again in a second", service.key);
+                let detail = format!("no instance of {} is serving; try again in a second", service.key);
                 return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, detail));
             };
             let failure = match self.send(&candidate, in_flight, &mut outgoing, began).await {
@@ -286,7 +283,8 @@ impl Proxy {
                 Err(failure) => failure,
             };
             let address = candidate.endpoint.address;
-            tracing::debug!(service = %service.key, %address, ?failure, tries = tried.len() + 1, "an instance gave no answer");
+            let release = &candidate.release;
+            tracing::debug!(service = %service.key, %release, %address, ?failure, attempt = tried.len() + 1, "attempt failed");
             tried.push(address);
             let again = tried.len() < self.limits.attempts_max
                 && retry::may_retry(failure, &outgoing.method, outgoing.body.left())
@@ -298,7 +296,7 @@ impl Proxy {
         }
     }
 
-    /// One try.
+    /// Makes one attempt.
     async fn send(
         &self,
         candidate: &Candidate,
@@ -310,9 +308,9 @@ impl Proxy {
         parts.scheme = Some(Scheme::HTTP);
         parts.authority = Some(candidate.endpoint.authority.clone());
         parts.path_and_query = Some(outgoing.path.clone());
-        let mut request = Request::new(outgoing.body.for_a_try());
+        let mut request = Request::new(outgoing.body.for_attempt());
         *request.method_mut() = outgoing.method.clone();
-        // `OPTIONS *` has no absolute form with a path: it goes to the instance's root.
+        // `OPTIONS *` has no absolute form with a path, so it goes to the instance's root.
         *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
         *request.headers_mut() = outgoing.headers.clone();
         // A request of HTTP/1.0 may lack a host, one of HTTP/1.1 may not.
@@ -322,12 +320,12 @@ impl Proxy {
         *request.version_mut() = if outgoing.grpc { Version::HTTP_2 } else { Version::HTTP_11 };
         let client = if outgoing.grpc { &self.http2 } else { &self.http1 };
 
-        let answer = self.in_time(client.request(request), &outgoing.body).await;
+        let answer = self.answer_head(client.request(request), &outgoing.body).await;
         let mut response = match answer {
             Ok(response) => response,
             Err(failure) => {
                 if failure != Failure::Client {
-                    self.blame(candidate, failure);
+                    self.count_failure(candidate, failure);
                 }
                 return Err(failure);
             }
@@ -361,19 +359,19 @@ impl Proxy {
         Ok(response.map(|_| ResponseBody::Own(None)))
     }
 
-    /// Counts a try without an answer against its release, even if another instance answers in the end: a release whose
-    /// instances fail must not look well because of those that stood in.
-    fn blame(&self, candidate: &Candidate, failure: Failure) {
+    /// Counts an attempt without an answer against its release, even if another instance answers in the end: retries must not hide
+    /// a release whose instances fail.
+    fn count_failure(&self, candidate: &Candidate, failure: Failure) {
         candidate.meter.unanswered(unix_second());
         if candidate.endpoint.failed(now_ms()) {
             let address = candidate.endpoint.address;
-            tracing::warn!(%address, ?failure, "instance left alone for a while: it failed too often");
+            tracing::warn!(release = %candidate.release, %address, ?failure, "instance ejected");
         }
     }
 
-    /// Waits for the head of the answer. The time counts from the last byte of the request that moved, so that a long upload
-    /// is no timeout.
-    async fn in_time(
+    /// Waits for the head of the answer, `response_timeout` from the last byte of the request that was sent, so that a long upload
+    /// does not time out.
+    async fn answer_head(
         &self,
         answer: hyper_util::client::legacy::ResponseFuture,
         body: &OutgoingBody,
@@ -404,27 +402,40 @@ impl Proxy {
         let key = &service.key;
         match (failure, outgoing.body.failure()) {
             (Failure::Client, Some(BodyError::TooLong)) => self.too_long(),
-            (Failure::Client, Some(BodyError::StoodStill)) => {
-                Refusal::new(StatusCode::REQUEST_TIMEOUT, BodyError::StoodStill.to_string())
+            (Failure::Client, Some(BodyError::Stalled)) => {
+                Refusal::new(StatusCode::REQUEST_TIMEOUT, BodyError::Stalled.to_string())
             }
             (Failure::Client, _) => Refusal::new(StatusCode::BAD_REQUEST, BodyError::BrokenOff.to_string()),
             (Failure::NotConnected, _) => {
-                let detail = format!("no instance of {key} could be reached; nothing was sent, try again in a second");
+                let detail = format!("no instance of {key} could be reached and nothing was sent; try again in a second");
                 Refusal::new(StatusCode::SERVICE_UNAVAILABLE, detail)
             }
             (Failure::TimedOut, _) => {
                 let limit = self.limits.response_timeout;
-                Refusal::new(StatusCode::GATEWAY_TIMEOUT, format!("the instance of {key} did not begin to answer within {limit}"))
+                Refusal::new(StatusCode::GATEWAY_TIMEOUT, format!("the instance of {key} did not answer within {limit}"))
             }
             (Failure::Reset, _) => {
-                let detail = format!("the instance of {key} broke off before answering; the request may have had its effect");
+                let detail =
+                    format!("the instance of {key} closed the connection before answering; the request may have had an effect");
                 Refusal::new(StatusCode::BAD_GATEWAY, detail)
             }
             (Failure::Garbled, _) => {
-                Refusal::new(StatusCode::BAD_GATEWAY, format!("the answer of the instance of {key} is not HTTP"))
+                Refusal::new(StatusCode::BAD_GATEWAY, format!("the instance of {key} answered with invalid HTTP"))
             }
         }
     }
+}
+
+/// How many services an answer to an unknown host names.
+const KNOWN_SERVICES_MAX: usize = 10;
+
+fn unknown_host(host: &str, table: &LiveTable) -> String {
+    let mut known: Vec<String> = table.source.services().keys().take(KNOWN_SERVICES_MAX).map(ServiceKey::host_prefix).collect();
+    if table.source.services().len() > known.len() {
+        known.push("…".to_owned());
+    }
+    let known = if known.is_empty() { "none, nothing is deployed".to_owned() } else { known.join(", ") };
+    format!("no service has the host {host}; known: {known}")
 }
 
 fn is_garbled(error: &(dyn std::error::Error + 'static)) -> bool {

@@ -1,5 +1,5 @@
-//! When a request may be sent once more: only when the first try cannot have had an effect, or doing it twice is the same as
-//! once, and only within a budget. Knows nothing of connections.
+//! When a request may be sent again: when the first attempt cannot have had an effect or the request is idempotent, and within a
+//! budget. Knows nothing of connections.
 //!
 //! Safe and idempotent methods: RFC 9110, 9.2. The budget is Finagle's and linkerd's: a share of the requests, plus a floor.
 
@@ -7,31 +7,31 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 
 use hyper::Method;
 
-/// How a try ended without an answer.
+/// How an attempt ended without an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failure {
-    /// No connection came about: nothing was sent.
+    /// No connection was made: nothing was sent.
     NotConnected,
-    /// The connection broke before the answer began: it may have been worked on.
+    /// The connection broke before the answer began: the request may have had an effect.
     Reset,
-    /// The answer did not begin in time: it may still be worked on.
+    /// The answer did not begin in time: the request may still have an effect.
     TimedOut,
-    /// What came was no HTTP answer.
+    /// The answer was not HTTP.
     Garbled,
-    /// The client's own body broke off, stood still or was too long.
+    /// The client's body broke off, stalled or was too long.
     Client,
 }
 
-/// What is left of a request's body for another try.
+/// What is left of a request's body for another attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BodyLeft {
-    /// All of it: there is none, or it is held, or none of it has been asked for yet.
+    /// All of it: there is none, it is buffered, or none of it was read.
     Whole,
-    /// Some of it has gone to the first try and is not held.
+    /// Some of it was sent and is not buffered.
     Spent,
 }
 
-/// Whether another try is safe.
+/// Whether another attempt is safe.
 pub fn may_retry(failure: Failure, method: &Method, body: BodyLeft) -> bool {
     match failure {
         Failure::NotConnected => body == BodyLeft::Whole,
@@ -42,12 +42,12 @@ pub fn may_retry(failure: Failure, method: &Method, body: BodyLeft) -> bool {
 
 /// Each request allows this much of a retry, in thousandths: 20 %.
 const PER_REQUEST: i64 = 200;
-/// So much comes each second besides, in thousandths: 10 retries.
+/// Each second allows this much besides, in thousandths: 10 retries.
 const PER_SECOND: i64 = 10_000;
-/// The most that can be saved up, in thousandths: 1,000 retries. More would let a long quiet pay for a storm.
+/// The most that accumulates, in thousandths: 1,000 retries. More would allow a retry storm after a quiet time.
 const SAVED_MAX: i64 = 1_000_000;
 
-/// How many retries a service has left. Keeps a failing service from being drowned by its own retries.
+/// Retries that a service has left, so that retries do not multiply the load of a failing service.
 #[derive(Debug)]
 pub struct RetryBudget {
     saved: AtomicI64,
@@ -55,12 +55,12 @@ pub struct RetryBudget {
 }
 
 impl RetryBudget {
-    /// A budget that begins, at `now_ms`, with ten seconds' floor saved up.
+    /// A budget that begins, at `now_ms`, with what ten seconds allow.
     pub fn new(now_ms: u64) -> Self {
         Self { saved: AtomicI64::new(10 * PER_SECOND), refilled_ms: AtomicU64::new(now_ms) }
     }
 
-    /// A request came.
+    /// Counts a request, which adds to the budget.
     pub fn earn(&self) {
         if self.saved.load(Relaxed) < SAVED_MAX {
             self.saved.fetch_add(PER_REQUEST, Relaxed);
@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_is_done_twice_that_is_not_the_same_as_once() {
+    fn request_that_may_have_had_an_effect_is_retried_only_if_idempotent() {
         use {BodyLeft::*, Failure::*};
         assert!(may_retry(NotConnected, &Method::POST, Whole));
         assert!(!may_retry(NotConnected, &Method::POST, Spent));
@@ -99,14 +99,14 @@ mod tests {
     }
 
     #[test]
-    fn retries_are_a_fifth_of_the_requests_and_ten_a_second() {
+    fn budget_allows_a_fifth_of_requests_and_ten_retries_a_second() {
         let budget = RetryBudget::new(1);
         let spend_all = |now_ms| (0..10_000).take_while(|_| budget.spend(now_ms)).count();
         assert_eq!(spend_all(1), 100);
         (0..1000).for_each(|_| budget.earn());
         assert_eq!(spend_all(1), 200);
         assert_eq!(spend_all(1001), 10);
-        assert_eq!(spend_all(9_000_000), 100, "quiet hours don't pay for a storm");
+        assert_eq!(spend_all(9_000_000), 100, "what a quiet time adds is bounded");
         (0..1_000_000).for_each(|_| budget.earn());
         assert_eq!(spend_all(9_000_000), 1000);
     }

@@ -1,4 +1,4 @@
-//! Tunnels: what a connection becomes when both sides agreed to speak something else than HTTP, such as WebSocket.
+//! Tunnels: connections whose sides agreed on another protocol than HTTP, such as WebSocket. Knows nothing of that protocol.
 
 use std::{
     io,
@@ -20,16 +20,16 @@ use super::endpoint::now_ms;
 /// Time for both sides to hand over their connection after the instance has agreed.
 const HANDOVER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long the other side may stand still once one side has ended: it has no more to wait for than its own last words.
+/// How long one side may stall once the other has ended: it only has its last data to send.
 const HALF_CLOSED_IDLE_LIMIT: Duration = Duration::from_secs(10);
 
-/// Passes bytes both ways until both sides have ended, or nothing moved for `idle_limit`. `_held` is what counts it as open.
-pub async fn tunnel<T>(client: OnUpgrade, instance: OnUpgrade, idle_limit: Duration, _held: T) {
+/// Passes bytes both ways until both sides have ended, or nothing moved for `idle_limit`. `_guard` is dropped at the end.
+pub async fn tunnel<T>(client: OnUpgrade, instance: OnUpgrade, idle_limit: Duration, _guard: T) {
     let both = futures::future::try_join(client, instance);
     let (client, instance) = match tokio::time::timeout(HANDOVER_TIMEOUT, both).await {
         Ok(Ok(both)) => both,
-        Ok(Err(error)) => return tracing::debug!(%error, "tunnel did not begin"),
-        Err(_) => return tracing::debug!("tunnel did not begin in time"),
+        Ok(Err(error)) => return tracing::debug!(%error, "tunnel failed to begin"),
+        Err(_) => return tracing::debug!("tunnel failed to begin in time"),
     };
     let moved_ms = AtomicU64::new(now_ms());
     let half_closed = Notify::new();
@@ -40,15 +40,15 @@ pub async fn tunnel<T>(client: OnUpgrade, instance: OnUpgrade, idle_limit: Durat
             Ok((from_client, from_instance)) => tracing::debug!(from_client, from_instance, "tunnel ended"),
             Err(error) => tracing::debug!(%error, "tunnel broke off"),
         },
-        () = stands_still(&moved_ms, idle_limit) => tracing::debug!("tunnel closed: nothing moved for too long"),
+        () = idle_for(&moved_ms, idle_limit) => tracing::debug!("tunnel closed, idle for too long"),
         () = async {
             half_closed.notified().await;
-            stands_still(&moved_ms, HALF_CLOSED_IDLE_LIMIT.min(idle_limit)).await;
-        } => tracing::debug!("tunnel closed: one side had ended and the other stood still"),
+            idle_for(&moved_ms, HALF_CLOSED_IDLE_LIMIT.min(idle_limit)).await;
+        } => tracing::debug!("tunnel closed, one side ended and the other stalled"),
     }
 }
 
-async fn stands_still(moved_ms: &AtomicU64, limit: Duration) {
+async fn idle_for(moved_ms: &AtomicU64, limit: Duration) {
     loop {
         let still = Duration::from_millis(now_ms().saturating_sub(moved_ms.load(Relaxed)));
         let Some(left) = limit.checked_sub(still).filter(|left| !left.is_zero()) else { return };
@@ -56,7 +56,7 @@ async fn stands_still(moved_ms: &AtomicU64, limit: Duration) {
     }
 }
 
-/// The client's side: every byte of a tunnel passes it, so watching it is enough.
+/// The client's side. Every byte of a tunnel passes it, so watching one side is enough.
 struct Watched<'a, T> {
     io: T,
     moved_ms: &'a AtomicU64,

@@ -1,6 +1,6 @@
 //! Bundles: a push's new objects as one file that git itself can read (gitformat-bundle(5), version 2). Written while the
 //! objects are still in git's quarantine, where `git bundle create` cannot name the refs that do not exist yet.
-//! Does not know where bundles are kept.
+//! Knows nothing of where bundles are stored.
 
 use std::{
     collections::BTreeSet,
@@ -17,15 +17,15 @@ use swell_model::repository::{CommitId, RefUpdate};
 
 const SIGNATURE_V2: &str = "# v2 git bundle";
 const SIGNATURE_V3: &str = "# v3 git bundle";
-/// The ids of a push's commits, to find on what they build: about 1.5 million commits.
+/// The most bytes of a listing of a push's commits, which finds their bases: about 1.5 million commits.
 const COMMITS_BYTES_MAX: usize = 64 << 20;
 
-/// Where the objects of a push wait until it is accepted, as environment for git.
+/// Environment that shows git the objects of a push that is not accepted yet.
 pub struct Quarantine {
     pub env: Vec<(&'static str, PathBuf)>,
 }
 
-/// Writes what `updates` bring beyond `existing` to `path`; false when they bring no object, and then there is no file.
+/// Writes the objects that `updates` add to `existing` to `path`. Returns false, and writes no file, when they add none.
 pub async fn write(
     git: &Git,
     git_dir: &Path,
@@ -70,13 +70,13 @@ pub async fn write(
     Ok(has_objects)
 }
 
-/// Adds a bundle's objects to a repository. The objects that it builds on must be there; refs are not touched.
+/// Adds a bundle's objects to a repository that has the objects they build on. Refs stay as they are.
 pub async fn apply(git: &Git, git_dir: &Path, path: &Path) -> Result<(), GitError> {
     let mut reader = BufReader::new(File::open(path).map_err(GitError::io("open", path))?);
     let mut header_len = 0;
     loop {
         let mut line = Vec::new();
-        // A line of the header is an id and a ref's name; anything longer is no bundle.
+        // A line of the header is an id and a ref's name; anything longer is not a bundle.
         let read = reader.by_ref().take(4096).read_until(b'\n', &mut line).map_err(GitError::io("read", path))?;
         let first_is_wrong =
             header_len == 0 && ![SIGNATURE_V2, SIGNATURE_V3].iter().any(|s| line.trim_ascii_end() == s.as_bytes());

@@ -1,5 +1,5 @@
-//! Running the git command: a clean environment, a time-out, bounded output, and nothing left running.
-//! Knows no repository and no protocol.
+//! Runs the git command: in a clean environment, with a time-out and bounded output, leaving no process behind.
+//! Knows nothing of repositories or protocols.
 
 use std::{
     ffi::OsStr,
@@ -21,16 +21,16 @@ use tokio::{
 use crate::error::{GitError, gist};
 use swell_model::repository::CommitId;
 
-/// How long a command that only touches the local disk may take.
+/// Time for a command on the local disk.
 pub const LOCAL_TIMEOUT: Duration = Duration::from_secs(120);
-/// How long a command that moves objects over the network may take: a first fetch of a large repository.
+/// Time for a command that moves objects over the network, such as the first fetch of a large repository.
 pub const NETWORK_TIMEOUT: Duration = Duration::from_secs(30 * 60);
-/// How long a command that is told to end may take to remove its locks.
+/// Time for a command to remove its locks after it was asked to end.
 const GRACE: Duration = Duration::from_secs(5);
 const STDOUT_BYTES_MAX: usize = 1 << 20;
 const STDERR_BYTES_KEPT: usize = 16 << 10;
 
-/// Variables of ours that a git command needs: where programs and keys are, and how to reach the network.
+/// Variables that a git command inherits: where programs and keys are, and how to reach the network.
 const PASSED_ON: &[&str] = &[
     "PATH",
     "HOME",
@@ -47,8 +47,8 @@ const PASSED_ON: &[&str] = &[
     "GIT_SSL_CAINFO",
 ];
 
-/// The whole configuration of every git that we run. Ownership is not a border here: the folders are ours, and an
-/// address on the local disk was named by somebody who may have it built. Hooks of others never run.
+/// Configuration of every git command. Ownership is not checked: the folders belong to the product, and an address on the local disk
+/// was given by somebody who may build it. Hooks of other repositories never run.
 const CONFIG: &str = "\
 [safe]
 \tdirectory = *
@@ -78,14 +78,14 @@ impl Git {
     pub async fn with_config_in(folder: &Path) -> Result<Self, GitError> {
         tokio::fs::create_dir_all(folder).await.map_err(GitError::io("create", folder))?;
         let config = std::path::absolute(folder.join("gitconfig")).map_err(GitError::io("locate", folder))?;
-        // Written beside and renamed: another process may be reading it.
+        // Written to another file and renamed, as another process may be reading it.
         let new = folder.join(format!("gitconfig.{}", std::process::id()));
         tokio::fs::write(&new, CONFIG).await.map_err(GitError::io("write", &new))?;
         tokio::fs::rename(&new, &config).await.map_err(GitError::io("write", &config))?;
         Ok(Self { config })
     }
 
-    /// A bare command with our environment, its own process group, and all three streams shut.
+    /// A command with the clean environment, its own process group, and all three streams closed.
     pub fn raw(&self) -> Command {
         let mut command = Command::new("git");
         command.env_clear().envs(PASSED_ON.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
@@ -106,18 +106,18 @@ impl Git {
         command
     }
 
-    /// A command to run to its end; `what` completes "… failed".
+    /// A command that runs to its end; `what` completes "… failed" in errors.
     pub fn command(&self, what: impl Into<String>) -> Invocation {
         let what = what.into();
         Invocation { command: self.raw(), what, timeout: LOCAL_TIMEOUT, stdout_bytes_max: STDOUT_BYTES_MAX, stdin: Vec::new() }
     }
 }
 
-/// How a command ended.
+/// Output and exit status of a command.
 pub struct Output {
     pub success: bool,
     pub stdout: Vec<u8>,
-    /// Its last 16 KiB.
+    /// Last 16 KiB of standard error.
     pub stderr: String,
 }
 
@@ -161,7 +161,7 @@ impl Invocation {
         self
     }
 
-    /// Runs to the end and gives its output, whatever its exit code.
+    /// Runs to the end and returns the output, whatever the exit code.
     pub async fn run(self) -> Result<Output, GitError> {
         self.run_to(None).await
     }
@@ -183,7 +183,7 @@ impl Invocation {
         if output.success { Ok(()) } else { Err(GitError::Failed { what, detail: gist(&output.stderr) }) }
     }
 
-    /// `files`: whether streams were given as files, and the one for standard input.
+    /// `files` says whether streams were given as files, and which one is standard input.
     async fn run_to(mut self, files: Option<Option<std::fs::File>>) -> Result<Output, GitError> {
         match files {
             None => {
@@ -205,8 +205,8 @@ impl Invocation {
             if let Some(mut stdin) = stdin
                 && let Err(error) = stdin.write_all(&self.stdin).await
             {
-                // Git closed its input early; its exit code says whether that was wrong.
-                tracing::debug!(%error, what = %self.what, "git did not read all of its input");
+                // Git closed its input early; its exit code says whether that is an error.
+                tracing::debug!(%error, what = %self.what, "git read only a part of its input");
             }
         };
         let work = async {
@@ -225,7 +225,7 @@ impl Invocation {
     }
 }
 
-/// Reads to the end; nothing when it was more than `bytes_max` (the writer then meets a closed pipe).
+/// Reads to the end; `None` when there is more than `bytes_max` (the writer then finds its pipe closed).
 async fn read_bounded(stream: Option<impl AsyncRead + Unpin>, bytes_max: usize) -> Option<Vec<u8>> {
     let mut bytes = Vec::new();
     if let Some(stream) = stream {
@@ -252,11 +252,11 @@ pub async fn read_tail(stream: Option<impl AsyncRead + Unpin>) -> String {
     String::from_utf8_lossy(&kept).into_owned()
 }
 
-/// A command and all that it started. Dropped before [`Self::wait`] has returned, all of it is told to end, and killed when it has not
-/// in [`GRACE`]: a git that is killed at once leaves its locks.
+/// A command and all its processes. When dropped before [`Self::wait`] has returned, they are asked to end, and killed after [`GRACE`]:
+/// a git that is killed at once leaves its locks.
 pub struct ProcessGroup(Option<Ending>);
 
-/// The command stays unreaped while this lives, so that its id, which is the group's, cannot be another's. Kills the group at the end.
+/// The command is not reaped while this lives, so that its id, which is the group's, is not reused. Kills the group at the end.
 struct Ending {
     group: Pid,
     child: Child,
@@ -280,12 +280,12 @@ impl ProcessGroup {
 
 impl Drop for ProcessGroup {
     fn drop(&mut self) {
-        // Once reaped it has no id, and its former one may be another's.
+        // Once reaped, its id may be reused.
         let Some(ending) = self.0.take().filter(|ending| ending.child.id().is_some()) else { return };
         if let Err(error) = killpg(ending.group, Signal::SIGTERM) {
-            tracing::debug!(%error, group = %ending.group, "a git command cannot be told to end");
+            tracing::debug!(%error, group = %ending.group, "failed to ask a git command to end");
         }
-        // Without a runtime there is nobody to wait, and it is killed here and now.
+        // Without a runtime nothing can wait, so it is killed at once.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move {
                 tokio::time::sleep(GRACE).await;
@@ -300,7 +300,7 @@ impl Drop for Ending {
         if self.child.id().is_some()
             && let Err(error) = killpg(self.group, Signal::SIGKILL)
         {
-            tracing::debug!(%error, group = %self.group, "a git command cannot be killed");
+            tracing::debug!(%error, group = %self.group, "failed to kill a git command");
         }
     }
 }
@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_command_that_is_given_up_may_tidy_up_and_one_that_does_not_end_is_killed() {
+    async fn dropped_command_may_clean_up_and_is_killed_when_it_does_not_end() {
         let dir = tempfile::tempdir().unwrap();
         let there = |name: &str| dir.path().join(name).exists();
         let start = |script: &str| {

@@ -1,19 +1,18 @@
-//! What can go wrong with a repository, read from git's own words. Does not know who asked.
+//! Errors of repositories, read from git's messages. Knows nothing of callers.
 
 use std::{io, path::PathBuf, time::Duration};
 
 use swell_system::disk_space::NoSpace;
 
-/// Why something with a repository did not work, and the way out.
+/// Why an operation on a repository failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum GitError {
-    /// There is no repository at the address, or it is hidden from who asks.
+    /// There is no repository at the address, or it is hidden from these credentials.
     #[error("no repository at `{url}`: check the address; a private one needs a token that may read it ({detail})")]
     NoRepository {
         /// The address, without credentials.
         url: String,
-        /// Git's words.
         detail: String,
     },
     /// The machine at the address does not answer.
@@ -21,17 +20,15 @@ pub enum GitError {
     Unreachable {
         /// The address, without credentials.
         url: String,
-        /// Git's words.
         detail: String,
     },
-    /// The other side refuses these credentials, or asks for some.
+    /// The server refuses these credentials, or requires some.
     #[error(
         "`{url}` refuses access: give a token or deploy key that may read it; some forges say this of an unknown repository ({detail})"
     )]
     Denied {
         /// The address, without credentials.
         url: String,
-        /// Git's words.
         detail: String,
     },
     /// No such branch, tag or commit; it may have been deleted.
@@ -39,79 +36,48 @@ pub enum GitError {
         "`{reference}` is no branch, tag or commit of `{url}`: it may have been deleted or never pushed; `git ls-remote` lists what there is"
     )]
     RefNotFound {
-        /// What was asked for.
         reference: String,
         /// The address, without credentials.
         url: String,
     },
     /// No such file in that commit.
-    #[error("commit {commit} has no file `{path}`: add it, or name the right path in the pipeline")]
-    PathNotFound {
-        /// The commit that was looked into.
-        commit: String,
-        /// The path, from the repository's root.
-        path: String,
-    },
-    /// More than the bound.
-    #[error("{what} is larger than {bytes_max} bytes, the most that is read: make it smaller")]
-    TooLarge {
-        /// What was read.
-        what: String,
-        /// The bound.
-        bytes_max: usize,
-    },
-    /// It took too long and was stopped.
-    #[error("{what} was stopped after {} s: the other side may be slow or gone; try again", after.as_secs())]
-    TimedOut {
-        /// What was tried.
-        what: String,
-        /// The bound.
-        after: Duration,
-    },
-    /// An address or a name that git must not see.
+    #[error("commit {commit} has no file `{path}`: add it, or correct the path in the pipeline")]
+    PathNotFound { commit: String, path: String },
+    /// A file or an output exceeds its bound.
+    #[error("{what} is larger than {bytes_max} bytes, the largest that is read: make it smaller")]
+    TooLarge { what: String, bytes_max: usize },
+    /// It timed out and was stopped.
+    #[error("{what} timed out after {} s: the server may be slow or down; try again", after.as_secs())]
+    TimedOut { what: String, after: Duration },
+    /// An address or a name that must not be given to git.
     #[error("`{text}` is not {expected}")]
     Invalid {
-        /// What was given.
         text: String,
         /// What would have been understood.
         expected: &'static str,
     },
     /// The git command itself could not be run.
-    #[error("cannot run git: install it, and see that it is on PATH ({0})")]
+    #[error("failed to run git: install it, and check that it is on PATH ({0})")]
     Start(#[source] io::Error),
-    /// The local disk did not do what was asked.
-    #[error("cannot {what} `{}`: check space and permissions ({source})", path.display())]
-    Io {
-        /// What was tried.
-        what: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// The system's answer.
-        source: io::Error,
-    },
-    /// The disk has too little room.
+    /// An operation on the local disk failed.
+    #[error("failed to {what} `{}`: check space and permissions ({source})", path.display())]
+    Io { what: &'static str, path: PathBuf, source: io::Error },
+    /// The disk is full.
     #[error(transparent)]
     NoSpace(#[from] NoSpace),
     /// The state of a hosted repository could not be read or stored.
     #[error("{what}: {detail}; try again")]
-    State {
-        /// What was tried.
-        what: String,
-        /// Why not.
-        detail: String,
-    },
-    /// Anything else, in git's words.
+    State { what: String, detail: String },
+    /// Any other failure.
     #[error("{what} failed: {detail}")]
     Failed {
-        /// What was tried.
         what: String,
-        /// Git's words.
         detail: String,
     },
 }
 
 impl GitError {
-    /// Whether the same may work later without anybody changing anything.
+    /// Whether the same operation may succeed later, unchanged.
     pub fn retryable(&self) -> bool {
         matches!(self, Self::Unreachable { .. } | Self::TimedOut { .. } | Self::State { .. } | Self::Io { .. })
     }
@@ -121,7 +87,7 @@ impl GitError {
         move |source| Self::Io { what, path, source }
     }
 
-    /// Reads why talking to `url` failed from git's words (`LC_ALL=C`; git 2.30 to 2.50 and the common forges).
+    /// Finds out why an operation on `url` failed from git's message (`LC_ALL=C`; git 2.30 to 2.50 and the common forges).
     pub fn of_remote(url: &str, what: &str, stderr: &str) -> Self {
         let has = |needles: &[&str]| needles.iter().any(|needle| stderr.contains(needle));
         let (url, detail) = (without_credentials(url), gist(stderr));
@@ -171,7 +137,7 @@ impl GitError {
     }
 }
 
-/// The address as it may be shown and logged.
+/// The address without credentials, to be shown and logged.
 pub fn without_credentials(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
     let authority_len = rest.find('/').unwrap_or(rest.len());
@@ -181,7 +147,7 @@ pub fn without_credentials(url: &str) -> String {
     }
 }
 
-/// The lines that say why, without progress and hints, in at most 300 characters.
+/// The lines that give the cause, without progress and hints, in at most 300 characters.
 pub fn gist(stderr: &str) -> String {
     let says_why = |line: &&str| ["fatal:", "error:", "remote:", "ERROR:"].iter().any(|mark| line.starts_with(mark));
     let lines: Vec<&str> = stderr.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
@@ -196,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_cause_is_read_from_what_git_says() {
+    fn error_kind_is_read_from_gits_message() {
         let kind = |stderr: &str| match GitError::of_remote("https://u:p@host/x.git", "fetching", stderr) {
             GitError::NoRepository { url, .. } => format!("none {url}"),
             GitError::Denied { .. } => "denied".to_owned(),

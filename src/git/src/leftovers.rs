@@ -1,5 +1,5 @@
-//! What a git that was killed leaves in a repository, and nothing else ever removes: locks, packs that were not finished, pushes that
-//! were not accepted. Knows nothing of who may be at work there: the caller sees to it that nobody is.
+//! Removes what a killed git leaves in a repository: locks, unfinished packs, pushes that were not accepted. Nothing else removes them.
+//! Knows nothing of other processes: the caller makes sure that none uses the repository.
 
 use std::{
     io,
@@ -8,7 +8,7 @@ use std::{
 
 use crate::error::GitError;
 
-/// Removes the lock files of refs and of the repository: every later change would fail on them.
+/// Removes the lock files of refs and of the repository, on which every later change would fail.
 pub async fn remove_locks(git_dir: &Path) {
     let git_dir = git_dir.to_owned();
     aside(move || {
@@ -19,13 +19,13 @@ pub async fn remove_locks(git_dir: &Path) {
     .await;
 }
 
-/// Removes what pushes brought that were not accepted, gigabytes each: git does not when it is told to end.
+/// Removes the objects of pushes that were not accepted, which may be gigabytes: git leaves them when it is asked to end.
 pub async fn remove_pushes(git_dir: &Path) {
     let objects = git_dir.join("objects");
     aside(move || below(&objects).filter(|path| begins(path, &["tmp_objdir-"])).for_each(|push| remove(&push))).await;
 }
 
-/// Removes packs that were not finished.
+/// Removes unfinished packs.
 pub async fn remove_half_packs(git_dir: &Path) {
     let packs = git_dir.join("objects/pack");
     aside(move || below(&packs).filter(|path| begins(path, &["tmp_", ".tmp-"])).for_each(|half| remove(&half))).await;
@@ -47,7 +47,7 @@ pub async fn remove_all(root: &Path) -> Result<(), GitError> {
 
 async fn aside(work: impl FnOnce() + Send + 'static) {
     if let Err(error) = tokio::task::spawn_blocking(work).await {
-        tracing::warn!(%error, "looking for what git left was broken off");
+        tracing::warn!(%error, "failed to look for leftovers of git");
     }
 }
 
@@ -67,8 +67,8 @@ fn remove(path: &Path) {
         Err(error) => Err(error),
     };
     match removed {
-        Ok(()) => tracing::warn!(path = %path.display(), "a git command was killed here; what it left is removed"),
+        Ok(()) => tracing::warn!(path = %path.display(), "removed leftovers of a killed git command"),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => tracing::warn!(%error, path = %path.display(), "what a git command left cannot be removed"),
+        Err(error) => tracing::warn!(%error, path = %path.display(), "failed to remove leftovers of a git command"),
     }
 }

@@ -1,4 +1,4 @@
-//! Git as a client: running the git command, mirrors of repositories, bundles. Must not know of Raft, HTTP or builds.
+//! Git as a client: the git command, mirrors of repositories, bundles. Must not know of Raft, HTTP or builds.
 
 pub mod bundle;
 pub mod command;

@@ -1,4 +1,4 @@
-//! Mirrors of repositories anywhere git can reach: fetched once a machine, then asked locally. Knows nothing of what is built.
+//! Mirrors of remote repositories: fetched once a machine, then read locally. Knows nothing of builds.
 
 use std::{
     collections::HashMap,
@@ -17,11 +17,11 @@ use crate::{
 };
 use swell_model::{digest::Digest, repository::CommitId};
 
-/// How long listing a repository's refs may take: it is done often, and by many.
+/// Time to list a repository's refs, which is done often and for many repositories.
 const LISTING_TIMEOUT: Duration = Duration::from_secs(60);
-/// A listing may be this long: about 500,000 refs.
+/// The most bytes of such a listing: about 500,000 refs.
 const LISTING_BYTES_MAX: usize = 64 << 20;
-/// The paths that one push changed may be this long together; more cannot be filtered.
+/// The most bytes of the paths that one push changed; more cannot be filtered.
 const CHANGED_PATHS_BYTES_MAX: usize = 16 << 20;
 
 /// The mirrors of one machine, below one folder. Cheap to clone.
@@ -33,19 +33,18 @@ pub struct Mirrors {
     fetching: Arc<Mutex<HashMap<String, Arc<Semaphore>>>>,
 }
 
-/// What another repository has: the answer of `git ls-remote`.
+/// Refs of a remote repository, as `git ls-remote` lists them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RemoteRefs {
     /// The branch that `HEAD` names, such as `refs/heads/main`.
     pub head: Option<String>,
-    /// Branches and tags by full name, each with its commit (a tag's own object is looked through).
+    /// Branches and tags by full name, each with its commit (annotated tags are resolved).
     pub refs: Vec<(String, CommitId)>,
 }
 
 /// A folder with exactly the files of one commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checkout {
-    /// What is checked out.
     pub commit: CommitId,
     /// When it was committed, seconds since 1970: `SOURCE_DATE_EPOCH`.
     pub committed_at_s: u64,
@@ -121,7 +120,7 @@ fn parse_listing(listing: &str) -> RemoteRefs {
     found
 }
 
-/// Refuses what git would take for an option or for a helper program.
+/// Refuses an address that git would read as an option or a helper program.
 fn check_url(url: &str) -> Result<(), GitError> {
     let schemes = ["https://", "http://", "ssh://", "git://", "file://"];
     let has_scheme = schemes.iter().any(|scheme| url.starts_with(scheme));
@@ -155,7 +154,7 @@ async fn ask_remote(invocation: Invocation, url: &str, what: &str) -> Result<Vec
 }
 
 impl Mirror {
-    /// Made beside and renamed, so that one whose making was interrupted is never taken for a mirror.
+    /// Created under another name and renamed, so that an unfinished one is never used as a mirror.
     async fn create(&self) -> Result<(), GitError> {
         let is_there = || tokio::fs::try_exists(self.git_dir.join("objects"));
         if is_there().await.unwrap_or(false) {
@@ -187,14 +186,14 @@ impl Mirror {
         self.git.command(what).in_repository(&self.git_dir)
     }
 
-    /// Makes branches and tags what they are there now; those that are gone there go here, their commits stay a while.
+    /// Updates branches and tags to those of the remote. Refs that are gone there are removed; their commits stay for a while.
     ///
     /// Errors: `NoRepository`, `Unreachable`, `Denied`, `TimedOut`, `Failed`.
     pub async fn fetch(&self) -> Result<(), GitError> {
         self.fetch_refs(&["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"]).await
     }
 
-    /// Gets one commit, even when no branch leads to it any more, where the other side gives such out.
+    /// Fetches one commit, even when no branch contains it any more, if the remote allows that.
     ///
     /// Errors: `RefNotFound`, and as of [`Mirror::fetch`].
     pub async fn fetch_commit(&self, commit: &CommitId) -> Result<(), GitError> {
@@ -216,7 +215,7 @@ impl Mirror {
     async fn fetch_refs(&self, refspecs: &[&str]) -> Result<(), GitError> {
         // Never closed, so this cannot fail; a failure would only mean that two fetches run at once.
         let _one_at_a_time = self.fetching.acquire().await.ok();
-        // Whatever is not finished now was left by a git that was killed. Check-outs only read.
+        // What is unfinished now was left by a killed git. Check-outs only read.
         leftovers::remove_locks(&self.git_dir).await;
         leftovers::remove_half_packs(&self.git_dir).await;
         let mut fetch = self.local("fetching").args(["fetch", "--quiet", "--no-tags", "--no-write-fetch-head"]);
@@ -247,7 +246,7 @@ impl Mirror {
         committed_at_s.ok_or_else(|| self.not_found(commit.as_str()))
     }
 
-    /// The paths that differ between two commits, both sides of a rename; all of `new`'s when there is no `old`.
+    /// Paths that differ between two commits, both sides of a rename; all paths of `new` without `old`.
     ///
     /// Errors: `TooLarge` where they exceed 16 MiB; `Failed` where a commit is not here.
     pub async fn changed_paths(&self, old: Option<&CommitId>, new: &CommitId) -> Result<Vec<String>, GitError> {
@@ -286,8 +285,8 @@ impl Mirror {
         read.stdout_bytes_max(bytes_max).run_ok().await
     }
 
-    /// Lays exactly the files of `commit` into `dest`, which must be absent or empty: a repository of its own, one commit deep,
-    /// that needs the mirror no more. Submodules and LFS files stay pointers. Some of the work survives a failure: remove `dest`.
+    /// Checks `commit` out to `dest`, which must be absent or empty: a repository of its own, one commit deep, independent of the
+    /// mirror. Submodules and LFS files stay pointers. After a failure `dest` is incomplete: remove it.
     ///
     /// Errors: `RefNotFound`, `Failed`, `Io`, `TimedOut`.
     pub async fn checkout(&self, commit: &CommitId, dest: &Path) -> Result<Checkout, GitError> {
@@ -317,7 +316,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_that_run_programs_are_refused() {
+    fn address_that_runs_a_program_is_refused() {
         for good in ["https://h/x.git", "ssh://git@h/x", "git@h:team/x.git", "/srv/x.git", "../x", "file:///x"] {
             assert!(check_url(good).is_ok(), "{good}");
         }
@@ -327,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_goes_to_its_host_alone() {
+    fn token_is_sent_to_its_host_only() {
         let env = credentials("https://user:old@host:8443/team/x.git", Some("t0k"));
         assert_eq!(env[1].1, "http.https://host:8443/.extraHeader");
         assert_eq!(env[2].1, format!("Authorization: Basic {}", BASE64.encode("oauth2:t0k")));

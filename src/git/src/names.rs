@@ -1,17 +1,17 @@
-//! Ids and reference names as git writes them, checked. Does not know which ones exist.
+//! Checks object ids and reference names as git writes them. Knows nothing of which ones exist.
 
 use swell_model::{ids::IdError, repository::CommitId};
 
-/// Git writes all zeros for "there is none".
+/// Git writes all zeros for no object.
 pub fn parse_or_none(text: &str) -> Result<Option<CommitId>, IdError> {
     let id: CommitId = text.parse()?;
     Ok(Some(id).filter(|id| id.as_str().bytes().any(|digit| digit != b'0')))
 }
 
-/// The longest reference name that is taken, in bytes: a component must fit a file name with `.lock` behind it.
+/// The longest reference name, in bytes: a component followed by `.lock` must fit a file name.
 const REF_BYTES_MAX: usize = 240;
 
-/// Whether git would take this as a reference's name, or as the end of one (git-check-ref-format(1)).
+/// Whether git accepts this as a reference's name, or as the end of one (git-check-ref-format(1)).
 pub fn is_ref_name(name: &str) -> bool {
     let is_component = |part: &str| !part.is_empty() && !part.starts_with('.') && !part.ends_with(".lock");
     name.len() <= REF_BYTES_MAX
@@ -24,7 +24,7 @@ pub fn is_ref_name(name: &str) -> bool {
         && !name.chars().any(|c| c.is_ascii_control() || matches!(c, ' ' | '~' | '^' | ':' | '?' | '*' | '[' | '\\'))
 }
 
-/// Whether both names cannot exist together, since git may keep `a/b` as a file in a folder `a`.
+/// Whether two refs cannot exist together, since git may store `a/b` as a file in a folder `a`.
 pub fn exclude_each_other(a: &str, b: &str) -> bool {
     let is_below = |folder: &str, name: &str| name.strip_prefix(folder).is_some_and(|rest| rest.starts_with('/'));
     is_below(a, b) || is_below(b, a)
@@ -36,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_zeros_mean_none() {
+    fn all_zeros_are_no_object() {
         assert_eq!(parse_or_none(&"0".repeat(40)), Ok(None));
         assert_eq!(parse_or_none(&"0".repeat(64)), Ok(None));
         let id = "4b825dc642cb6eb9a060e54bf8d69288fbee4904";
@@ -45,7 +45,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_those_that_git_takes() {
+    fn reference_name_is_checked_as_git_does() {
         for good in ["main", "refs/heads/feature/x-1", "v1.2.3", "übung"] {
             assert!(is_ref_name(good), "{good}");
         }

@@ -10,7 +10,7 @@ use crate::{
     cluster::Epoch,
     digest::Digest,
     event::{EventSeq, Subject},
-    fleet::{PolicyLimits, TargetInfo, observation::Report},
+    fleet::{PolicyLimits, TargetInfo, observation::TargetReports},
     ids::{BuildId, EnvironmentName, PipelineName, ReleaseId, RepositoryName, RolloutId, RunnerName, TargetName},
     pipeline::{Retention, Source},
     pipeline_file::PipelineFile,
@@ -331,10 +331,10 @@ pub enum FleetAction {
         /// The targets whose agents are connected to it.
         connected: RoaringBitmap,
     },
-    /// What targets said since the last batch. At most every 100 ms.
+    /// What targets report since the last batch of their server; proposed at most every 100 ms.
     Report {
-        /// Target numbers and their reports.
-        reports: Vec<(u32, Report)>,
+        /// A target appears once for each message that its reports came with.
+        targets: Vec<TargetReports>,
     },
     /// A runner joins, or has other room than before.
     RegisterRunner {

@@ -26,6 +26,11 @@ fn is_name(text: &str) -> bool {
         && !text.contains("..")
 }
 
+/// What tells an agent from all others: 32 random hexadecimal digits, made once on its machine.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct AgentId(pub String);
+
 macro_rules! names {
     ($($(#[$doc:meta])* $name:ident, $expected:literal;)*) => {$(
         $(#[$doc])*

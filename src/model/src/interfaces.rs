@@ -9,7 +9,7 @@ use crate::{
     ids::BuildId,
     principal::Principal,
     rejection::Rejection,
-    routing::table::{GatewayHello, GatewayToServer, ServerToGateway},
+    routing::messages::{GatewayHello, GatewayToServer, ServerToGateway},
     units::Timestamp,
     wire::{AgentToServer, ServerToAgent},
 };

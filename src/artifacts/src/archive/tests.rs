@@ -20,7 +20,7 @@ fn packed(dir: &Path) -> (Vec<u8>, Packed) {
 }
 
 #[test]
-fn says_what_it_wrote_and_gnu_tar_reads_it() {
+fn archive_matches_its_figures_and_is_read_by_gnu_tar() {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir_all(dir.path().join("bin/empty")).unwrap();
     fs::write(dir.path().join("bin/api"), "#!/bin/sh\n").unwrap();
@@ -68,7 +68,7 @@ fn error_of(make: impl FnOnce(&Path)) -> String {
 }
 
 #[test]
-fn what_cannot_be_packed_is_named() {
+fn entry_that_cannot_be_packed_is_named() {
     let link = std::os::unix::fs::symlink::<&str, std::path::PathBuf>;
     for target in ["/etc/passwd", "../x", "a/../../x"] {
         let error = error_of(|dir| link(target, dir.join("out")).unwrap());
@@ -90,7 +90,7 @@ fn what_cannot_be_packed_is_named() {
 }
 
 #[test]
-fn what_is_too_large_is_refused_before_a_byte_is_read() {
+fn too_large_tree_is_refused_before_it_is_read() {
     let sized = |size| Node {
         path: b"disk.img".to_vec(),
         kind: Kind::File(FileNode { executable: false, size, links: 1, inode: (0, 0) }),
@@ -102,7 +102,7 @@ fn what_is_too_large_is_refused_before_a_byte_is_read() {
 
 /// As many entries as there may be, and names as long as they may be, would take gigabytes.
 #[test]
-fn names_that_fill_the_memory_are_refused() {
+fn names_beyond_memory_bound_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("file"), "x").unwrap();
     fs::create_dir(dir.path().join("n".repeat(200))).unwrap();
@@ -123,7 +123,7 @@ fn names_that_fill_the_memory_are_refused() {
 }
 
 #[test]
-fn a_missing_folder_and_a_full_disk_are_errors() {
+fn missing_folder_and_full_disk_are_errors() {
     assert!(matches!(pack(Path::new("/nonexistent"), Vec::new(), OPTIONS), Err(PackError::Read { .. })));
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("file"), super::super::testing::noise(1 << 20)).unwrap();

@@ -112,7 +112,7 @@ fn corrupt(response: Response<ContentBody>) -> Response<ContentBody> {
 }
 
 #[tokio::test]
-async fn comes_whole_over_one_connection() {
+async fn artifact_is_fetched_over_one_connection() {
     let fixture = Fixture::new().await;
     let server = fixture.server(|_, response| response).await;
     let seen = Mutex::new(Vec::new());
@@ -133,7 +133,7 @@ async fn comes_whole_over_one_connection() {
 }
 
 #[tokio::test]
-async fn several_pieces_at_once() {
+async fn pieces_are_fetched_in_parallel() {
     let fixture = Fixture::new().await;
     let server = fixture.server(|_, response| response).await;
     fixture.fetch(&server, &FetchOptions { parallel: 4, ..OPTIONS }).await.unwrap();
@@ -141,7 +141,7 @@ async fn several_pieces_at_once() {
 }
 
 #[tokio::test]
-async fn goes_on_where_a_dead_server_left_it() {
+async fn fetch_resumes_after_server_died() {
     let fixture = Fixture::new().await;
     let dying = fixture.server(|number, response| if number < 3 { response } else { cut(response) }).await;
     let error = fixture.fetch(&dying, &OPTIONS).await.unwrap_err();
@@ -166,7 +166,7 @@ async fn goes_on_where_a_dead_server_left_it() {
 }
 
 #[tokio::test]
-async fn one_failure_of_each_kind_is_survived() {
+async fn fetch_survives_one_failure_of_each_kind() {
     let fixture = Fixture::new().await;
     let server = fixture
         .server(|number, response| match number {
@@ -182,7 +182,7 @@ async fn one_failure_of_each_kind_is_survived() {
 }
 
 #[tokio::test]
-async fn a_corrupting_source_is_named_and_nothing_of_it_kept() {
+async fn corrupting_source_is_named_and_its_bytes_are_not_kept() {
     let fixture = Fixture::new().await;
     let server = fixture.server(|_, response| corrupt(response)).await;
     let error = fixture.fetch(&server, &OPTIONS).await.unwrap_err();
@@ -196,7 +196,7 @@ async fn a_corrupting_source_is_named_and_nothing_of_it_kept() {
 }
 
 #[tokio::test]
-async fn a_silent_source_is_given_up() {
+async fn silent_source_times_out() {
     let fixture = Fixture::new().await;
     let server = Server::start(|_| futures::future::pending().boxed()).await;
     let options = FetchOptions { piece_timeout: Millis(50), ..OPTIONS };
@@ -205,7 +205,7 @@ async fn a_silent_source_is_given_up() {
 }
 
 #[tokio::test]
-async fn refusals_are_not_repeated() {
+async fn refused_request_is_not_repeated() {
     let fixture = Fixture::new().await;
     for status in [StatusCode::NOT_FOUND, StatusCode::FORBIDDEN, StatusCode::RANGE_NOT_SATISFIABLE, StatusCode::OK] {
         let server = fixture.server(move |_, _| answer(status, "no")).await;
@@ -223,7 +223,7 @@ async fn refusals_are_not_repeated() {
 }
 
 #[tokio::test]
-async fn a_manifest_that_lies_gives_nothing() {
+async fn wrong_manifest_yields_no_file() {
     let mut fixture = Fixture::new().await;
     let other = testing::manifest_of(&testing::noise(SIZE - 1));
     let truth = fixture.manifest.clone();
@@ -245,7 +245,7 @@ async fn a_manifest_that_lies_gives_nothing() {
 }
 
 #[tokio::test]
-async fn a_full_disk_is_told_with_figures() {
+async fn full_disk_is_reported_with_figures() {
     let Some((_disk, path)) = testing::small_disk(2 << 20) else { return };
     let fixture = Fixture::new().await;
     let server = fixture.server(|_, response| response).await;

@@ -33,7 +33,7 @@ impl Fixture {
 }
 
 #[tokio::test]
-async fn the_whole_with_its_headers() {
+async fn whole_content_is_served_with_its_headers() {
     let fixture = Fixture::new(600_000).await;
     let (status, headers, body) = fixture.ask(Method::GET, &[]).await;
     assert_eq!(status, StatusCode::OK);
@@ -49,7 +49,7 @@ async fn the_whole_with_its_headers() {
 }
 
 #[tokio::test]
-async fn one_range() {
+async fn one_range_is_served() {
     let fixture = Fixture::new(1000).await;
     for (asked, range) in [
         ("bytes=0-0", 0..1),
@@ -80,7 +80,7 @@ async fn one_range() {
 }
 
 #[tokio::test]
-async fn conditions() {
+async fn conditional_request_is_answered_by_digest() {
     let fixture = Fixture::new(100).await;
     let etag = format!("\"{}\"", fixture.digest);
     for tags in [etag.clone(), format!("\"other\", W/{etag}"), "*".to_owned()] {
@@ -98,7 +98,7 @@ async fn conditions() {
 }
 
 #[tokio::test]
-async fn refusals_say_why() {
+async fn refused_request_gets_problem_details() {
     let mut fixture = Fixture::new(10).await;
     let (status, headers, _) = fixture.ask(Method::PUT, &[]).await;
     assert_eq!((status, headers[header::ALLOW].to_str().unwrap()), (StatusCode::METHOD_NOT_ALLOWED, "GET, HEAD"));

@@ -1,4 +1,4 @@
-//! The content store on a server's own disk: the async face of [`super::layout`]. Knows nothing of other servers' copies.
+//! The content store on a server's own disk: the async interface of [`super::layout`]. Knows nothing of other servers' copies.
 
 use std::{
     io::{Seek, SeekFrom},
@@ -24,18 +24,18 @@ use swell_model::{
     units::{BasisPoints, Millis},
 };
 
-/// How an embedded store behaves. The defaults are the ones to run with.
+/// Options of an embedded store. The defaults are meant for production.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EmbeddedOptions {
-    /// How long after being put or leased an object cannot be deleted: longer than a build takes from finding it there to naming it in state.
+    /// Time after being put or leased during which an object is not deleted: longer than a build takes from finding it to naming it in state.
     pub lease: Millis,
-    /// How long a deleted object can be brought back.
+    /// Time during which a deleted object can be restored.
     pub tombstone: Millis,
-    /// How long an upload that nobody continues is kept.
+    /// Time after which an idle upload is removed.
     pub upload: Millis,
-    /// How long a sender may send nothing.
+    /// Time that a sender may be silent.
     pub stall: Millis,
-    /// Share of the disk in use at which the oldest artifacts go.
+    /// Share of the disk in use at which the oldest artifacts are deleted.
     pub low_water: BasisPoints,
     /// Share of the disk in use at which builds wait.
     pub high_water: BasisPoints,
@@ -67,20 +67,20 @@ pub struct Embedded {
 }
 
 impl Embedded {
-    /// Opens the store in `dir`, making it if need be, and removes what an interrupted process left and nobody can use.
+    /// Opens the store in `dir`, which is created if missing, and removes unusable leftovers of an interrupted process.
     pub async fn open(dir: impl AsRef<Path>, options: EmbeddedOptions) -> Result<Self> {
         let dir = dir.as_ref().to_owned();
         let layout = aside(move || Layout::open(&dir, options)).await?;
         Ok(Self { layout: Arc::new(layout), sending: Arc::default(), next_put: Arc::default(), stall: options.stall })
     }
 
-    /// Where it is.
+    /// Folder of the store.
     pub fn dir(&self) -> &Path {
         self.layout.dir()
     }
 
-    /// Removes uploads that nobody continued for a day, and deleted objects whose tombstones ended. To be called now and then;
-    /// returns how many files went.
+    /// Removes idle uploads, and deleted objects that can no longer be restored. Call it periodically. Returns the number of files
+    /// removed.
     pub async fn sweep(&self) -> Result<usize> {
         self.on_disk(|layout| layout.sweep()).await
     }
@@ -127,7 +127,7 @@ impl ContentStore for Embedded {
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(StoreError::NotFound(digest)),
                 Err(error) => return Err(io_error("open", &path)(error)),
             };
-            let size = file.metadata().map_err(io_error("look at", &path))?.len();
+            let size = file.metadata().map_err(io_error("stat", &path))?.len();
             if range.start > range.end || range.end > size {
                 return Err(StoreError::Range { digest, size, start: range.start, end: range.end });
             }
@@ -176,7 +176,7 @@ impl ContentStore for Embedded {
             match std::fs::metadata(&path) {
                 Ok(metadata) => Ok(metadata.len()),
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(0),
-                Err(error) => Err(io_error("look at", &path)(error)),
+                Err(error) => Err(io_error("stat", &path)(error)),
             }
         })
     }
@@ -207,7 +207,7 @@ impl ContentStore for Embedded {
             let _claim = claim?;
             let path = layout.upload(&upload.0);
             let Some(Hashed { digest: found, size, .. }) = hash_file(&path)? else {
-                // It may have been finished before, and the answer was lost.
+                // It may have been finished before, with the answer lost.
                 return match layout.lease(expected)?.then(|| layout.stat(expected)).transpose()?.flatten() {
                     Some(stored) => Ok(stored),
                     None => Err(StoreError::UnknownUpload(upload)),

@@ -1,4 +1,4 @@
-//! The files of the embedded store, and each change to them as one step that a crash cannot halve. Blocking; knows nothing of streams.
+//! The files of the embedded store, and atomic changes of them. Blocking; knows nothing of streams.
 //!
 //! `objects/ab/cdef…` (an object; its modification time is when it was last put or leased), `partial/` (uploads),
 //! `deleted/<hex>` (tombstones, with the bytes), `corrupt/<hex>` (what scrubbing set aside).
@@ -20,7 +20,7 @@ use swell_model::{
     units::{BasisPoints, Millis},
 };
 
-/// Prefix of the partial files of `put`: no upload can be named so, and none of them outlives its process.
+/// Prefix of the partial files of `put`: no upload can have such a name, and none of them outlives its process.
 const PUT_PREFIX: &str = ".put-";
 
 pub(super) struct Layout {
@@ -47,7 +47,7 @@ fn sync_folder(path: &Path) -> Result<()> {
     File::open(path).and_then(|folder| folder.sync_all()).map_err(io_error("sync", path))
 }
 
-/// Removes a file; that it is not there is as good.
+/// Removes a file, if it is there.
 pub(super) fn remove_if_there(path: &Path) -> Result<bool> {
     match fs::remove_file(path) {
         Ok(()) => Ok(true),
@@ -56,7 +56,7 @@ pub(super) fn remove_if_there(path: &Path) -> Result<bool> {
     }
 }
 
-/// How long ago a file was last changed; nothing when the clock went back.
+/// Time since a file was last changed; zero when the clock went back.
 fn age(metadata: &fs::Metadata) -> Duration {
     metadata.modified().ok().and_then(|then| SystemTime::now().duration_since(then).ok()).unwrap_or_default()
 }
@@ -70,11 +70,11 @@ fn metadata_if_there(path: &Path) -> Result<Option<fs::Metadata>> {
         Ok(metadata) if metadata.is_file() => Ok(Some(metadata)),
         Ok(_) => Ok(None),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(io_error("look at", path)(error)),
+        Err(error) => Err(io_error("stat", path)(error)),
     }
 }
 
-/// What a file holds.
+/// Digest and size of a file.
 pub(super) struct Hashed {
     pub(super) digest: Digest,
     pub(super) size: u64,
@@ -87,7 +87,7 @@ pub(super) fn hash_file(path: &Path) -> Result<Option<Hashed>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(io_error("open", path)(error)),
     };
-    let inode = file.metadata().map_err(io_error("look at", path))?.ino();
+    let inode = file.metadata().map_err(io_error("stat", path))?.ino();
     let (digest, size) = hash::of(file).map_err(io_error("read", path))?;
     Ok(Some(Hashed { digest, size, inode }))
 }
@@ -122,7 +122,7 @@ impl Layout {
     }
 
     fn totals(&self) -> MutexGuard<'_, Totals> {
-        // The figures are whole at each moment, so a panic elsewhere does not make them wrong.
+        // The figures are consistent at all times, so a panic elsewhere does no harm.
         self.totals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -178,7 +178,7 @@ impl Layout {
             }
             let Some(metadata) = metadata_if_there(&tombstone)? else { return Ok(false) };
             touch(&tombstone).map_err(io_error("set the time of", &tombstone))?;
-            fs::rename(&tombstone, &object).map_err(io_error("bring back", &object))?;
+            fs::rename(&tombstone, &object).map_err(io_error("restore", &object))?;
             totals.bytes += metadata.len();
             totals.objects += 1;
             true
@@ -240,16 +240,16 @@ impl Layout {
     }
 
     pub(super) fn usage(&self) -> Result<Usage> {
-        let room = disk_space::room(&self.dir).map_err(io_error("ask for the space of", &self.dir))?;
-        let used = u128::from(room.capacity.saturating_sub(room.free));
-        let at = |mark: BasisPoints| used * u128::from(BasisPoints::ALL.0) >= u128::from(room.capacity) * u128::from(mark.0);
+        let disk = disk_space::room(&self.dir).map_err(io_error("read the free space of", &self.dir))?;
+        let used = u128::from(disk.capacity.saturating_sub(disk.free));
+        let at = |mark: BasisPoints| used * u128::from(BasisPoints::ALL.0) >= u128::from(disk.capacity) * u128::from(mark.0);
         let level = match () {
             () if at(self.options.high_water) => Level::High,
             () if at(self.options.low_water) => Level::Low,
             () => Level::Normal,
         };
         let totals = self.totals();
-        Ok(Usage { bytes: totals.bytes, objects: totals.objects, free_bytes: room.free, capacity_bytes: room.capacity, level })
+        Ok(Usage { bytes: totals.bytes, objects: totals.objects, free_bytes: disk.free, capacity_bytes: disk.capacity, level })
     }
 
     pub(super) fn scrub(&self, digest: Digest) -> Result<Scrubbed> {
@@ -263,7 +263,7 @@ impl Layout {
             let mut totals = self.totals();
             match metadata_if_there(&object)? {
                 None => return Ok(Scrubbed::Missing),
-                // A good copy was put in its place since.
+                // A good copy replaced it meanwhile.
                 Some(now) if now.ino() != inode => return Ok(Scrubbed::Intact),
                 Some(_) => fs::rename(&object, &aside).map_err(io_error("set aside", &object))?,
             }
@@ -272,15 +272,15 @@ impl Layout {
         }
         sync_folder(&self.shard(digest.0[0]))?;
         sync_folder(&self.dir.join("corrupt"))?;
-        tracing::error!(%digest, %found, size, aside = %aside.display(), "stored content is damaged and was set aside");
+        tracing::error!(%digest, %found, size, aside = %aside.display(), "damaged content set aside");
         Ok(Scrubbed::Corrupt { found })
     }
 
-    /// Removes uploads that nobody continued and tombstones that ended. Returns how many files.
+    /// Removes idle uploads and expired tombstones. Returns the number of files.
     pub(super) fn sweep(&self) -> Result<usize> {
         let (upload, tombstone) = (self.options.upload.as_duration(), self.options.tombstone.as_duration());
         let uploads = self.remove_where(&self.dir.join("partial"), |_, age| age >= upload)?;
-        // Under the lock, so that a lease does not find a tombstone that goes at this moment.
+        // Under the lock, so that a lease does not find a tombstone that is being removed.
         let _totals = self.totals();
         Ok(uploads + self.remove_where(&self.dir.join("deleted"), |_, age| age >= tombstone)?)
     }
@@ -292,7 +292,7 @@ impl Layout {
             let path = entry.path();
             let Some(metadata) = metadata_if_there(&path)? else { continue };
             if goes(&entry.file_name().to_string_lossy(), age(&metadata)) && remove_if_there(&path)? {
-                tracing::debug!(path = %path.display(), bytes = metadata.len(), "removed what nobody needs any more");
+                tracing::debug!(path = %path.display(), bytes = metadata.len(), "removed an expired file");
                 removed += 1;
             }
         }

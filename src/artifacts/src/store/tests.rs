@@ -44,7 +44,7 @@ fn files_in(dir: &Path) -> usize {
 const HOUR: Duration = Duration::from_secs(3600);
 
 #[tokio::test]
-async fn what_was_put_is_there_after_a_restart() {
+async fn object_survives_restart() {
     let dir = tempfile::tempdir().unwrap();
     let content = testing::noise(3_000_000);
     let digest = Digest::of(&content);
@@ -68,7 +68,7 @@ async fn what_was_put_is_there_after_a_restart() {
 }
 
 #[tokio::test]
-async fn what_is_not_whole_is_never_seen() {
+async fn incomplete_object_is_never_visible() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path()).await;
     let wrong = store.put(stream_of("other"), Some(Digest::of(b"this"))).await.unwrap_err();
@@ -84,7 +84,7 @@ async fn what_is_not_whole_is_never_seen() {
 }
 
 #[tokio::test]
-async fn a_sender_that_says_nothing_is_given_up() {
+async fn silent_sender_times_out() {
     let dir = tempfile::tempdir().unwrap();
     let options = EmbeddedOptions { stall: Millis(20), ..EmbeddedOptions::default() };
     let silent = Embedded::open(dir.path(), options).await.unwrap().put(futures::stream::pending().boxed(), None).await;
@@ -92,7 +92,7 @@ async fn a_sender_that_says_nothing_is_given_up() {
 }
 
 #[tokio::test]
-async fn what_a_crash_left_is_cleaned() {
+async fn leftovers_of_a_crash_are_removed() {
     let dir = tempfile::tempdir().unwrap();
     drop(store(dir.path()).await);
     let partial = dir.path().join("partial");
@@ -112,7 +112,7 @@ async fn what_a_crash_left_is_cleaned() {
 }
 
 #[tokio::test]
-async fn the_same_content_at_once_is_kept_once() {
+async fn concurrent_puts_of_same_content_store_it_once() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path()).await;
     let content = testing::noise(1 << 20);
@@ -125,7 +125,7 @@ async fn the_same_content_at_once_is_kept_once() {
 }
 
 #[tokio::test]
-async fn uploads_resume() {
+async fn upload_resumes() {
     let dir = tempfile::tempdir().unwrap();
     let content = testing::noise(2_500_000);
     let digest = Digest::of(&content);
@@ -157,7 +157,7 @@ async fn uploads_resume() {
 }
 
 #[tokio::test]
-async fn one_sender_at_a_time() {
+async fn upload_has_one_sender_at_a_time() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path()).await;
     let upload: UploadId = "u".parse().unwrap();
@@ -179,14 +179,14 @@ async fn one_sender_at_a_time() {
 }
 
 #[test]
-fn uploads_have_harmless_names() {
+fn upload_name_is_checked() {
     for bad in ["", "..", "a/b", ".put-1-1", "A", &"x".repeat(101)] {
         assert!(bad.parse::<UploadId>().is_err(), "{bad}");
     }
 }
 
 #[tokio::test]
-async fn a_new_use_wins_over_cleaning() {
+async fn lease_wins_over_deletion() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path()).await;
     let digest = store.put(stream_of("artifact"), None).await.unwrap().digest;
@@ -216,7 +216,7 @@ async fn a_new_use_wins_over_cleaning() {
 }
 
 #[tokio::test]
-async fn a_reader_keeps_what_is_deleted_under_it() {
+async fn reader_finishes_deleted_object() {
     let dir = tempfile::tempdir().unwrap();
     let store = unleased(dir.path()).await;
     let content = testing::noise(2_000_000);
@@ -227,7 +227,7 @@ async fn a_reader_keeps_what_is_deleted_under_it() {
 }
 
 #[tokio::test]
-async fn rot_is_found_and_healed() {
+async fn damaged_object_is_found_and_healed() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path()).await;
     let digest = store.put(stream_of("good"), None).await.unwrap().digest;
@@ -244,7 +244,7 @@ async fn rot_is_found_and_healed() {
 }
 
 #[tokio::test]
-async fn pages_hold_each_object_once() {
+async fn pages_list_each_object_once() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path()).await;
     let mut expected = Vec::new();
@@ -264,7 +264,7 @@ async fn pages_hold_each_object_once() {
 }
 
 #[tokio::test]
-async fn water_marks_are_told() {
+async fn water_marks_are_reported() {
     let dir = tempfile::tempdir().unwrap();
     for (low, high, expected) in [(10_001, 10_001, Level::Normal), (0, 10_001, Level::Low), (0, 0, Level::High)] {
         let options =
@@ -276,7 +276,7 @@ async fn water_marks_are_told() {
 }
 
 #[tokio::test]
-async fn a_full_disk_is_told_and_leaves_nothing() {
+async fn full_disk_is_reported_and_leaves_nothing() {
     let Some((_disk, path)) = testing::small_disk(4 << 20) else { return };
     let store = store(&path.join("store")).await;
     let small = store.put(stream_of("small"), None).await.unwrap();

@@ -25,7 +25,7 @@ use swell_model::{digest::Digest, units::Millis};
 /// Bytes gathered before they are written.
 const BATCH_BYTES: usize = 1 << 20;
 
-/// Runs blocking work aside and waits for it.
+/// Runs blocking work on another thread and waits for it.
 pub(super) async fn aside<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
@@ -39,11 +39,11 @@ pub(super) async fn aside<T: Send + 'static>(work: impl FnOnce() -> Result<T> + 
     }
 }
 
-/// The uploads that somebody is sending at this moment.
+/// Uploads that are being sent.
 #[derive(Default)]
 pub(super) struct Sending(Mutex<HashSet<UploadId>>);
 
-/// One of them, until dropped.
+/// One upload that is being sent, until dropped.
 pub(super) struct Claim(Arc<Sending>, UploadId);
 
 impl Sending {
@@ -62,8 +62,8 @@ impl Drop for Claim {
     }
 }
 
-/// A file being written. It moves into the blocking work and back, so that whatever it holds lives as long as that work,
-/// even when the caller went away.
+/// A file being written. It moves into the blocking work and back, so that what it holds lives as long as that work, even when the
+/// caller is gone.
 pub(super) struct Sink {
     file: File,
     path: PathBuf,
@@ -74,16 +74,16 @@ pub(super) struct Sink {
 }
 
 impl Sink {
-    /// A new file that is hashed along, and removed unless it is kept.
+    /// A new file that is hashed while written, and removed unless it is kept.
     pub(super) fn create(path: PathBuf) -> Result<Self> {
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(io_error("create", &path))?;
         Ok(Self { file, path, hash: Some(Sha256::new()), size: 0, remove: true, _claim: None })
     }
 
-    /// A file that goes on at its end, and stays.
+    /// A file that is appended to, and stays.
     pub(super) fn append(path: PathBuf, claim: Claim) -> Result<Self> {
         let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&path).map_err(io_error("open", &path))?;
-        let size = file.metadata().map_err(io_error("look at", &path))?.len();
+        let size = file.metadata().map_err(io_error("stat", &path))?.len();
         Ok(Self { file, path, hash: None, size, remove: false, _claim: Some(claim) })
     }
 
@@ -111,13 +111,13 @@ impl Sink {
         Ok(())
     }
 
-    /// Brings it to the disk; the digest of all that was written to a created one.
+    /// Syncs the file. Returns the digest of what was written if it was created.
     pub(super) fn sync(&mut self) -> Result<Option<Digest>> {
         self.file.sync_all().map_err(io_error("sync", &self.path))?;
         Ok(self.hash.take().map(|hash| Digest(hash.finalize().into())))
     }
 
-    /// It has become something else; there is nothing left to remove.
+    /// Keeps the file, which was renamed: there is nothing to remove.
     pub(super) fn keep(mut self) {
         self.remove = false;
     }
@@ -131,10 +131,10 @@ impl Drop for Sink {
         let path = std::mem::take(&mut self.path);
         let remove = move || {
             if let Err(error) = remove_if_there(&path) {
-                tracing::warn!(%error, "cannot remove an upload that was not finished; the next start will");
+                tracing::warn!(%error, "failed to remove an unfinished upload, the next start will");
             }
         };
-        // Freeing the blocks of a large file takes a while; a caller that went away drops this on an async thread.
+        // Freeing the blocks of a large file takes a while; a caller that is gone drops this on an async thread.
         match tokio::runtime::Handle::try_current() {
             Ok(runtime) => drop(runtime.spawn_blocking(remove)),
             Err(_) => remove(),
@@ -142,7 +142,7 @@ impl Drop for Sink {
     }
 }
 
-/// Writes all of `content` to `sink`. When the stream breaks, what came before is written.
+/// Writes all of `content` to `sink`. When the stream breaks, what was received before is written.
 pub(super) async fn drain(mut sink: Sink, mut content: ByteStream, stall: Millis) -> Result<Sink> {
     let mut ended = None;
     while ended.is_none() {

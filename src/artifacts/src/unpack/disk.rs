@@ -1,4 +1,4 @@
-//! Makes entries on the disk, below one folder. Nothing is followed and nothing replaced. Must not judge names: that was done before.
+//! Creates entries on the disk, below one folder, without following or replacing anything. Must not judge names: they were checked.
 
 use std::{
     fs::{self, File},
@@ -21,14 +21,14 @@ use super::{FileHeader, NO_FILE, NO_FOLDER, Place, Result, UnpackError, each_chu
 use crate::tree::{Root, as_path};
 use swell_system::disk_space;
 
-/// Up to so many files each is synced by itself; more are synced with one `syncfs`, which then is cheaper though it waits for others' data.
+/// Up to this many files are synced one by one; more with one `syncfs`, which is then cheaper although it waits for others' data.
 pub(super) const SYNC_EACH_MAX: u64 = 512;
 
 /// The tree that is being made.
 pub(super) struct Layout<'a> {
     partial: &'a Path,
     root: Root,
-    /// Bytes that all of it may take: told when the disk is full.
+    /// Bytes needed in all, reported when the disk is full.
     needed: u64,
     files: u64,
     folders: Vec<(Vec<u8>, u64)>,

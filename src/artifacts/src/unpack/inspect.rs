@@ -1,4 +1,4 @@
-//! Remembers what entries would make on a disk, and makes nothing. Must refuse whatever [`super::disk`] would refuse.
+//! Checks entries as they would be created on a disk, without creating them. Must refuse whatever [`super::disk`] would refuse.
 
 use std::{collections::BTreeMap, io::Read};
 
@@ -12,7 +12,7 @@ enum Kind {
     Link,
 }
 
-/// What came so far. The names in it are bounded by whoever gives them.
+/// Entries so far. The caller bounds their names.
 #[derive(Default)]
 pub(super) struct Seen(BTreeMap<Vec<u8>, Kind>);
 

@@ -76,7 +76,7 @@ fn refused(bytes: &[u8]) -> UnpackError {
 }
 
 #[test]
-fn a_good_archive_is_laid_out() {
+fn valid_archive_is_unpacked() {
     let (dir, dest) = place();
     let good = archive(&[
         folder("bin/"),
@@ -97,7 +97,7 @@ fn a_good_archive_is_laid_out() {
 }
 
 #[test]
-fn paths_that_leave_are_refused() {
+fn path_that_leaves_the_root_is_refused() {
     for path in ["../victim", "/tmp/evil", "a/../../victim", "..", ".", "./a", "a//b", "", "/"] {
         let error = refused(&archive(&[file("ok"), folder("a/"), file(path)]));
         assert!(matches!(error, UnpackError::Refused { .. }), "{path}: {error}");
@@ -109,7 +109,7 @@ fn paths_that_leave_are_refused() {
 }
 
 #[test]
-fn links_that_leave_are_refused() {
+fn link_that_leaves_the_root_is_refused() {
     for target in ["/etc/passwd", "..", "../victim", "a/../../victim", ""] {
         let error = refused(&archive(&[file("ok"), link("l", target)]));
         assert!(matches!(error, UnpackError::Refused { .. }), "{target}: {error}");
@@ -128,7 +128,7 @@ fn links_that_leave_are_refused() {
 }
 
 #[test]
-fn nothing_is_written_through_a_link() {
+fn entry_is_not_written_through_a_link() {
     for way in [[folder("d/"), link("l", "d"), file("l/through")], [folder("d/"), link("l", "d"), folder("l/through/")]] {
         assert!(matches!(refused(&archive(&way)), UnpackError::Refused { .. }));
     }
@@ -140,7 +140,7 @@ fn nothing_is_written_through_a_link() {
 }
 
 #[test]
-fn devices_and_set_id_bits_are_refused() {
+fn device_or_set_id_bit_is_refused() {
     for kind in [EntryType::Char, EntryType::Block, EntryType::Fifo, EntryType::Continuous, EntryType::GNUSparse] {
         assert!(
             matches!(refused(&archive(&[file("ok"), entry(kind, "dev", "", 0o644, b"")])), UnpackError::Refused { .. }),
@@ -158,7 +158,7 @@ fn devices_and_set_id_bits_are_refused() {
 }
 
 #[test]
-fn bombs_are_stopped() {
+fn decompression_bomb_is_stopped() {
     let zeros = entry(EntryType::Regular, "bomb", "", 0o644, &vec![0; 64 << 20]);
     assert!(matches!(refused(&archive(&[zeros])), UnpackError::TooLarge(_)));
     let many: Vec<_> = (0..101).map(|number| file(&number.to_string())).collect();
@@ -184,7 +184,7 @@ fn bombs_are_stopped() {
 }
 
 #[test]
-fn damaged_archives_are_refused() {
+fn damaged_archive_is_refused() {
     let good = archive(&[file("a"), entry(EntryType::Regular, "b", "", 0o644, &testing::noise(100_000))]);
     for cut in [0, 1, 10, good.len() / 2, good.len() - 1] {
         assert!(matches!(refused(&good[..cut]), UnpackError::Damaged(_)), "{cut}");
@@ -200,7 +200,7 @@ fn damaged_archives_are_refused() {
 }
 
 #[test]
-fn what_the_manifest_does_not_say_is_refused() {
+fn archive_that_differs_from_manifest_is_refused() {
     let (dir, dest) = place();
     let limits = Limits { expected: Some((Digest::of(b"other"), 1 << 20)), ..LIMITS };
     assert!(matches!(unpack(&archive(&[file("a")])[..], &dest, &limits), Err(UnpackError::Mismatch { .. })));
@@ -208,7 +208,7 @@ fn what_the_manifest_does_not_say_is_refused() {
 }
 
 #[test]
-fn what_a_crash_left_is_replaced() {
+fn leftovers_of_a_crash_are_replaced() {
     let (dir, dest) = place();
     let leftover = dir.path().join(".release.partial");
     fs::create_dir_all(leftover.join("bin")).unwrap();
@@ -221,7 +221,7 @@ fn what_a_crash_left_is_replaced() {
 }
 
 #[test]
-fn many_files_are_laid_out() {
+fn many_files_are_unpacked() {
     let (_dir, dest) = place();
     let many: Vec<_> = (0..SYNC_EACH_MAX + 10).map(|number| file(&number.to_string())).collect();
     unpack(&archive(&many)[..], &dest, &Limits { entries_max: 1000, ..LIMITS }).unwrap();
@@ -229,7 +229,7 @@ fn many_files_are_laid_out() {
 }
 
 #[test]
-fn a_full_disk_is_told_with_figures() {
+fn full_disk_is_reported_with_figures() {
     let Some((_disk, path)) = testing::small_disk(1 << 20) else { return };
     let large = archive(&[entry(EntryType::Regular, "large", "", 0o644, &testing::noise(3 << 20))]);
     let tar = zstd::decode_all(&large[..]).unwrap();
@@ -259,8 +259,8 @@ fn sample() -> Vec<u8> {
 fn harmless(bytes: &[u8]) {
     let (dir, dest) = place();
     let unpacked = unpack(bytes, &dest, &LIMITS);
-    let told = |result: &Result<Unpacked>| result.as_ref().map_err(ToString::to_string).copied();
-    assert_eq!(told(&inspect(bytes, &LIMITS)), told(&unpacked));
+    let outcome = |result: &Result<Unpacked>| result.as_ref().map_err(ToString::to_string).copied();
+    assert_eq!(outcome(&inspect(bytes, &LIMITS)), outcome(&unpacked));
     if unpacked.is_ok() {
         for entry in walkdir::WalkDir::new(&dest) {
             let mode = entry.unwrap().path().symlink_metadata().unwrap().mode();

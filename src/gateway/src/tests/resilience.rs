@@ -66,16 +66,18 @@ impl Load {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_request_fails_while_tables_swap_between_sets_that_come_and_go() {
+async fn no_request_fails_while_tables_are_swapped() {
     let mut serving = vec![Upstream::named("x").await, Upstream::named("x").await];
     let addresses = |set: &[Upstream]| set.iter().map(|upstream| upstream.address).collect::<Vec<_>>();
     let gateway = Running::start(to(1, &addresses(&serving))).await;
     let load = Load::start(gateway.address(), 8, true);
     for swap in 0..200 {
         let next = vec![Upstream::named("x").await, Upstream::named("x").await];
-        let mut both = to(swap + 2, &[addresses(&serving), addresses(&next)].concat());
-        both.services[0].releases[0].instances.iter_mut().take(2).for_each(|old| old.state = InstanceState::Draining);
-        gateway.table.apply(both).unwrap();
+        let mut instances: Vec<_> =
+            [addresses(&serving), addresses(&next)].concat().into_iter().map(|address| instance(address, "a")).collect();
+        instances.iter_mut().take(2).for_each(|old| old.state = InstanceState::Draining);
+        let both = table(swap + 2, vec![route(SERVICE, instances)]);
+        gateway.table.apply(&both).unwrap();
         load.reaches(8).await;
         for old in std::mem::replace(&mut serving, next) {
             gateway.drained(old.address).await;
@@ -99,7 +101,8 @@ async fn no_get_fails_when_an_instance_is_killed() {
     load.reaches(500).await;
     assert_eq!(load.failures().await, Vec::<String>::new());
     let (_, metrics) = gateway.admin("/metrics").await;
-    let ejected = format!("swell_gateway_instance_ejected{{service=\"shop/prod/web\",address=\"{address}\"}} 1");
+    let ejected =
+        format!("swell_gateway_instance_ejected{{service=\"shop/prod/web\",release=\"shop@1\",address=\"{address}\"}} 1");
     assert!(metrics.contains(&ejected), "{metrics}");
 }
 
@@ -120,7 +123,7 @@ async fn hangs_up() -> (SocketAddr, Arc<AtomicUsize>, JoinHandle<()>) {
 }
 
 #[tokio::test]
-async fn a_post_is_never_sent_twice_and_a_get_is() {
+async fn get_is_retried_and_post_is_not_when_connection_breaks() {
     let (good, (bad, hits, task)) = (Upstream::named("good").await, hangs_up().await);
     // The bad one is in the own zone, so it is always tried first until it is left alone.
     let routes = table(1, vec![route(SERVICE, vec![instance(bad, "a"), instance(good.address, "b")])]);
@@ -130,7 +133,7 @@ async fn a_post_is_never_sent_twice_and_a_get_is() {
         fetch(&client(), request.body(Full::from(body)).unwrap()).await
     };
     let (status, body) = send(Method::POST, "order").await;
-    assert!(status == 502 && body.contains("may have had its effect"), "{status} {body}");
+    assert!(status == 502 && body.contains("may have had an effect"), "{status} {body}");
     assert_eq!((hits.load(SeqCst), good.hits()), (1, 0));
     assert_eq!(send(Method::GET, "").await, (200, "good".into()));
     assert_eq!(send(Method::PUT, "small enough to hold").await, (200, "good".into()));
@@ -142,7 +145,7 @@ async fn a_post_is_never_sent_twice_and_a_get_is() {
 }
 
 #[tokio::test]
-async fn a_post_is_sent_elsewhere_when_nothing_listens() {
+async fn post_is_retried_when_no_connection_was_made() {
     let good = Upstream::named("good").await;
     let gone = Upstream::named("gone").await;
     let routes = table(1, vec![route(SERVICE, vec![instance(gone.address, "a"), instance(good.address, "b")])]);
@@ -153,7 +156,7 @@ async fn a_post_is_sent_elsewhere_when_nothing_listens() {
 }
 
 #[tokio::test]
-async fn a_connection_that_the_instance_closed_meanwhile_fails_nobody() {
+async fn request_succeeds_when_idle_connection_was_closed() {
     // Answers as if it kept the connection, then closes it.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -173,7 +176,7 @@ async fn a_connection_that_the_instance_closed_meanwhile_fails_nobody() {
 }
 
 #[tokio::test]
-async fn the_own_zone_comes_first() {
+async fn own_zone_is_preferred() {
     let (near, far) = (Upstream::named("near").await, Upstream::named("far").await);
     let routes = table(1, vec![route(SERVICE, vec![instance(far.address, "b"), instance(near.address, "a")])]);
     let gateway = Running::start(routes).await;
@@ -187,19 +190,19 @@ async fn the_own_zone_comes_first() {
 }
 
 #[tokio::test]
-async fn an_instance_that_never_answers_is_a_timeout() {
+async fn instance_that_never_answers_times_out() {
     let silent = Upstream::start(|_| std::future::pending()).await;
     let mut config = config();
     config.limits.response_timeout = Millis(50);
     let gateway = Running::with(config).await;
-    gateway.table.apply(to(1, &[silent.address])).unwrap();
+    gateway.table.apply(&to(1, &[silent.address])).unwrap();
     let (status, body) = gateway.get("/").await;
-    assert!(status == 504 && body.contains("did not begin to answer within 50ms"), "{status} {body}");
+    assert!(status == 504 && body.contains("did not answer within 50ms"), "{status} {body}");
     assert_eq!(silent.hits(), 1, "it may still be working on it");
 }
 
 #[tokio::test]
-async fn stopping_finishes_what_is_in_flight_and_takes_nothing_new() {
+async fn stopping_gateway_finishes_requests_and_accepts_none() {
     let go = Arc::new(Notify::new());
     let waits = go.clone();
     let slow = Upstream::start(move |request| {
@@ -230,12 +233,12 @@ async fn stopping_finishes_what_is_in_flight_and_takes_nothing_new() {
 }
 
 #[tokio::test]
-async fn stopping_does_not_wait_for_ever() {
+async fn stopping_gateway_cuts_requests_after_drain_timeout() {
     let silent = Upstream::start(|_| std::future::pending()).await;
     let mut config = config();
     config.limits.drain_timeout = Millis(50);
     let gateway = Running::with(config).await;
-    gateway.table.apply(to(1, &[silent.address])).unwrap();
+    gateway.table.apply(&to(1, &[silent.address])).unwrap();
     let request = Request::get(format!("http://{}/", gateway.address())).header("host", HOST).body(Full::default()).unwrap();
     let asking = tokio::spawn(async move { client().request(request).await });
     until("the request being in flight", || silent.in_flight.load(SeqCst) == 1).await;

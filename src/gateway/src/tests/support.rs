@@ -1,6 +1,7 @@
-//! What the tests share: instances that can be closed or killed, a gateway that stops when dropped, and clients.
+//! Support of the tests: instances that can be closed or killed, a gateway that stops when dropped, and clients.
 
 use std::{
+    collections::BTreeMap,
     convert::Infallible,
     future::Future,
     net::SocketAddr,
@@ -29,8 +30,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{Gateway, GatewayConfig, Listener, TableHandle};
 use swell_model::{
-    routing::table::{Instance, InstanceState, ReleaseRoute, RouteTable, ServiceRoute},
-    units::BasisPoints,
+    rollout::assignment::Generation,
+    routing::table::{Instance, InstanceState, RouteTable, ServiceKey, ServiceRoute},
 };
 
 pub const SERVICE: &str = "shop/prod/web";
@@ -41,18 +42,18 @@ pub fn instance(address: SocketAddr, zone: &str) -> Instance {
     Instance { target: "host-1".parse().unwrap(), zone: zone.into(), address, state: InstanceState::Serving }
 }
 
-pub fn route(service: &str, instances: Vec<Instance>) -> ServiceRoute {
-    let release = ReleaseRoute { release: "shop@1".parse().unwrap(), weight: BasisPoints::ALL, instances };
-    ServiceRoute { service: service.parse().unwrap(), hosts: vec![], releases: vec![release] }
+pub fn route(service: &str, instances: Vec<Instance>) -> (ServiceKey, Arc<ServiceRoute>) {
+    let releases = BTreeMap::from([("shop@1".parse().unwrap(), instances)]);
+    (service.parse().unwrap(), Arc::new(ServiceRoute { releases, ..ServiceRoute::default() }))
 }
 
-pub fn table(generation: u64, services: Vec<ServiceRoute>) -> RouteTable {
-    RouteTable { generation, services }
+pub fn table(index: u64, services: Vec<(ServiceKey, Arc<ServiceRoute>)>) -> RouteTable {
+    RouteTable::new(Generation { cluster: 1, index }, services)
 }
 
 /// A table with one service at these addresses.
-pub fn to(generation: u64, addresses: &[SocketAddr]) -> RouteTable {
-    table(generation, vec![route(SERVICE, addresses.iter().map(|address| instance(*address, "a")).collect())])
+pub fn to(index: u64, addresses: &[SocketAddr]) -> RouteTable {
+    table(index, vec![route(SERVICE, addresses.iter().map(|address| instance(*address, "a")).collect())])
 }
 
 pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
@@ -131,13 +132,13 @@ impl Upstream {
         self.hits.load(SeqCst)
     }
 
-    /// Finishes what is in flight and is gone.
+    /// Finishes requests in flight and stops.
     pub async fn close(self) {
         self.stop.cancel();
         within("closing an instance", self.task).await.unwrap();
     }
 
-    /// Is gone at once, connections and all.
+    /// Stops at once, with its connections.
     pub async fn kill(self) {
         self.task.abort();
         assert!(within("killing an instance", self.task).await.is_err());
@@ -156,7 +157,7 @@ pub struct Running {
 impl Running {
     pub async fn start(routes: RouteTable) -> Self {
         let running = Self::with(config()).await;
-        running.table.apply(routes).unwrap();
+        running.table.apply(&routes).unwrap();
         running
     }
 
@@ -186,7 +187,7 @@ impl Running {
         fetch(&client(), Request::get(format!("http://{}{path}", self.admin)).body(Full::default()).unwrap()).await
     }
 
-    /// Sends exactly these bytes and returns everything that comes until the gateway closes.
+    /// Sends exactly these bytes and returns all that the gateway sends until it closes.
     pub async fn raw(&self, bytes: impl AsRef<[u8]>) -> String {
         let mut stream = TcpStream::connect(self.address()).await.unwrap();
         stream.write_all(bytes.as_ref()).await.unwrap();

@@ -15,16 +15,36 @@ use serde::{Serialize, de::DeserializeOwned};
 use crate::{app::App, problem::Problem};
 use swell_model::{
     interfaces::{LINK_FRAMES_MAX, Link},
-    routing::table::GatewayToServer,
+    routing::messages::GatewayToServer,
     wire::{FRAME_BYTES_MAX, ROUTES_BYTES_MAX, SILENCE_MAX},
 };
+
+/// Buffers of a session at rest, each way, in bytes.
+const BUFFER_BYTES: usize = 4096;
+
+/// What differs between the links of agents and of gateways.
+#[derive(Clone, Copy)]
+struct LinkOptions {
+    /// Largest frame that is sent, in bytes.
+    sent_bytes_max: usize,
+    /// Frames that wait each way. Few for agents: what waits longest is kept where the newest wins.
+    frames_max: usize,
+    /// Whether this side ends a link on which nothing is heard.
+    ends_silence: bool,
+}
+
+const AGENT_LINK: LinkOptions = LinkOptions { sent_bytes_max: FRAME_BYTES_MAX, frames_max: 4, ends_silence: false };
+
+const GATEWAY_LINK: LinkOptions =
+    LinkOptions { sent_bytes_max: ROUTES_BYTES_MAX, frames_max: LINK_FRAMES_MAX, ends_silence: true };
 
 type Upgrade = Result<WebSocketUpgrade, WebSocketUpgradeRejection>;
 
 /// An agent's session.
 pub async fn agent(State(app): State<App>, upgrade: Upgrade) -> Result<Response, Problem> {
     Ok(bounded(upgrade, FRAME_BYTES_MAX)?.on_upgrade(move |socket| async move {
-        let (link, pump) = link(socket, FRAME_BYTES_MAX);
+        // Whoever serves the session notices silence, for all sessions at once.
+        let (link, pump) = link(socket, AGENT_LINK);
         tokio::join!(app.sessions.agent(link), pump);
     }))
 }
@@ -34,61 +54,67 @@ pub async fn gateway(State(app): State<App>, upgrade: Upgrade) -> Result<Respons
     Ok(bounded(upgrade, ROUTES_BYTES_MAX)?.on_upgrade(move |mut socket| async move {
         match receive(&mut socket).await {
             Ok(GatewayToServer::Hello(hello)) => {
-                let (link, pump) = link(socket, ROUTES_BYTES_MAX);
+                let (link, pump) = link(socket, GATEWAY_LINK);
                 tokio::join!(app.sessions.gateway(hello, link), pump);
             }
-            Ok(GatewayToServer::Heartbeat { .. }) => close(socket, "say hello first").await,
+            Ok(_) => close(socket, "the first message must be a hello").await,
             Err(why) => close(socket, why).await,
         }
     }))
 }
 
-/// What comes is bounded by [`FRAME_BYTES_MAX`], what goes by `said_bytes_max` a frame.
-fn bounded(upgrade: Upgrade, said_bytes_max: usize) -> Result<WebSocketUpgrade, Problem> {
+/// Received frames are bounded by [`FRAME_BYTES_MAX`], sent ones by `sent_bytes_max`. Buffers begin small: most sessions are at rest.
+fn bounded(upgrade: Upgrade, sent_bytes_max: usize) -> Result<WebSocketUpgrade, Problem> {
     let upgrade = upgrade.map_err(|rejection| {
         let hint = "agents and gateways connect here by themselves";
         Problem::new(StatusCode::UPGRADE_REQUIRED, "not_a_websocket", rejection.body_text(), hint)
     })?;
-    Ok(upgrade.max_message_size(FRAME_BYTES_MAX).max_frame_size(FRAME_BYTES_MAX).max_write_buffer_size(2 * said_bytes_max))
+    let upgrade = upgrade.read_buffer_size(BUFFER_BYTES).write_buffer_size(BUFFER_BYTES);
+    Ok(upgrade.max_message_size(FRAME_BYTES_MAX).max_frame_size(FRAME_BYTES_MAX).max_write_buffer_size(2 * sent_bytes_max))
 }
 
 /// A link over `socket`, and what must run while it lasts. When the sink drops its ends the socket is closed; when the socket is
 /// silent or gone, the sink's ends close.
-fn link<In, Out>(socket: WebSocket, said_bytes_max: usize) -> (Link<In, Out>, impl Future<Output = ()> + Send)
+fn link<In, Out>(socket: WebSocket, options: LinkOptions) -> (Link<In, Out>, impl Future<Output = ()> + Send)
 where
     In: DeserializeOwned + Send + 'static,
     Out: Serialize + Send + 'static,
 {
     // A channel of futures has room for one more per sender.
-    let (in_tx, incoming) = mpsc::channel(LINK_FRAMES_MAX - 1);
-    let (outgoing, out_rx) = mpsc::channel(LINK_FRAMES_MAX - 1);
-    (Link { incoming, outgoing }, pump(socket, in_tx, out_rx, said_bytes_max))
+    let (in_tx, incoming) = mpsc::channel(options.frames_max - 1);
+    let (outgoing, out_rx) = mpsc::channel(options.frames_max - 1);
+    (Link { incoming, outgoing }, pump(socket, in_tx, out_rx, options))
 }
 
-async fn pump<In, Out>(socket: WebSocket, mut heard: mpsc::Sender<In>, mut to_say: mpsc::Receiver<Out>, said_bytes_max: usize)
+async fn pump<In, Out>(socket: WebSocket, mut received: mpsc::Sender<In>, mut to_send: mpsc::Receiver<Out>, options: LinkOptions)
 where
     In: DeserializeOwned + Send + 'static,
     Out: Serialize + Send + 'static,
 {
     let (mut sending, mut receiving) = socket.split();
-    // Each way on its own, so that a sink that is slow to listen still gets through what it says.
+    // Each way on its own, so that a sink that is slow to read still gets through what it sends.
     let hearing = async {
         loop {
-            let message: In = match tokio::time::timeout(SILENCE_MAX.as_duration(), next_message(&mut receiving)).await {
-                Ok(Ok(message)) => message,
-                Ok(Err(why)) => return why,
-                Err(_) => return "nothing was heard for too long",
+            let next = next_message(&mut receiving);
+            let next = if options.ends_silence {
+                tokio::time::timeout(SILENCE_MAX.as_duration(), next).await.unwrap_or(Err("nothing heard for too long"))
+            } else {
+                next.await
             };
-            let taken = tokio::time::timeout(SILENCE_MAX.as_duration(), heard.send(message)).await;
-            if !matches!(taken, Ok(Ok(()))) {
+            let message: In = match next {
+                Ok(message) => message,
+                Err(why) => return why,
+            };
+            // Without a limit in time: the sink ends the link when it is no longer served.
+            if received.send(message).await.is_err() {
                 return "the session is over";
             }
         }
     };
     let saying = async {
-        while let Some(message) = to_say.next().await {
+        while let Some(message) = to_send.next().await {
             let Ok(frame) = rmp_serde::to_vec_named(&message) else { return "a message cannot be written" };
-            if frame.len() > said_bytes_max {
+            if frame.len() > options.sent_bytes_max {
                 tracing::error!(bytes = frame.len(), "a message is larger than a frame may be");
                 return "a message is too large";
             }

@@ -25,7 +25,10 @@ use swell_model::{
     ids::BuildId,
     interfaces::{Link, LogChunk, LogSource, Proposal, ProposeError, Proposer, SessionSink},
     principal::{Principal, Role},
-    routing::table::{GatewayHello, GatewayToServer, RouteTable, ServerToGateway},
+    routing::{
+        messages::{GatewayHello, GatewayToServer, ServerToGateway},
+        update::RouteUpdate,
+    },
     wire::{AgentToServer, ServerToAgent},
 };
 use swell_raft::{self, Node};
@@ -157,14 +160,14 @@ pub fn assert_problem(status: StatusCode, body: &Value, code: &str) {
 pub struct Sessions {
     pub heard: Mutex<Vec<String>>,
     /// What the next gateway is told.
-    pub routes: Mutex<Option<RouteTable>>,
+    pub routes: Mutex<Option<RouteUpdate>>,
 }
 
 impl SessionSink for Sessions {
     fn agent(&self, mut link: Link<AgentToServer, ServerToAgent>) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             while let Some(said) = link.incoming.next().await {
-                let end = matches!(&said, AgentToServer::Report(reports) if reports.is_empty());
+                let end = matches!(&said, AgentToServer::Report { reports, .. } if reports.is_empty());
                 self.heard.lock().unwrap().push(format!("{said:?}"));
                 if end || link.outgoing.try_send(ServerToAgent::Heartbeat).is_err() {
                     return;

@@ -1,5 +1,7 @@
 //! Events that are followed without gap or repeat, and sessions of agents and gateways.
 
+use std::collections::BTreeMap;
+
 use futures::SinkExt;
 use serde_json::json;
 use tokio_tungstenite::tungstenite::{Message, client::IntoClientRequest};
@@ -7,10 +9,14 @@ use tokio_tungstenite::tungstenite::{Message, client::IntoClientRequest};
 use super::*;
 use swell_model::{
     apply::testing::info,
+    fleet::observation::ReportsHash,
     rollout::assignment::Generation,
-    routing::table::{Instance, InstanceState, ReleaseRoute, ServiceRoute},
-    units::BasisPoints,
-    wire::{AgentId, FRAME_BYTES_MAX},
+    routing::{
+        messages::{GatewayId, ServedServices},
+        table::{Instance, InstanceState, RouteTable, RoutesHash, ServiceRoute},
+        update::RouteUpdate,
+    },
+    wire::{AgentHello, AgentId, FRAME_BYTES_MAX, PROTOCOL_VERSION},
 };
 
 /// Server-sent events as `(id, kind, data)`, as far as they were read.
@@ -184,12 +190,20 @@ fn binary(message: &impl serde::Serialize) -> Message {
 async fn an_agents_frames_go_both_ways_until_either_ends() {
     let server = Server::start().await;
     let mut agent = socket(&server, "/v1/agents/session", Role::Agent).await;
-    let hello = AgentToServer::Hello { info: info(1), following: Generation::default(), agent: AgentId("1".into()) };
-    agent.send(binary(&hello)).await.unwrap();
+    let hello = AgentHello {
+        version: PROTOCOL_VERSION,
+        info: info(1),
+        agent: AgentId("1".into()),
+        incarnation: 1,
+        following: Generation::default(),
+        desired_hash: None,
+        reports_hash: ReportsHash::default(),
+    };
+    agent.send(binary(&AgentToServer::Hello(hello))).await.unwrap();
     let heard: ServerToAgent = rmp_serde::from_slice(&next(&mut agent).await.into_data()).unwrap();
     assert_eq!(heard, ServerToAgent::Heartbeat);
     assert!(server.sessions.heard.lock().unwrap()[0].contains("web-1"));
-    agent.send(binary(&AgentToServer::Report(Vec::new()))).await.unwrap();
+    agent.send(binary(&AgentToServer::Report { sequence: 1, reports: Vec::new() })).await.unwrap();
     assert!(next(&mut agent).await.is_close(), "the sink ended the session");
 
     let mut garbage = socket(&server, "/v1/agents/session", Role::Agent).await;
@@ -201,18 +215,30 @@ async fn an_agents_frames_go_both_ways_until_either_ends() {
     assert!(ended.is_none_or(|frame| frame.is_err() || frame.is_ok_and(|frame| frame.is_close())), "too large a frame");
 }
 
+fn gateway_hello() -> GatewayHello {
+    GatewayHello {
+        version: PROTOCOL_VERSION,
+        gateway: GatewayId("7".into()),
+        name: "edge-1".into(),
+        zone: "a".into(),
+        addresses: Vec::new(),
+        serves: ServedServices::All,
+        generation: Generation::default(),
+        hash: RoutesHash::default(),
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gateway_says_hello_first() {
     let server = Server::start().await;
-    let hello = GatewayHello { name: "edge-1".into(), zone: "a".into(), addresses: Vec::new(), generation: 0 };
     let mut gateway = socket(&server, "/v1/gateways/session", Role::Gateway).await;
-    gateway.send(binary(&GatewayToServer::Hello(hello))).await.unwrap();
+    gateway.send(binary(&GatewayToServer::Hello(gateway_hello()))).await.unwrap();
     let heard: ServerToGateway = rmp_serde::from_slice(&next(&mut gateway).await.into_data()).unwrap();
     assert_eq!(heard, ServerToGateway::Heartbeat);
     assert_eq!(*server.sessions.heard.lock().unwrap(), ["edge-1"]);
 
     let mut mute = socket(&server, "/v1/gateways/session", Role::Gateway).await;
-    mute.send(binary(&GatewayToServer::Heartbeat { generation: 0 })).await.unwrap();
+    mute.send(binary(&GatewayToServer::Heartbeat)).await.unwrap();
     assert!(next(&mut mute).await.is_close());
     let (status, body) = answer(server.request(Method::GET, "/v1/gateways/session", Role::Gateway)).await;
     assert_problem(status, &body, "not_a_websocket");
@@ -228,13 +254,13 @@ async fn a_large_fleets_routes_reach_its_gateways() {
         state: InstanceState::Serving,
     };
     let instances = (0..100_000).map(instance).collect();
-    let release = ReleaseRoute { release: "shop@1".parse().unwrap(), weight: BasisPoints::ALL, instances };
-    let service = ServiceRoute { service: "shop/production/web".parse().unwrap(), hosts: Vec::new(), releases: vec![release] };
-    let routes = RouteTable { generation: 1, services: vec![service] };
+    let releases = BTreeMap::from([("shop@1".parse().unwrap(), instances)]);
+    let service = Arc::new(ServiceRoute { releases, ..ServiceRoute::default() });
+    let table = RouteTable::new(Generation { cluster: 1, index: 1 }, [("shop/production/web".parse().unwrap(), service)]);
+    let routes = RouteUpdate::snapshot(&table);
     *server.sessions.routes.lock().unwrap() = Some(routes.clone());
-    let hello = GatewayHello { name: "edge-1".into(), zone: "a".into(), addresses: Vec::new(), generation: 0 };
     let mut gateway = socket(&server, "/v1/gateways/session", Role::Gateway).await;
-    gateway.send(binary(&GatewayToServer::Hello(hello))).await.unwrap();
+    gateway.send(binary(&GatewayToServer::Hello(gateway_hello()))).await.unwrap();
     assert!(next(&mut gateway).await.is_binary());
     let frame = next(&mut gateway).await.into_data();
     assert!(frame.len() > FRAME_BYTES_MAX, "{} bytes", frame.len());

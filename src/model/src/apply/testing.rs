@@ -15,7 +15,7 @@ use crate::{
     event::{EventSeq, Subject},
     fleet::{
         Environment, PolicyLimits, PortRange, TargetInfo,
-        observation::{Progress, Report},
+        observation::{Progress, Report, ReportOrigin, TargetReports},
     },
     ids::*,
     pipeline::{Retention, Source},
@@ -166,7 +166,18 @@ impl World {
     pub fn report(&mut self, target: u32, release: Option<&ReleaseId>, progress: Progress, serving: bool) {
         let report =
             Report { pipeline: name("shop"), release: release.cloned(), progress, serving, instances: Vec::new(), failure: None };
-        self.ok(FleetAction::Report { reports: vec![(target, report)] });
+        let action = self.reports(vec![(target, report)]);
+        self.ok(action);
+    }
+
+    /// Reports of the targets' only agents, newer than any before.
+    pub fn reports(&self, reports: Vec<(u32, Report)>) -> FleetAction {
+        let of = |(number, (target, report)): (usize, (u32, Report))| {
+            let sequence = (self.index << 20) + number as u64;
+            let origin = ReportOrigin { agent: AgentId(format!("agent-{target}")), incarnation: 1, sequence };
+            TargetReports { target, origin, reports: vec![report] }
+        };
+        FleetAction::Report { targets: reports.into_iter().enumerate().map(of).collect() }
     }
 
     /// The rejection's code.

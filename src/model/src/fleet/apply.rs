@@ -11,7 +11,11 @@ use crate::{
     build::Runner,
     command::FleetAction,
     event::Subject,
-    fleet::{Environment, Presence, Target, TargetByName, TargetInfo, observation::Observation, port_leases},
+    fleet::{
+        Environment, Presence, Target, TargetByName, TargetInfo,
+        observation::{Observation, TargetReports, observation_key},
+        port_leases,
+    },
     ids::{EnvironmentName, PipelineName},
     rejection::RuleError,
     rollout::Deployment,
@@ -33,7 +37,7 @@ pub(crate) fn apply<T: Tables>(context: &mut Context<'_, T>, action: &FleetActio
             context.event(Subject::Cluster, "fleet.presence").data("connected", came).data("disconnected", went);
             Ok(Subject::Cluster)
         }
-        FleetAction::Report { reports } => report(context, reports),
+        FleetAction::Report { targets } => report(context, targets),
         FleetAction::RegisterRunner { name, resources } => {
             let subject = Subject::Runner(name.clone());
             let kept: Option<Runner> = context.tables.get(&key(name.as_str()))?;
@@ -171,24 +175,29 @@ fn follow_again<T: Tables>(context: &mut Context<'_, T>, target: &Target) -> Res
     Ok(())
 }
 
-/// Keeps what targets said, and tells the open rollouts.
-fn report<T: Tables>(
-    context: &mut Context<'_, T>,
-    reports: &[(u32, crate::fleet::observation::Report)],
-) -> Result<Subject, RuleError> {
-    if reports.len() > REPORTS_MAX {
+/// Keeps what is newer than what is known of its agent, and tells the open rollouts.
+fn report<T: Tables>(context: &mut Context<'_, T>, targets: &[TargetReports]) -> Result<Subject, RuleError> {
+    if targets.iter().map(|target| target.reports.len()).sum::<usize>() > REPORTS_MAX {
         return Err(invalid("reports", format!("one batch holds at most {REPORTS_MAX}")));
     }
-    if let Some((target, _)) = reports.iter().find(|(target, _)| *target >= context.cluster.next_target) {
-        return Err(invalid("reports", format!("there is no target {target}")));
+    if let Some(unknown) = targets.iter().find(|target| target.target >= context.cluster.next_target) {
+        return Err(invalid("reports", format!("there is no target {}", unknown.target)));
     }
     let mut progress = rollout_apply::Progress::default();
-    for (target, report) in reports {
-        let observation = Observation { target: *target, report: report.clone(), at: context.at };
-        context.tables.put(&observation)?;
-        progress.observe(context, &observation)?;
+    let mut newer = 0;
+    for TargetReports { target, origin, reports } in targets {
+        for report in reports {
+            let known: Option<Observation> = context.tables.get(&observation_key(&report.pipeline, *target))?;
+            if known.is_some_and(|known| !origin.is_newer_than(&known.origin)) {
+                continue;
+            }
+            let observation = Observation { target: *target, report: report.clone(), origin: origin.clone(), at: context.at };
+            context.tables.put(&observation)?;
+            progress.observe(context, &observation)?;
+            newer += 1;
+        }
     }
     progress.save(context)?;
-    context.event(Subject::Cluster, "fleet.reported").data("targets", reports.len());
+    context.event(Subject::Cluster, "fleet.reported").data("targets", targets.len()).data("reports", newer);
     Ok(Subject::Cluster)
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::change::Change;
 use crate::{
     digest::Digest,
-    ids::{PipelineName, PortName, ReleaseId, ServiceName},
+    ids::{AgentId, PipelineName, PortName, ReleaseId, ServiceName},
     tables::{Key, Record, Table, key},
     units::Timestamp,
 };
@@ -113,6 +113,65 @@ pub struct Report {
     pub failure: Option<TargetFailure>,
 }
 
+impl Report {
+    /// SHA-256 of its MessagePack with field names.
+    pub fn hash(&self) -> Digest {
+        // A struct of plain fields always serializes.
+        Digest::of(&rmp_serde::to_vec_named(self).unwrap_or_default())
+    }
+}
+
+/// A sum over the reports of a target, by which agent and server tell whether they know the same ones. Order does not matter, and one
+/// report is replaced in constant time: the wrapping sum of the first 16 bytes of each [`Report::hash`]. Guards against loss, not
+/// against forgery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ReportsHash(pub u128);
+
+impl ReportsHash {
+    /// Counts `report` in.
+    pub fn add(&mut self, report: &Report) {
+        self.0 = self.0.wrapping_add(Self::part(report));
+    }
+
+    /// Takes `report`, which was counted in, out again.
+    pub fn remove(&mut self, report: &Report) {
+        self.0 = self.0.wrapping_sub(Self::part(report));
+    }
+
+    fn part(report: &Report) -> u128 {
+        let hash = report.hash().0;
+        u128::from_le_bytes(std::array::from_fn(|byte| hash[byte]))
+    }
+}
+
+/// Which message of which agent a report came with: orders the reports of a target, whatever sessions and servers they came through.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReportOrigin {
+    pub agent: AgentId,
+    /// How often that agent was started.
+    pub incarnation: u64,
+    /// Place of the message within the incarnation, from 1.
+    pub sequence: u64,
+}
+
+impl ReportOrigin {
+    /// Whether it says more than `known`. Another agent always does: it is let in only once the one before is gone.
+    pub fn is_newer_than(&self, known: &Self) -> bool {
+        self.agent != known.agent || (self.incarnation, self.sequence) > (known.incarnation, known.sequence)
+    }
+}
+
+/// What one target reports in a batch: the newest report on each pipeline that changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TargetReports {
+    /// Number of the target.
+    pub target: u32,
+    /// The newest message that `reports` were taken from.
+    pub origin: ReportOrigin,
+    pub reports: Vec<Report>,
+}
+
 /// The last report of a target on a pipeline, as state keeps it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Observation {
@@ -120,7 +179,9 @@ pub struct Observation {
     pub target: u32,
     /// What it said.
     pub report: Report,
-    /// When it said it.
+    /// Which message it came with; what is not newer changes nothing.
+    pub origin: ReportOrigin,
+    /// When it was applied.
     pub at: Timestamp,
 }
 

@@ -10,9 +10,8 @@ use crate::{
     repository::{CommitId, Ref},
 };
 
-/// How many times a push that cannot be looked at is tried before it is built without looking: a filter that cannot be evaluated
-/// builds.
-pub const LOOKS_MAX: u32 = 3;
+/// How often reading a push is tried before it is built unread.
+const READS_MAX: u32 = 3;
 
 /// A branch that stands elsewhere than when it was last looked at.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,6 +66,12 @@ pub fn concern(pipeline: &Pipeline, commit: &CommitId, file: Option<&str>, chang
     Concern::Skips("nothing that it changed concerns this pipeline".to_owned())
 }
 
+/// What becomes of a push that could not be read `failures` times in a row; `None`: it is tried again. A filter that cannot be evaluated
+/// builds.
+pub fn unreadable(failures: u32) -> Option<Concern> {
+    (failures >= READS_MAX).then(|| Concern::Builds(Resources::default()))
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -90,6 +95,11 @@ mod tests {
     fn branch(git_ref: &str, number: u8) -> Ref {
         let (moved_at, moved_by) = (Timestamp(0), ada());
         Ref { repository: name("shop"), name: git_ref.into(), commit: commit(number), moved_at, moved_by }
+    }
+
+    #[test]
+    fn push_that_cannot_be_read_is_built_after_three_failures() {
+        assert_eq!([1, 2, 3].map(unreadable), [None, None, Some(Concern::Builds(Resources::default()))]);
     }
 
     #[test]

@@ -1,7 +1,11 @@
 //! What a target should run: a function of replicated state, the same on every server. Nobody sends orders.
 
-use std::collections::{BTreeMap, btree_map::Entry};
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    fmt,
+};
 
+use roaring::RoaringBitmap;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -26,6 +30,12 @@ pub struct Generation {
     pub index: u64,
 }
 
+impl fmt::Display for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.cluster, self.index)
+    }
+}
+
 /// All that a target should run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DesiredTarget {
@@ -35,6 +45,53 @@ pub struct DesiredTarget {
     pub target: TargetName,
     /// What it should run, by pipeline. Pipelines that are not listed should not run.
     pub deployments: BTreeMap<PipelineName, DesiredRelease>,
+}
+
+impl DesiredTarget {
+    /// What distinguishes one desired state from another, whatever its generation. Made of the releases' hashes, so that a server needs to
+    /// hash a release only once for all of its targets.
+    pub fn hash(&self) -> Digest {
+        let mut hasher = DesiredHasher::default();
+        for (pipeline, release) in &self.deployments {
+            hasher.add(pipeline, &release.shared_hash(), release.ports());
+        }
+        hasher.finish()
+    }
+}
+
+/// Computes [`DesiredTarget::hash`] without the desired state itself.
+#[derive(Debug, Default)]
+pub struct DesiredHasher(Vec<u8>);
+
+impl DesiredHasher {
+    /// Adds the next pipeline, in the pipelines' order: its release's [`DesiredRelease::shared_hash`] and its ports on the target.
+    pub fn add<'p>(
+        &mut self,
+        pipeline: &PipelineName,
+        release: &Digest,
+        ports: impl IntoIterator<Item = (&'p ServiceName, &'p PortName, &'p [u16])>,
+    ) {
+        self.text(pipeline.as_str());
+        self.0.extend(release.0);
+        for (service, port, numbers) in ports {
+            self.text(service.as_str());
+            self.text(port.as_str());
+            self.0.push(numbers.len() as u8);
+            self.0.extend(numbers.iter().flat_map(|number| number.to_be_bytes()));
+        }
+        // No name is empty: the next pipeline begins.
+        self.0.push(0);
+    }
+
+    pub fn finish(self) -> Digest {
+        Digest::of(&self.0)
+    }
+
+    fn text(&mut self, text: &str) {
+        // Names have at most 63 bytes.
+        self.0.push(text.len() as u8);
+        self.0.extend(text.as_bytes());
+    }
 }
 
 /// One release that a target should run.
@@ -56,6 +113,68 @@ pub struct DesiredRelease {
     pub services: BTreeMap<ServiceName, DesiredService>,
 }
 
+impl DesiredRelease {
+    /// `release` as it runs in `environment`, without the ports of any target.
+    pub fn new(environment: &EnvironmentName, release: &Release, artifact: &Artifact) -> Self {
+        let environment_env = release.file.environment.get(environment).map(|settings| settings.env.clone()).unwrap_or_default();
+        let mut services = BTreeMap::new();
+        for (name, settings) in &release.file.service {
+            let mut settings = settings.clone();
+            settings.env.extend(environment_env.clone());
+            services.insert(name.clone(), DesiredService { settings, ports: BTreeMap::new() });
+        }
+        Self {
+            release: release.id.clone(),
+            environment: environment.clone(),
+            artifact: artifact.digest,
+            artifact_size: artifact.size,
+            unpacked_size: artifact.unpacked_size,
+            manifest: artifact.manifest,
+            services,
+        }
+    }
+
+    /// What is the same on every target: SHA-256 of the MessagePack of the release without ports.
+    pub fn shared_hash(&self) -> Digest {
+        let mut shared = self.clone();
+        shared.services.values_mut().for_each(|service| service.ports.clear());
+        // A struct of plain fields always serializes.
+        Digest::of(&rmp_serde::to_vec_named(&shared).unwrap_or_default())
+    }
+
+    /// The ports that were chosen for a target, in order.
+    pub fn ports(&self) -> impl Iterator<Item = (&ServiceName, &PortName, &[u16])> {
+        self.services
+            .iter()
+            .flat_map(|(service, desired)| desired.ports.iter().map(move |(port, numbers)| (service, port, numbers.as_slice())))
+    }
+
+    /// The ports that the release has on the target that keeps `leases`, in the order of [`DesiredRelease::ports`].
+    pub fn ports_with<'r>(&'r self, leases: &'r [PortLease]) -> impl Iterator<Item = (&'r ServiceName, &'r PortName, Vec<u16>)> {
+        let ports = self.services.iter().flat_map(|(name, service)| service.settings.ports.iter().map(move |port| (name, port)));
+        ports.map(move |(service, (port, kind))| {
+            let is_this =
+                |lease: &&PortLease| lease.pipeline == self.release.pipeline && lease.service == *service && lease.port == *port;
+            let numbers = match kind {
+                Port::Fixed(number) => vec![*number],
+                Port::Auto => leases.iter().find(is_this).map(|lease| lease.pair.to_vec()).unwrap_or_default(),
+            };
+            (service, port, numbers)
+        })
+    }
+
+    /// The release on the target that keeps `leases`.
+    pub fn with_ports(&self, leases: &[PortLease]) -> Self {
+        let mut release = self.clone();
+        for (service, port, numbers) in self.ports_with(leases) {
+            if let Some(service) = release.services.get_mut(service) {
+                service.ports.insert(port.clone(), numbers);
+            }
+        }
+        release
+    }
+}
+
 /// One service that a target should run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DesiredService {
@@ -65,10 +184,10 @@ pub struct DesiredService {
     pub ports: BTreeMap<PortName, Vec<u16>>,
 }
 
-/// What `target` is told to run of `deployment`, given the rollout at work there: none where nothing should run.
-pub fn told(deployment: &Deployment, rollout: Option<&Rollout>, target: u32) -> Option<ReleaseId> {
+/// What `target` should run of `deployment`, given the rollout at work there; `None`: nothing.
+pub fn assigned_release(deployment: &Deployment, rollout: Option<&Rollout>, target: u32) -> Option<ReleaseId> {
     let Some(rollout) = rollout else {
-        return held(deployment, target).map_or_else(|| deployment.stable.clone(), |(release, _)| release.clone());
+        return retained(deployment, target).map_or_else(|| deployment.stable.clone(), |(release, _)| release.clone());
     };
     if rollout.sets.reverted.contains(target) {
         return deployment.stable.clone();
@@ -76,16 +195,42 @@ pub fn told(deployment: &Deployment, rollout: Option<&Rollout>, target: u32) -> 
     if rollout.sets.changed.contains(target) {
         return Some(rollout.release.clone());
     }
-    if let Some((held, _)) = held(deployment, target) {
-        return held.clone();
+    if let Some((retained, _)) = retained(deployment, target) {
+        return retained.clone();
     }
     let before = rollout.before.iter().find(|(_, targets)| targets.contains(target));
     before.map_or_else(|| deployment.stable.clone(), |(release, _)| release.clone())
 }
 
 /// What a cordoned target stays on, where that is not the stable release.
-fn held(deployment: &Deployment, target: u32) -> Option<&(Option<ReleaseId>, roaring::RoaringBitmap)> {
+fn retained(deployment: &Deployment, target: u32) -> Option<&(Option<ReleaseId>, RoaringBitmap)> {
     deployment.held.iter().find(|(_, targets)| targets.contains(target))
+}
+
+/// [`assigned_release`] of all `members` at once; those that should run nothing are in none of the sets.
+pub fn assigned_sets(
+    deployment: &Deployment,
+    rollout: Option<&Rollout>,
+    members: &RoaringBitmap,
+) -> BTreeMap<ReleaseId, RoaringBitmap> {
+    let mut sets: BTreeMap<ReleaseId, RoaringBitmap> = BTreeMap::new();
+    let mut left = members.clone();
+    let mut assign = |release: Option<&ReleaseId>, targets: &RoaringBitmap| {
+        let targets = &left & targets;
+        left -= &targets;
+        if let Some(release) = release.filter(|_| !targets.is_empty()) {
+            *sets.entry(release.clone()).or_default() |= targets;
+        }
+    };
+    if let Some(rollout) = rollout {
+        assign(deployment.stable.as_ref(), &rollout.sets.reverted);
+        assign(Some(&rollout.release), &rollout.sets.changed);
+    }
+    for (release, targets) in deployment.held.iter().chain(rollout.iter().flat_map(|rollout| &rollout.before)) {
+        assign(release.as_ref(), targets);
+    }
+    assign(deployment.stable.as_ref(), members);
+    sets
 }
 
 /// All that `target` should run, as of the log index `applied`.
@@ -129,7 +274,7 @@ impl<'t, T: ReadTables> DesiredReader<'t, T> {
                 none => none.insert(deployments_in(self.tables, name)?),
             };
             for (deployment, rollout) in there {
-                let Some(id) = told(deployment, rollout.as_ref(), target.index) else { continue };
+                let Some(id) = assigned_release(deployment, rollout.as_ref(), target.index) else { continue };
                 let release = match self.releases.entry((name.clone(), id)) {
                     Entry::Occupied(kept) => kept.into_mut(),
                     Entry::Vacant(new) => {
@@ -138,7 +283,7 @@ impl<'t, T: ReadTables> DesiredReader<'t, T> {
                     }
                 };
                 if let Some(release) = release {
-                    deployments.entry(deployment.pipeline.clone()).or_insert_with(|| with_ports(release, &leases));
+                    deployments.entry(deployment.pipeline.clone()).or_insert_with(|| release.with_ports(&leases));
                 }
             }
         }
@@ -165,43 +310,7 @@ fn desired_release<T: ReadTables>(
 ) -> Result<Option<DesiredRelease>, TablesError> {
     let Some(release) = tables.get::<Release>(&release_key(id))? else { return Ok(None) };
     let Some(artifact) = tables.get::<Artifact>(&key(release.artifact.hex().as_str()))? else { return Ok(None) };
-    let environment_env = release.file.environment.get(environment).map(|settings| settings.env.clone()).unwrap_or_default();
-    let mut services = BTreeMap::new();
-    for (name, settings) in &release.file.service {
-        let mut settings = settings.clone();
-        settings.env.extend(environment_env.clone());
-        services.insert(name.clone(), DesiredService { settings, ports: BTreeMap::new() });
-    }
-    Ok(Some(DesiredRelease {
-        release: id.clone(),
-        environment: environment.clone(),
-        artifact: artifact.digest,
-        artifact_size: artifact.size,
-        unpacked_size: artifact.unpacked_size,
-        manifest: artifact.manifest,
-        services,
-    }))
-}
-
-/// The release on the target that keeps `leases`.
-fn with_ports(release: &DesiredRelease, leases: &[PortLease]) -> DesiredRelease {
-    let mut release = release.clone();
-    for (name, service) in &mut release.services {
-        let of = |(port, kind): (&PortName, &Port)| (port.clone(), ports(kind, &release.release.pipeline, name, port, leases));
-        service.ports = service.settings.ports.iter().map(of).collect();
-    }
-    release
-}
-
-fn ports(kind: &Port, pipeline: &PipelineName, service: &ServiceName, port: &PortName, leases: &[PortLease]) -> Vec<u16> {
-    match kind {
-        Port::Fixed(number) => vec![*number],
-        Port::Auto => {
-            let lease =
-                leases.iter().find(|lease| lease.pipeline == *pipeline && lease.service == *service && lease.port == *port);
-            lease.map(|lease| lease.pair.to_vec()).unwrap_or_default()
-        }
-    }
+    Ok(Some(DesiredRelease::new(environment, &release, &artifact)))
 }
 
 /// Whose desired state an event may have changed.

@@ -3,9 +3,11 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
+    sync::Arc,
 };
 
 use crate::{
+    cluster::Cluster,
     fleet::{
         Target,
         observation::{InstanceObserved, InstanceState, Observation},
@@ -13,24 +15,28 @@ use crate::{
     ids::{PortName, ReleaseId, ServiceName},
     pipeline_file::Service,
     release::{Release, release_key},
-    rollout::{Deployment, Rollout},
-    routing::table::{Instance, InstanceState as Routed, ReleaseRoute, RouteTable, ServiceKey, ServiceRoute},
-    tables::{ReadTables, SCAN_RECORDS_MAX, Scan, TablesError, key},
-    units::BasisPoints,
+    rollout::{Deployment, Rollout, assignment::Generation},
+    routing::table::{Instance, InstanceState as Routed, RouteTable, ServiceKey, ServiceRoute, Weights},
+    tables::{Key, ReadTables, SCAN_RECORDS_MAX, Scan, TablesError, key},
 };
 
 /// The route table as of the log index `applied`.
 pub fn route_table<T: ReadTables>(tables: &T, applied: u64) -> Result<RouteTable, TablesError> {
     let mut services = Vec::new();
     for deployment in tables.scan::<Deployment>(&Scan::all(), SCAN_RECORDS_MAX)? {
-        services.extend(routes_of(tables, &deployment)?);
+        services.extend(routes_of(tables, &deployment, applied)?);
     }
-    Ok(RouteTable { generation: applied, services })
+    let cluster: Cluster = tables.get(&Key::all())?.unwrap_or_default();
+    Ok(RouteTable::new(Generation { cluster: cluster.generation, index: applied }, services))
 }
 
 type ByRelease = BTreeMap<ReleaseId, Vec<Instance>>;
 
-fn routes_of<T: ReadTables>(tables: &T, deployment: &Deployment) -> Result<Vec<ServiceRoute>, TablesError> {
+fn routes_of<T: ReadTables>(
+    tables: &T,
+    deployment: &Deployment,
+    applied: u64,
+) -> Result<Vec<(ServiceKey, Arc<ServiceRoute>)>, TablesError> {
     let rollout: Option<Rollout> = deployment.rollout.map(|id| tables.get(&key(id.0))).transpose()?.flatten();
     // Services of either release are routed: one that a release drops is served until its last instance is gone.
     let present = rollout.as_ref().map(|rollout| &rollout.release).into_iter().chain(deployment.stable.as_ref());
@@ -60,7 +66,7 @@ fn routes_of<T: ReadTables>(tables: &T, deployment: &Deployment) -> Result<Vec<S
             }
         }
     }
-    let route = |name: ServiceName| service_route(deployment, &name, instances.remove(&name).unwrap_or_default());
+    let route = |name: ServiceName| service_route(deployment, &name, instances.remove(&name).unwrap_or_default(), applied);
     Ok(names.into_iter().map(route).collect())
 }
 
@@ -91,15 +97,19 @@ fn route(instance: &InstanceObserved, target: &Target, release: Option<&Release>
     Some(Instance { target: target.info.name.clone(), zone: target.info.zone.clone(), address, state })
 }
 
-fn service_route(deployment: &Deployment, service: &ServiceName, by_release: ByRelease) -> ServiceRoute {
-    let releases =
-        by_release.into_iter().map(|(release, instances)| ReleaseRoute { release, weight: BasisPoints::ALL, instances });
-    let service = ServiceKey {
+fn service_route(
+    deployment: &Deployment,
+    service: &ServiceName,
+    releases: ByRelease,
+    applied: u64,
+) -> (ServiceKey, Arc<ServiceRoute>) {
+    let key = ServiceKey {
         pipeline: deployment.pipeline.clone(),
         environment: deployment.environment.clone(),
         service: service.clone(),
     };
-    ServiceRoute { service, hosts: Vec::new(), releases: releases.collect() }
+    let weights = Weights { version: applied, ..Weights::default() };
+    (key, Arc::new(ServiceRoute { version: applied, hosts: Vec::new(), releases, weights }))
 }
 
 /// The port on which a service takes traffic: the one named `http`, else the one that its health is asked on, else its only one.

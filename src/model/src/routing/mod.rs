@@ -1,4 +1,7 @@
-//! The route table that gateways follow, and how it follows from state.
+//! The route tables that gateways serve by: how they follow from state, how they travel, and what gateways measure.
 
 pub mod derive;
+pub mod measurement;
+pub mod messages;
 pub mod table;
+pub mod update;

@@ -31,7 +31,7 @@ use crate::{
     release::{Release, release_key},
     rollout::{
         Deployment, Gate, OpenRollout, Rollout, RolloutState,
-        assignment::told,
+        assignment::assigned_release,
         decide::{Next, Seen, next},
         deployment_key,
         plan_input::{blocked, connected},
@@ -327,7 +327,7 @@ impl History {
         let members = self.members();
         let mut reports = Vec::new();
         for index in 0..self.agents.len() {
-            let told = deployment.as_ref().and_then(|deployment| told(deployment, rollout.as_ref(), index as u32));
+            let told = deployment.as_ref().and_then(|deployment| assigned_release(deployment, rollout.as_ref(), index as u32));
             let told = told.filter(|_| members.contains(index as u32));
             let agent = &mut self.agents[index];
             let idle = self.faults && self.random.chance(30);
@@ -361,7 +361,11 @@ impl History {
                 agent.unsaid = true;
             }
         }
-        if reports.is_empty() { Ok(()) } else { self.lead(FleetAction::Report { reports }) }
+        if reports.is_empty() {
+            return Ok(());
+        }
+        let action = self.world.reports(reports);
+        self.lead(action)
     }
 
     fn presence(&mut self) -> Step {

@@ -23,7 +23,7 @@ use crate::{
     release::{Artifact, Release, release_key, retention::FORMER_RELEASES_KEPT},
     rollout::{
         Deployment, Gate, Purpose, Rollout, RolloutState, Verdict,
-        assignment::{Concerned, DesiredReader, DesiredRelease, concerned, told},
+        assignment::{Concerned, DesiredReader, DesiredRelease, assigned_release, concerned},
     },
     tables::{ReadTables, Scan, key},
     units::Timestamp,
@@ -120,8 +120,8 @@ impl Checks {
     }
 
     fn reports(&mut self, history: &History, command: &Command) {
-        let Action::Fleet(FleetAction::Report { reports }) = &command.action else { return };
-        for (target, report) in reports {
+        let Action::Fleet(FleetAction::Report { targets }) = &command.action else { return };
+        for (target, report) in targets.iter().flat_map(|said| said.reports.iter().map(move |report| (&said.target, report))) {
             self.said.insert(*target, report.clone());
             for rollout in history.open_rollouts() {
                 let healthy = report.release.as_ref() == Some(&rollout.release) && report.progress == Progress::Healthy;
@@ -336,7 +336,7 @@ impl Checks {
         let Some(deployment) = history.deployment() else { return Ok(()) };
         let rollout = deployment.rollout.map(|id| history.world.rollout(id));
         for index in history.members() {
-            let told = told(&deployment, rollout.as_ref(), index);
+            let told = assigned_release(&deployment, rollout.as_ref(), index);
             // 6: who is in no wave is not moved by a rollout that has not ended.
             let mut planned = rollout.iter().flat_map(|rollout| &rollout.plan.waves).map(|wave| &wave.targets);
             if rollout.is_some() && !planned.any(|targets| targets.contains(index)) {

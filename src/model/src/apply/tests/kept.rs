@@ -96,7 +96,8 @@ fn routes_lead_to_what_answers_whichever_release_it_is_of() {
     let say = |world: &mut World, target, instances| {
         let (pipeline, release) = (name("shop"), Some(new.clone()));
         let report = Report { pipeline, release, progress: Progress::Healthy, serving: true, instances, failure: None };
-        world.ok(FleetAction::Report { reports: vec![(target, report)] });
+        let action = world.reports(vec![(target, report)]);
+        world.ok(action);
     };
     let both =
         vec![instance("shop", &new, 20_001, InstanceState::Serving), instance("web", &old, 20_000, InstanceState::Draining)];
@@ -105,9 +106,9 @@ fn routes_lead_to_what_answers_whichever_release_it_is_of() {
     say(&mut world, 2, vec![instance("web", &old, 20_000, InstanceState::Unhealthy)]);
     let table = route_table(&world.tables, 9).unwrap();
     let routes: Vec<_> = table
-        .services
+        .services()
         .iter()
-        .map(|route| (route.service.to_string(), route.releases.iter().map(|release| release.instances.len()).sum::<usize>()))
+        .map(|(service, route)| (service.to_string(), route.releases.values().map(Vec::len).sum::<usize>()))
         .collect();
     assert_eq!(routes, [("shop/production/shop".to_owned(), 1), ("shop/production/web".to_owned(), 2)]);
 }

@@ -5,7 +5,10 @@ use roaring::RoaringBitmap;
 use crate::{
     apply::testing::*,
     command::*,
-    fleet::{PolicyLimits, observation::Progress},
+    fleet::{
+        PolicyLimits,
+        observation::{Progress, ReportOrigin, TargetReports},
+    },
     pipeline_file::PipelineFile,
     rollout::{Gate, Purpose, RolloutState, Verdict, plan_input::planned},
     units::{Amount, Millis},
@@ -242,12 +245,45 @@ fn a_batch_of_five_thousand_reports_is_one_write() {
         failure: None,
     };
     let reports: Vec<_> = (0..5000).map(|number| (number % 20, report.clone())).collect();
-    let events = world.ok(FleetAction::Report { reports: reports.clone() }).events;
+    let action = world.reports(reports.clone());
+    let events = world.ok(action).events;
     assert_eq!(events.len(), 2, "one for the rollout, one for the batch");
     assert_eq!(world.rollout(id).sets.healthy.len(), 20);
-    let events = world.ok(FleetAction::Report { reports }).events;
+    let action = world.reports(reports);
+    let events = world.ok(action).events;
     assert_eq!(events.len(), 1, "nothing new");
-    let stranger = FleetAction::Report { reports: vec![(20, report.clone())] };
+    let stranger = world.reports(vec![(20, report.clone())]);
     assert_eq!(world.refused(stranger), "invalid");
-    assert_eq!(world.refused(FleetAction::Report { reports: vec![(0, report); 10_001] }), "invalid");
+    let too_many = world.reports(vec![(0, report); 10_001]);
+    assert_eq!(world.refused(too_many), "invalid");
+}
+
+#[test]
+fn report_that_is_not_newer_for_its_agent_changes_nothing() {
+    let (mut world, file) = World::with_fleet(1, FILE);
+    let release = world.release(1, &file);
+    let id = world.start(&release, Purpose::Deploy).unwrap();
+    world.tell_wave(id);
+    let report = |progress| crate::fleet::observation::Report {
+        pipeline: name("shop"),
+        release: Some(release.clone()),
+        progress,
+        serving: true,
+        instances: Vec::new(),
+        failure: None,
+    };
+    let by = |agent: &str, incarnation, sequence, progress| {
+        let origin = ReportOrigin { agent: AgentId(agent.to_owned()), incarnation, sequence };
+        FleetAction::Report { targets: vec![TargetReports { target: 0, origin, reports: vec![report(progress)] }] }
+    };
+    world.ok(by("a", 1, 7, Progress::Healthy));
+    for late in [by("a", 1, 6, Progress::Failed), by("a", 1, 7, Progress::Failed), by("a", 0, 99, Progress::Failed)] {
+        world.ok(late);
+        let rollout = world.rollout(id);
+        assert!(rollout.sets.healthy.contains(0) && rollout.sets.failed.is_empty(), "{:?}", rollout.sets);
+    }
+    world.ok(by("a", 2, 1, Progress::Failed));
+    assert!(world.rollout(id).sets.failed.contains(0), "an agent that was started again says newer things");
+    world.ok(by("b", 1, 1, Progress::Healthy));
+    assert!(world.rollout(id).sets.healthy.contains(0), "another agent took its place");
 }

@@ -12,7 +12,7 @@ use crate::{
     },
     ids::RolloutId,
     rejection::{Rejection, RuleError},
-    rollout::{Gate, Pause, Purpose, Rollout, RolloutState, Verdict, VerdictRecord, assignment::told, availability},
+    rollout::{Gate, Pause, Purpose, Rollout, RolloutState, Verdict, VerdictRecord, assignment::assigned_release, availability},
     tables::{Tables, key},
     units::Millis,
 };
@@ -46,7 +46,9 @@ pub(crate) fn change_targets<T: Tables>(
         // A target that was told to run this release already says nothing new: what it said last counts.
         let is_healthy =
             |report: Report| report.release.as_ref() == Some(&rollout.release) && report.progress == Progress::Healthy;
-        if told(&deployment, Some(&rollout), index).as_ref() == Some(&rollout.release) && report.is_some_and(is_healthy) {
+        if assigned_release(&deployment, Some(&rollout), index).as_ref() == Some(&rollout.release)
+            && report.is_some_and(is_healthy)
+        {
             rollout.sets.healthy.insert(index);
             rollout.sets.down_before.remove(index);
         }

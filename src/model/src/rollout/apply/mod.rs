@@ -18,7 +18,7 @@ use crate::{
     event::Subject,
     fleet::{PortLease, Target, lease_key, port_leases},
     rejection::{Rejection, RuleError},
-    rollout::{Deployment, OpenRollout, Past, Pause, Purpose, Rollout, RolloutState, assignment::told},
+    rollout::{Deployment, OpenRollout, Past, Pause, Purpose, Rollout, RolloutState, assignment::assigned_release},
     tables::{Tables, key},
 };
 
@@ -161,7 +161,7 @@ fn hold_cordoned<T: Tables>(context: &Context<'_, T>, deployment: &mut Deploymen
             deployment.release_hold(index);
             continue;
         }
-        match told(deployment, Some(rollout), index) {
+        match assigned_release(deployment, Some(rollout), index) {
             Some(release) if release == rollout.release => deployment.release_hold(index),
             told => {
                 deployment.hold(index, told);
