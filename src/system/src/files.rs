@@ -16,6 +16,49 @@ pub enum Survives {
     PowerCuts,
 }
 
+/// What the file system refused.
+#[derive(Debug, thiserror::Error)]
+#[error("failed to {action} {}: {source}", path.display())]
+pub struct FileError {
+    /// A verb in the infinitive, such as `read`.
+    pub action: &'static str,
+    /// The file or folder.
+    pub path: PathBuf,
+    /// The system's reason.
+    pub source: io::Error,
+}
+
+/// Adds to an error of the file system which `action` failed on which path.
+pub fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FileError {
+    let path = path.to_owned();
+    move |source| FileError { action, path, source }
+}
+
+/// Makes a folder and those above it; what it makes survives power cuts.
+///
+/// # Errors
+/// As of [`fs::create_dir`].
+pub fn create_folder(folder: &Path) -> io::Result<()> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    create_folder(parent(folder))?;
+    match fs::create_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => Ok(()),
+        Err(error) => Err(error),
+        Ok(()) => File::open(parent(folder))?.sync_all(),
+    }
+}
+
+/// The folder that holds `path`.
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        None => Path::new("/"),
+        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+        Some(parent) => parent,
+    }
+}
+
 /// Where the new content of `path` is written until it is whole.
 pub fn beside(path: &Path) -> PathBuf {
     path.with_extension("tmp")
@@ -33,7 +76,7 @@ pub fn replace(path: &Path, bytes: &[u8], survives: Survives) -> io::Result<()> 
     }
     fs::rename(&beside, path)?;
     if survives == Survives::PowerCuts {
-        File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()?;
+        File::open(parent(path))?.sync_all()?;
     }
     Ok(())
 }
@@ -46,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_is_replaced_as_a_whole_whatever_was_left_beside_it() {
+    fn replaced_file_is_whole_whatever_was_left_beside_it() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("record.json");
         replace(&path, b"a secret", Survives::Crashes).unwrap();
