@@ -55,7 +55,7 @@ pub fn agent(args: AgentArgs, globals: &Globals) -> Result<AgentOptions> {
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     let data = args.upstream.data.unwrap_or_else(|| default_data_dir("agent"));
-    let servers = args.upstream.servers.iter().map(|server| format!("http://{server}")).collect();
+    let servers = args.upstream.servers.clone();
     let mut options = AgentOptions::new(info, data, servers, token(globals, Role::Agent)?);
     options.reserve = args.reserve;
     options.default_user = args.default_user;

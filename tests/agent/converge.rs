@@ -294,7 +294,7 @@ async fn a_port_that_a_stranger_has_is_told_with_its_name() {
     server.want(&target.name, &[release("shop", 1, &pack, &[("api", web(1, "", &[port]))])]);
     target.start();
     let failure = server.until_progress("shop", Progress::Failed).await.failure.unwrap();
-    assert!(failure.reason.contains(&format!("port {port} (http) of service api is taken by another program")), "{failure:#?}");
+    assert!(failure.reason.contains(&format!("port {port} (http) of service api is in use by another program")), "{failure:#?}");
     assert!(failure.reason.contains(&format!("pid {}", std::process::id())), "{failure:#?}");
     assert!(failure.hint.contains("stop that program"));
     drop(stranger);

@@ -88,6 +88,7 @@ points! {
     after_the_failure_was_recorded "agent::failure_recorded";
     after_the_switch_was_recorded "agent::switch_recorded";
     after_the_link "agent::linked";
+    after_the_drain_was_recorded "agent::drain_recorded";
     after_the_stop_was_asked_for "agent::stop_asked";
     after_the_shim_was_cleared "agent::cleared";
     after_the_instance_was_forgotten "agent::forgotten";

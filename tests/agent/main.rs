@@ -5,4 +5,6 @@
 mod converge;
 mod crashes;
 mod rules;
+mod sessions;
 mod support;
+mod switches;

@@ -28,11 +28,11 @@ use swell_artifacts::{
 };
 use swell_model::{
     digest::Digest,
-    fleet::observation::{InstanceState, Progress, Report},
+    fleet::observation::{InstanceState, Progress, Report, ReportsHash},
     pipeline_file::Service,
     rollout::assignment::{DesiredRelease, DesiredService, DesiredTarget, Generation},
     units::{ByteSize, Timestamp},
-    wire::{AgentToServer, ServerToAgent},
+    wire::{AgentHello, AgentToServer, PROTOCOL_VERSION, ServerToAgent},
 };
 use tokio::sync::watch;
 use tokio_tungstenite::{
@@ -64,7 +64,11 @@ print "this is version $version as $ENV{SWELL_INSTANCE}\n";
 if ($mode eq 'crash') { print STDERR "cannot find the database\n"; exit 3 }
 sleep 3600 if $mode eq 'deaf';
 my $s = IO::Socket::INET->new(LocalAddr => '0.0.0.0', LocalPort => $ENV{PORT}, Listen => 64, ReuseAddr => 1) or die "listen: $!";
-$SIG{TERM} = sub { print "asked to end\n"; exit 0 };
+$SIG{TERM} = sub {
+  print "asked to end\n";
+  if ($ENV{ENDED}) { open my $f, '>>', $ENV{ENDED}; print $f "$version\n"; close $f }
+  exit 0;
+};
 while (1) {
   my $c = $s->accept or next;
   my $line = <$c> // '';
@@ -139,7 +143,16 @@ struct ServerState {
     content: Mutex<BTreeMap<Digest, Packed>>,
     reports: watch::Sender<BTreeMap<String, Report>>,
     history: Mutex<Vec<Report>>,
-    followed: Mutex<Vec<Generation>>,
+    hellos: Mutex<Vec<AgentHello>>,
+    /// What it says in place of a welcome, once each.
+    answers: Mutex<Vec<ServerToAgent>>,
+    /// The newest report of an agent, as (agent, incarnation, sequence).
+    newest: Mutex<(String, u64, u64)>,
+    /// Ends all sessions when it changes.
+    sessions: watch::Sender<u64>,
+    sent_desired: AtomicU64,
+    /// Whether gateways obey at once; until they do nothing is routed.
+    routes: watch::Sender<bool>,
     blobs: Mutex<BTreeMap<Digest, Vec<u8>>>,
     sent_bytes: AtomicU64,
     stop: tokio_util::sync::CancellationToken,
@@ -151,7 +164,7 @@ impl FakeServer {
         Self::start_at("127.0.0.1:0".parse().unwrap(), None).await
     }
 
-    /// The same server again, after `stop`.
+    /// The same server again, after `stop`, with no report in its state.
     pub async fn again(&self) -> Self {
         Self::start_at(self.address, Some(&self.state)).await
     }
@@ -164,7 +177,12 @@ impl FakeServer {
             content: Mutex::new(before.map(|before| before.content.lock().unwrap().clone()).unwrap_or_default()),
             reports: watch::Sender::new(BTreeMap::new()),
             history: Mutex::default(),
-            followed: Mutex::default(),
+            hellos: Mutex::default(),
+            answers: Mutex::default(),
+            sessions: watch::Sender::new(0),
+            sent_desired: AtomicU64::new(0),
+            newest: Mutex::default(),
+            routes: watch::Sender::new(before.is_none_or(|before| *before.routes.borrow())),
             blobs: Mutex::default(),
             sent_bytes: AtomicU64::new(0),
             stop: tokio_util::sync::CancellationToken::new(),
@@ -243,33 +261,92 @@ impl FakeServer {
     }
 
     async fn session<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(self, mut socket: WebSocketStream<S>) {
+        let Some(AgentToServer::Hello(hello)) = receive(&mut socket).await else { return };
+        assert_eq!(hello.version, PROTOCOL_VERSION);
+        self.state.hellos.lock().unwrap().push(hello.clone());
+        let answer = self.state.answers.lock().unwrap().pop();
+        if let Some(answer) = answer {
+            // The agent may be gone already.
+            say(&mut socket, &answer).await;
+            return;
+        }
+        let mut known = ReportsHash::default();
+        self.state.reports.borrow().values().for_each(|report| known.add(report));
+        if !say(&mut socket, &ServerToAgent::Welcome { reports_known: known == hello.reports_hash }).await {
+            return;
+        }
         let mut desired = self.state.desired.subscribe();
-        desired.mark_changed();
+        if desired.borrow().as_ref().is_some_and(|desired| Some(desired.hash()) != hello.desired_hash) {
+            desired.mark_changed();
+        }
+        let mut routes = self.state.routes.subscribe();
+        let mut sessions = self.state.sessions.subscribe();
+        let mut acknowledged = 0;
         loop {
             tokio::select! {
                 () = self.state.stop.cancelled() => return,
+                _ = sessions.changed() => return,
                 changed = desired.changed() => {
                     changed.unwrap();
                     let Some(desired) = desired.borrow_and_update().clone() else { continue };
-                    let frame = rmp_serde::to_vec_named(&ServerToAgent::Desired(desired)).unwrap();
-                    if socket.send(Message::binary(frame)).await.is_err() { return }
+                    self.state.sent_desired.fetch_add(1, Ordering::Relaxed);
+                    if !say(&mut socket, &ServerToAgent::Desired(desired)).await { return }
                 }
-                frame = socket.next() => {
-                    let Some(Ok(frame)) = frame else { return };
-                    let Message::Binary(bytes) = frame else { continue };
-                    match rmp_serde::from_slice(&bytes).unwrap() {
-                        AgentToServer::Hello { following, .. } => self.state.followed.lock().unwrap().push(following),
-                        AgentToServer::Heartbeat => {}
-                        AgentToServer::Report(reports) => self.heard(reports),
+                changed = routes.changed() => {
+                    changed.unwrap();
+                    let obeyed = *routes.borrow_and_update() && acknowledged > 0;
+                    if obeyed && !say(&mut socket, &ServerToAgent::Routed { sequence: acknowledged }).await { return }
+                }
+                message = receive(&mut socket) => match message {
+                    None => return,
+                    Some(AgentToServer::Hello(_)) => panic!("a second hello"),
+                    Some(AgentToServer::Heartbeat) => {}
+                    Some(AgentToServer::Report { sequence, reports }) => {
+                        self.apply(&hello, sequence, reports);
+                        acknowledged = sequence;
+                        if !say(&mut socket, &ServerToAgent::Acknowledged { sequence }).await { return }
+                        let obeyed = *routes.borrow_and_update();
+                        if obeyed && !say(&mut socket, &ServerToAgent::Routed { sequence }).await { return }
                     }
                 }
             }
         }
     }
 
-    fn heard(&self, reports: Vec<Report>) {
+    /// Only what is newer counts, as in the state that real servers share.
+    fn apply(&self, hello: &AgentHello, sequence: u64, reports: Vec<Report>) {
+        let mut newest = self.state.newest.lock().unwrap();
+        let (agent, incarnation) = (hello.agent.0.clone(), hello.incarnation);
+        if newest.0 == agent && (newest.1, newest.2) >= (incarnation, sequence) {
+            return;
+        }
+        *newest = (agent, incarnation, sequence);
         self.state.history.lock().unwrap().extend(reports.clone());
         self.state.reports.send_modify(|all| all.extend(reports.into_iter().map(|report| (report.pipeline.to_string(), report))));
+    }
+
+    /// Whether connected gateways obey from now on.
+    pub fn route(&self, obeyed: bool) {
+        self.state.routes.send_replace(obeyed);
+    }
+
+    /// What it says in place of a welcome, the next time that an agent says hello.
+    pub fn answer_once(&self, answer: ServerToAgent) {
+        self.state.answers.lock().unwrap().push(answer);
+    }
+
+    /// As if the network broke for a moment.
+    pub fn drop_sessions(&self) {
+        self.state.sessions.send_modify(|count| *count += 1);
+    }
+
+    /// How often it sent a desired state.
+    pub fn sent_desired(&self) -> u64 {
+        self.state.sent_desired.load(Ordering::Relaxed)
+    }
+
+    pub fn hellos(&self) -> Vec<AgentHello> {
+        self.state.hellos.lock().unwrap().clone()
     }
 
     /// Says that `target` should run these, from now on.
@@ -301,8 +378,9 @@ impl FakeServer {
         self.state.blobs.lock().unwrap().len()
     }
 
+    /// The generations that agents followed as they said hello.
     pub fn followed(&self) -> Vec<Generation> {
-        self.state.followed.lock().unwrap().clone()
+        self.hellos().iter().map(|hello| hello.following).collect()
     }
 
     /// Every report so far of `pipeline`.
@@ -338,6 +416,24 @@ impl FakeServer {
     pub async fn until_progress(&self, pipeline: &str, progress: Progress) -> Report {
         self.until(pipeline, progress.name(), |report| report.progress == progress).await
     }
+}
+
+async fn receive<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(
+    socket: &mut WebSocketStream<S>,
+) -> Option<AgentToServer> {
+    loop {
+        if let Message::Binary(bytes) = socket.next().await?.ok()? {
+            return Some(rmp_serde::from_slice(&bytes).unwrap());
+        }
+    }
+}
+
+/// Whether the agent is still there.
+async fn say<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(
+    socket: &mut WebSocketStream<S>,
+    message: &ServerToAgent,
+) -> bool {
+    socket.send(Message::binary(rmp_serde::to_vec_named(message).unwrap())).await.is_ok()
 }
 
 /// A service out of JSON, quick and of a user that every machine has.

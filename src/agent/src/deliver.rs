@@ -99,7 +99,7 @@ pub(super) async fn deliver(
     match tokio::task::spawn_blocking(move || forget_others(&archives, Some(wanted))).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => {
-            tracing::warn!(%error, folder = %place.archives.display(), "archives that nobody wants could not be removed")
+            tracing::warn!(%error, folder = %place.archives.display(), "failed to remove archives of other releases")
         }
         Err(_) => return Err(stopping()),
     }
@@ -129,7 +129,7 @@ async fn archive(
 ) -> Result<(PathBuf, Manifest), DeliverError> {
     let manifest = manifest(origin, server, release).await?;
     let archive = place.archives.join(format!("{}.tar.zst", release.artifact.hex()));
-    has_room(place, &manifest).await?;
+    check_space(place, &manifest).await?;
     let base_url = format!("{server}/v1/artifacts/{{digest}}/content");
     let source = Source { client: &origin.client, base_url: &base_url, token: Some(&origin.token) };
     let options = FetchOptions { piece_timeout: Millis::from_secs(30), attempts_max: 3, ..FetchOptions::default() };
@@ -153,7 +153,7 @@ fn not_fetched(error: FetchError) -> DeliverError {
 async fn manifest(origin: &Origin, server: &str, release: &DesiredRelease) -> Result<Manifest, DeliverError> {
     let url = format!("{server}/v1/artifacts/{}/manifest", release.artifact);
     let failed = |error: reqwest::Error| {
-        DeliverError::new(format!("cannot fetch the manifest from {url}: {}", chain(&error.without_url())), UNREACHABLE, true)
+        DeliverError::new(format!("failed to fetch the manifest from {url}: {}", chain(&error.without_url())), UNREACHABLE, true)
     };
     let request = origin.client.get(&url).bearer_auth(&origin.token).timeout(REQUEST_TIMEOUT);
     let mut response = request.send().await.map_err(failed)?;
@@ -178,7 +178,7 @@ async fn manifest(origin: &Origin, server: &str, release: &DesiredRelease) -> Re
 }
 
 /// What is still to be written: what came of the archive before an interruption takes its room already. Makes the folder.
-fn room_needed(archives: &Path, manifest: &Manifest) -> io::Result<u64> {
+fn space_needed(archives: &Path, manifest: &Manifest) -> io::Result<u64> {
     fs::create_dir_all(archives)?;
     let name = manifest.digest.hex();
     let present: u64 = on_the_way(archives, |other| other.contains(&name))?.into_iter().map(|(_, bytes)| bytes).sum();
@@ -186,10 +186,10 @@ fn room_needed(archives: &Path, manifest: &Manifest) -> io::Result<u64> {
 }
 
 /// Both the archive and what is in it must fit, with the reserve left over.
-async fn has_room(place: &Place, manifest: &Manifest) -> Result<(), DeliverError> {
+async fn check_space(place: &Place, manifest: &Manifest) -> Result<(), DeliverError> {
     let (folder, manifest, reserve) = (place.archives.clone(), manifest.clone(), place.reserve);
     let asked =
-        tokio::task::spawn_blocking(move || Ok::<_, io::Error>((room_needed(&folder, &manifest)?, disk_space::room(&folder)?)));
+        tokio::task::spawn_blocking(move || Ok::<_, io::Error>((space_needed(&folder, &manifest)?, disk_space::room(&folder)?)));
     let (needed, room) = match asked.await {
         Ok(Ok(asked)) => asked,
         Ok(Err(error)) => {
@@ -258,8 +258,8 @@ pub(super) async fn upload(origin: &Origin, bytes: Vec<u8>) -> Option<Digest> {
         let request = origin.client.post(format!("{server}/v1/blobs")).bearer_auth(&origin.token).body(bytes.clone());
         match request.header("content-type", "application/octet-stream").timeout(REQUEST_TIMEOUT).send().await {
             Ok(response) if response.status().is_success() => return Some(digest),
-            Ok(response) => tracing::debug!(%server, status = %response.status(), "evidence was not taken"),
-            Err(error) => tracing::debug!(%server, %error, "evidence could not be sent"),
+            Ok(response) => tracing::debug!(%server, status = %response.status(), "server refused evidence"),
+            Err(error) => tracing::debug!(%server, %error, "failed to send evidence"),
         }
     }
     None
@@ -288,11 +288,11 @@ mod tests {
     }
 
     #[test]
-    fn what_came_before_an_interruption_is_not_asked_room_for_again() {
+    fn interrupted_archive_counts_toward_the_space_needed() {
         let root = tempfile::tempdir().unwrap();
         let archives = root.path().join("fetch");
         let manifest = Manifest { size: 3 << 20, unpacked_size: 5 << 20, ..manifest() };
-        let needed = || room_needed(&archives, &manifest).unwrap();
+        let needed = || space_needed(&archives, &manifest).unwrap();
         assert_eq!(needed(), 8 << 20);
         // Nothing of another release counts, nor a hole.
         fs::write(archives.join(".other.tar.zst.partial"), vec![1; 1 << 20]).unwrap();
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_on_its_way_of_other_releases_is_removed() {
+    fn archives_of_other_releases_are_removed() {
         let root = tempfile::tempdir().unwrap();
         let archives = root.path().join("fetch");
         forget_others(&archives, None).unwrap();

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use nix::sys::signal::Signal;
 
-use super::{decide::Fault, journal::Instance, launch::Refusal};
+use super::{decide::Fault, journal::Instance, refusal::Refusal};
 use swell_model::{fleet::observation::TargetFailure, units::Millis};
 use swell_sandbox::{
     shim::{ExitRecord, Outcome},
@@ -47,7 +47,7 @@ pub(super) fn output_tail(dir: &Path) -> Vec<u8> {
         Ok(())
     });
     if let Err(error) = read {
-        tracing::warn!(dir = %dir.display(), %error, "could not read the output of an instance");
+        tracing::warn!(dir = %dir.display(), %error, "failed to read the output of an instance");
     }
     bytes.drain(..bytes.len().saturating_sub(OUTPUT_LONG_BYTES));
     bytes
@@ -55,7 +55,7 @@ pub(super) fn output_tail(dir: &Path) -> Vec<u8> {
 
 /// Whether output is to be sent to the content store: it is longer than a report takes, and of this release (`before` is its last
 /// failure) there is none yet, or only an old one, of monotonic `kept_at`.
-pub(super) fn is_worth_keeping(output: &[u8], before: Option<&TargetFailure>, kept_at: u64, now: u64) -> bool {
+pub(super) fn is_worth_uploading(output: &[u8], before: Option<&TargetFailure>, kept_at: u64, now: u64) -> bool {
     let has_some = before.is_some_and(|failure| failure.output_blob.is_some());
     output.len() > OUTPUT_SHORT_BYTES && (!has_some || now.saturating_sub(kept_at) > OUTPUT_EVERY.0)
 }
@@ -75,7 +75,7 @@ pub(super) fn exit_text(record: &ExitRecord) -> String {
 
 /// What is reported of a fault.
 pub(super) fn failure_of(instance: &Instance, fault: Fault, seen: &LastSeen) -> TargetFailure {
-    let (reason, hint) = words(instance, fault, seen);
+    let (reason, hint) = explain(instance, fault, seen);
     TargetFailure {
         service: Some(instance.service.clone()),
         reason: cut(reason),
@@ -93,7 +93,7 @@ pub(super) fn failure_without_instance(reason: String, hint: String) -> TargetFa
     TargetFailure { service: None, reason, hint, exit: None, probe: None, output: String::new(), output_blob: None }
 }
 
-fn words(instance: &Instance, fault: Fault, seen: &LastSeen) -> (String, String) {
+fn explain(instance: &Instance, fault: Fault, seen: &LastSeen) -> (String, String) {
     let (service, release) = (&instance.service, &instance.release);
     let health = &instance.settings.settings.health;
     let answer = seen.probe.as_deref().unwrap_or("nothing");
@@ -153,18 +153,18 @@ mod tests {
     use swell_model::digest::Digest;
 
     #[test]
-    fn a_crash_loop_sends_its_output_now_and_then() {
+    fn crash_loop_uploads_output_now_and_then() {
         let long = [b'x'; OUTPUT_SHORT_BYTES + 1];
         let none = failure_without_instance(String::new(), String::new());
         let some = TargetFailure { output_blob: Some(Digest::of(b"")), ..none.clone() };
-        assert!(is_worth_keeping(&long, None, 0, 5) && is_worth_keeping(&long, Some(&none), 0, 5));
-        assert!(!is_worth_keeping(&long[1..], None, 0, 5), "a report takes it");
-        assert!(!is_worth_keeping(&long, Some(&some), 1_000, 601_000));
-        assert!(is_worth_keeping(&long, Some(&some), 1_000, 601_001));
+        assert!(is_worth_uploading(&long, None, 0, 5) && is_worth_uploading(&long, Some(&none), 0, 5));
+        assert!(!is_worth_uploading(&long[1..], None, 0, 5), "a report takes it");
+        assert!(!is_worth_uploading(&long, Some(&some), 1_000, 601_000));
+        assert!(is_worth_uploading(&long, Some(&some), 1_000, 601_001));
     }
 
     #[test]
-    fn the_end_of_the_output_is_bounded_whatever_its_bytes() {
+    fn output_in_report_is_bounded_whatever_its_bytes() {
         assert_eq!(short(b"hello"), "hello");
         assert_eq!(short(&[b'x'; 9000]).len(), OUTPUT_SHORT_BYTES);
         assert!(short(&[0xff; 9000]).len() <= OUTPUT_SHORT_BYTES);

@@ -15,18 +15,18 @@ use swell_model::{
 /// How many activated releases stay on the disk: to these one can go back without moving a byte.
 pub(super) const RELEASES_KEPT: usize = 3;
 
-/// The record of one pipeline.
+/// The record of one pipeline on this target.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Journal {
     /// The highest number given to an instance or a run of one.
     pub last_number: u64,
-    /// The instances that run or should.
+    /// The instances that run or should, or leave.
     pub instances: Vec<Instance>,
     /// The release that was switched to last.
     pub active: Option<Active>,
     /// The artifacts of the releases that were switched to, the latest first, each once.
     pub activated: Vec<Digest>,
-    /// How the release that is wanted failed.
+    /// How the desired release failed.
     pub attempt: Option<Attempt>,
 }
 
@@ -63,24 +63,40 @@ pub(super) struct Instance {
     pub environment: EnvironmentName,
     pub artifact: Digest,
     pub settings: DesiredService,
-    /// The ports that it has of those it may have.
+    /// The numbers that it has of those it may have.
     pub ports: BTreeMap<PortName, u16>,
     pub role: Role,
-    /// Whether gateways were ever told to send it traffic: then it drains before it stops.
+    /// What its departure waits for; of a meaning while it is leaving.
+    pub departure: Departure,
+    /// Whether it was ever reported as serving: then its departure is confirmed and it drains before it stops.
     pub served: bool,
     /// How often it was started again.
     pub restarts: u32,
 }
 
-/// What an instance is there for.
+/// Part that an instance plays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Role {
     /// Of the release that is to be switched to.
     New,
     /// Of the release that was switched to.
     Current,
-    /// It drains, stops and is forgotten.
+    /// Drains, stops and is forgotten.
     Leaving,
+}
+
+/// What must be confirmed before an instance that leaves may drain. Recorded, so that it is waited for anew after a restart: servers
+/// confirm reports of the agent's present incarnation alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Departure {
+    /// Nothing: nobody was ever told that it serves.
+    Immediate,
+    /// That a report which shows it leaving is in the state that servers share.
+    Acknowledged,
+    /// That every connected gateway obeys such a report.
+    Routed,
+    /// Nothing any more: it drains.
+    Confirmed,
 }
 
 impl Instance {
@@ -123,6 +139,7 @@ impl Journal {
             settings: settings.clone(),
             ports,
             role: Role::New,
+            departure: Departure::Immediate,
             served: false,
             restarts: 0,
         });
@@ -139,7 +156,7 @@ impl Journal {
         }
     }
 
-    /// Records a failure of the release that is wanted. Output that was kept of an earlier one stays until there is other.
+    /// Records a failure of the desired release. Output that was kept of an earlier one stays until there is other.
     pub fn failed(&mut self, release: ReleaseId, run: Option<u64>, failed: bool, mut failure: TargetFailure) {
         let before = self.attempt.take().filter(|attempt| attempt.release == release);
         let failures = before.as_ref().map_or(0, |attempt| attempt.failures).saturating_add(u32::from(failed));
@@ -147,12 +164,25 @@ impl Journal {
         self.attempt = Some(Attempt { release, failures, run, failed, failure });
     }
 
-    /// What is new becomes current, and everything else leaves.
-    pub fn switch(&mut self, release: &DesiredRelease) {
-        for instance in &mut self.instances {
-            let stays = instance.release == release.release && instance.role != Role::Leaving;
-            instance.role = if stays { Role::Current } else { Role::Leaving };
-            instance.served |= stays;
+    /// Lets an instance leave once `departure` is confirmed. One that leaves already keeps what it waits for.
+    pub fn leave(&mut self, id: u64, departure: Departure) {
+        if let Some(instance) = self.instance_mut(id)
+            && instance.role != Role::Leaving
+        {
+            (instance.role, instance.departure) = (Role::Leaving, departure);
+        }
+    }
+
+    /// Makes the instances of `release` current; everything else leaves, after what `departure_of` says.
+    pub fn switch(&mut self, release: &DesiredRelease, departure_of: impl Fn(&Instance) -> Departure) {
+        for id in self.staying() {
+            let Some(instance) = self.instance_mut(id) else { continue };
+            if instance.release == release.release {
+                (instance.role, instance.served) = (Role::Current, true);
+            } else {
+                let departure = departure_of(instance);
+                self.leave(id, departure);
+            }
         }
         self.active = Some(Active {
             release: release.release.clone(),

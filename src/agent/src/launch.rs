@@ -10,7 +10,7 @@ use std::{
 use nix::unistd::User;
 use tokio::{process::Command, sync::Mutex, time::timeout};
 
-use super::{journal::Instance, kept};
+use super::{data_dirs, journal::Instance, refusal::Refusal};
 use swell_model::{
     digest::Digest,
     fleet::TargetInfo,
@@ -29,14 +29,6 @@ const OUTPUT_FILE_BYTES: u64 = 4 << 20;
 const USERADD_TIMEOUT: Duration = Duration::from_secs(20);
 /// The longest name of a user that `useradd` takes.
 const USER_NAME_MAX: usize = 32;
-
-/// Why an instance was not started, and what to do about it.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{reason}")]
-pub(super) struct Refusal {
-    pub reason: String,
-    pub hint: String,
-}
 
 /// What all instances on this target are started with.
 #[derive(Debug, Clone)]
@@ -71,19 +63,19 @@ impl Launch {
     pub fn of(pipeline: &PipelineName, instance: &Instance, folder: &Path, around: &Surroundings) -> Result<Self, Refusal> {
         let service = &instance.settings.settings;
         if let Some(unit) = &service.systemd {
-            return Err(refusal(
+            return Err(Refusal::new(
                 format!("service {} is the systemd unit {unit}, which this agent cannot supervise", instance.service),
                 "give the service a `command` in place of `systemd`",
             ));
         }
         if let Some(secret) = service.secrets.values().next() {
-            return Err(refusal(
+            return Err(Refusal::new(
                 format!("service {} needs the secret `{}`, which did not reach this agent", instance.service, secret.name()),
                 "leave it out of `secrets`, or upgrade servers and agent to a version that delivers secrets",
             ));
         }
         if service.log == Log::Journald {
-            tracing::warn!(service = %instance.service, "output is kept in files: this agent does not write to the journal");
+            tracing::warn!(service = %instance.service, "keeping output in files, this agent does not write to journald");
         }
         let id = format!("{pipeline}-{}", instance.name());
         let lookup = |variable: &Variable| variable_of(variable, pipeline, instance, &id, &around.info);
@@ -137,24 +129,21 @@ impl Launch {
         }
     }
 
-    /// Makes its user and its kept folders, where they are missing.
+    /// Makes its user and its data folders where they are missing.
     pub async fn prepare(&self) -> Result<(), Refusal> {
         if let Some(user) = &self.user {
             ensure_user(user).await?;
         }
         let (data, user) = (self.data.clone(), self.user.clone());
-        let made =
-            tokio::task::spawn_blocking(move || data.iter().try_for_each(|folder| kept::make_folder(folder, user.as_deref())));
-        made.await.map_err(|_| refusal("the agent is stopping".to_owned(), "start it again"))?
+        let made = tokio::task::spawn_blocking(move || {
+            data.iter().try_for_each(|folder| data_dirs::make_folder(folder, user.as_deref()))
+        });
+        made.await.map_err(|_| Refusal::new("the agent is stopping".to_owned(), "start it again"))?
     }
 }
 
-fn refusal(reason: String, hint: &str) -> Refusal {
-    Refusal { reason, hint: hint.to_owned() }
-}
-
 fn not_filled(instance: &Instance, text: &str, error: &InterpolationError) -> Refusal {
-    refusal(format!("service {}: `{text}` cannot be filled in: {error}", instance.service), "correct it in swell.toml")
+    Refusal::new(format!("service {}: `{text}` cannot be filled in: {error}", instance.service), "correct it in swell.toml")
 }
 
 fn variable_of(variable: &Variable, pipeline: &PipelineName, instance: &Instance, id: &str, info: &TargetInfo) -> Option<String> {
@@ -224,10 +213,12 @@ async fn ensure_user(name: &str) -> Result<(), Refusal> {
         Ok(Ok(output)) if output.status.success() => Ok(()),
         Ok(Ok(output)) => {
             let said = String::from_utf8_lossy(&output.stderr);
-            Err(refusal(format!("making the user {name} with useradd failed: {}", said.trim()), hint))
+            Err(Refusal::new(format!("failed to make the user {name} with useradd: {}", said.trim()), hint))
         }
-        Ok(Err(error)) => Err(refusal(format!("making the user {name}: useradd could not be run: {error}"), hint)),
-        Err(_) => Err(refusal(format!("making the user {name}: useradd took longer than {USERADD_TIMEOUT:?}"), hint)),
+        Ok(Err(error)) => Err(Refusal::new(format!("failed to make the user {name}: useradd could not be run: {error}"), hint)),
+        Err(_) => {
+            Err(Refusal::new(format!("failed to make the user {name}: useradd took longer than {USERADD_TIMEOUT:?}"), hint))
+        }
     }
 }
 
@@ -237,14 +228,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn users_of_their_own_have_names_that_fit_and_differ() {
+    fn own_users_have_short_names_that_differ() {
         let name = own_user(&"a-very-long-name.of_a-pipeline-that-goes-on".parse().unwrap(), "api");
         assert!(name.len() <= USER_NAME_MAX, "{name}");
         assert_ne!(name, own_user(&"a-very-long-name.of_a-pipeline-that-goes-on".parse().unwrap(), "worker"));
     }
 
     #[test]
-    fn programs_are_looked_for_in_the_release() {
+    fn relative_program_is_in_the_release() {
         let command = |program: &str| in_folder(vec![program.to_owned(), "a/b".to_owned()], Path::new("/r"));
         assert_eq!(command("bin/api"), ["/r/bin/api", "a/b"]);
         assert_eq!(command("/bin/sh")[0], "/bin/sh");

@@ -23,18 +23,18 @@ const EAGER_INTERVAL: Duration = Duration::from_millis(250);
 /// How long after its time-out a shim may take until it is killed in its turn.
 const STOP_GRACE: Duration = Duration::from_secs(15);
 
-/// What a watcher sees.
+/// What happens to a watched instance.
 #[derive(Debug)]
-pub(super) enum Sight {
-    /// How its probes go.
-    Pulse(Pulse),
+pub(super) enum ProbeEvent {
+    /// Results of its probes changed.
+    Changed(ProbeState),
     /// Its process has ended and nothing of it is left; none: it did not say how.
     Ended(Option<ExitRecord>),
 }
 
-/// How the probes of an instance go.
+/// Results of the probes of an instance.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Pulse {
+pub(super) struct ProbeState {
     /// Since when they pass without one that failed, in monotonic milliseconds.
     pub passing_since: Option<u64>,
     /// How many failed in a row.
@@ -45,7 +45,7 @@ pub(super) struct Pulse {
     pub answer: Option<String>,
 }
 
-impl Pulse {
+impl ProbeState {
     /// After a probe that began at `at`.
     fn after(&self, at: u64, result: Result<(), String>) -> Self {
         match result {
@@ -69,10 +69,10 @@ pub(super) struct Watch {
     pub question: Question,
     pub health: Health,
     pub stop_timeout: Millis,
-    pub pulse: Pulse,
+    pub probe_state: ProbeState,
     /// Where monotonic milliseconds begin.
     pub clock: Instant,
-    pub sights: mpsc::Sender<((u64, u64), Sight)>,
+    pub probe_events: mpsc::Sender<((u64, u64), ProbeEvent)>,
 }
 
 /// The running task. Dropping it leaves the instance as it is.
@@ -103,7 +103,8 @@ impl Watch {
     }
 
     async fn run(self, stop: CancellationToken) {
-        let (handle, stop_timeout, key, sights) = (self.handle.clone(), self.stop_timeout, self.key, self.sights.clone());
+        let (handle, stop_timeout, key, probe_events) =
+            (self.handle.clone(), self.stop_timeout, self.key, self.probe_events.clone());
         let ended = tokio::select! {
             ended = handle.wait() => ended,
             () = stop.cancelled() => end(&handle, stop_timeout).await,
@@ -112,14 +113,13 @@ impl Watch {
         let record = match ended {
             Ok(record) => record,
             Err(error) => {
-                tracing::warn!(dir = %handle.dir().display(), error = &error as &dyn std::error::Error, "could not wait for an instance");
-                // Not left to chance: what may still run of it is ended.
+                tracing::warn!(dir = %handle.dir().display(), error = &error as &dyn std::error::Error, "failed to wait for an instance, ending what may run of it");
                 clear(handle.dir()).await;
                 None
             }
         };
         // Nobody listens any more: the agent stops, or the instance was forgotten.
-        sights.send((key, Sight::Ended(record))).await.ok();
+        probe_events.send((key, ProbeEvent::Ended(record))).await.ok();
     }
 
     /// Probes on and on; tells what changes.
@@ -132,14 +132,14 @@ impl Watch {
         loop {
             let began = Instant::now();
             let result = self.question.ask(self.health.timeout.as_duration()).await;
-            let pulse = self.pulse.after(began.duration_since(self.clock).as_millis() as u64, result);
-            if pulse != self.pulse {
-                self.pulse = pulse.clone();
-                if self.sights.send((self.key, Sight::Pulse(pulse))).await.is_err() {
+            let probe_state = self.probe_state.after(began.duration_since(self.clock).as_millis() as u64, result);
+            if probe_state != self.probe_state {
+                self.probe_state = probe_state.clone();
+                if self.probe_events.send((self.key, ProbeEvent::Changed(probe_state))).await.is_err() {
                     return;
                 }
             }
-            let period = if eager && !self.pulse.passed { interval.min(EAGER_INTERVAL) } else { interval };
+            let period = if eager && !self.probe_state.passed { interval.min(EAGER_INTERVAL) } else { interval };
             sleep(period.saturating_sub(began.elapsed())).await;
         }
     }
@@ -151,7 +151,7 @@ async fn end(handle: &ShimHandle, stop_timeout: Millis) -> Result<Option<ExitRec
     match timeout(stop_timeout.as_duration() + STOP_GRACE, handle.wait()).await {
         Ok(ended) => ended,
         Err(_) => {
-            tracing::warn!(dir = %handle.dir().display(), "a shim did not end in time, it is killed");
+            tracing::warn!(dir = %handle.dir().display(), "shim did not end in time, killing it");
             clear(handle.dir()).await;
             Ok(None)
         }
@@ -160,7 +160,7 @@ async fn end(handle: &ShimHandle, stop_timeout: Millis) -> Result<Option<ExitRec
 
 async fn clear(dir: &Path) {
     if let Err(error) = runtime::clear(dir).await {
-        tracing::error!(dir = %dir.display(), error = &error as &dyn std::error::Error, "could not end what runs");
+        tracing::error!(dir = %dir.display(), error = &error as &dyn std::error::Error, "failed to end an instance");
     }
 }
 
@@ -169,16 +169,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pulse_remembers_since_when_it_passes() {
-        let mut pulse = Pulse::default();
+    fn probe_state_keeps_when_probes_began_to_pass() {
+        let mut probe_state = ProbeState::default();
         for at in [5, 6] {
-            pulse = pulse.after(at, Ok(()));
-            assert_eq!((pulse.passing_since, pulse.passed), (Some(5), true));
+            probe_state = probe_state.after(at, Ok(()));
+            assert_eq!((probe_state.passing_since, probe_state.passed), (Some(5), true));
         }
         for failures in [1, 2, 3, 3] {
-            pulse = pulse.after(9, Err("no".to_owned()));
-            assert_eq!((pulse.passing_since, pulse.failures, pulse.passed), (None, failures, true));
+            probe_state = probe_state.after(9, Err("no".to_owned()));
+            assert_eq!((probe_state.passing_since, probe_state.failures, probe_state.passed), (None, failures, true));
         }
-        assert_eq!(pulse.after(10, Ok(())).passing_since, Some(10));
+        assert_eq!(probe_state.after(10, Ok(())).passing_since, Some(10));
     }
 }

@@ -21,7 +21,7 @@ use nix::{
     unistd::{Uid, UnlinkatFlags, User, fchown, geteuid, unlinkat},
 };
 
-use super::launch::Refusal;
+use super::refusal::Refusal;
 
 /// Links on one way, as in the kernel (path_resolution(7)).
 const LINKS_MAX: u32 = 40;
@@ -35,8 +35,10 @@ const TRIES_MAX: u32 = 8;
 /// disk does not do as told.
 pub(super) fn make_folder(folder: &str, user: Option<&str>) -> Result<(), Refusal> {
     let hint = "check the folder named in the service's `data`";
-    let failed =
-        |reason: String| Refusal { reason: format!("preparing the data folder {folder}: {reason}"), hint: hint.to_owned() };
+    let failed = |reason: String| Refusal {
+        reason: format!("failed to prepare the data folder {folder}: {reason}"),
+        hint: hint.to_owned(),
+    };
     let user = match user {
         None => None,
         Some(name) => match User::from_name(name).map_err(|errno| failed(io::Error::from(errno).to_string()))? {
@@ -51,7 +53,7 @@ pub(super) fn make_folder(folder: &str, user: Option<&str>) -> Result<(), Refusa
     };
     match find_or_make(Path::new(folder), user.as_ref()) {
         Ok(()) => Ok(()),
-        Err(KeptError::Taken { owner, user }) => Err(Refusal {
+        Err(DataDirError::Taken { owner, user }) => Err(Refusal {
             reason: format!("the data folder {folder} belongs to {owner}, not to {user}"),
             hint: format!("chown it to {user}, or name another folder in the service's `data`"),
         }),
@@ -60,7 +62,7 @@ pub(super) fn make_folder(folder: &str, user: Option<&str>) -> Result<(), Refusa
 }
 
 #[derive(Debug, thiserror::Error)]
-enum KeptError {
+enum DataDirError {
     #[error("{what} `{}`: {}", name.display(), io::Error::from(*errno))]
     System { what: &'static str, name: OsString, errno: Errno },
     #[error("`{}` on the way there is a link of {owner}, and only root's are followed", name.display())]
@@ -69,8 +71,8 @@ enum KeptError {
     Taken { owner: String, user: String },
 }
 
-fn system<'a>(what: &'static str, name: &'a OsStr) -> impl FnOnce(Errno) -> KeptError + 'a {
-    move |errno| KeptError::System { what, name: name.to_owned(), errno }
+fn system<'a>(what: &'static str, name: &'a OsStr) -> impl FnOnce(Errno) -> DataDirError + 'a {
+    move |errno| DataDirError::System { what, name: name.to_owned(), errno }
 }
 
 /// The steps of a path; those to `/` and `.` are none.
@@ -79,11 +81,11 @@ fn steps(path: &Path) -> Vec<OsString> {
     path.components().filter(is_step).map(|part| part.as_os_str().to_owned()).collect()
 }
 
-fn root() -> Result<OwnedFd, KeptError> {
+fn root() -> Result<OwnedFd, DataDirError> {
     open("/", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()).map_err(system("opening", OsStr::new("/")))
 }
 
-fn find_or_make(path: &Path, user: Option<&User>) -> Result<(), KeptError> {
+fn find_or_make(path: &Path, user: Option<&User>) -> Result<(), DataDirError> {
     let mut ahead = VecDeque::from(steps(path));
     let mut at = root()?;
     let (mut links, mut tries) = (0, 0);
@@ -123,11 +125,11 @@ fn find_or_make(path: &Path, user: Option<&User>) -> Result<(), KeptError> {
     if owner == user.uid.as_raw() {
         return Ok(());
     }
-    Err(KeptError::Taken { owner: name_of(owner), user: user.name.clone() })
+    Err(DataDirError::Taken { owner: name_of(owner), user: user.name.clone() })
 }
 
 /// Where `name` leads, if it is a link that may be followed: it and its folder are root's or the agent's, so nobody else put it there.
-fn link(at: &OwnedFd, name: &OsStr) -> Result<Option<OsString>, KeptError> {
+fn link(at: &OwnedFd, name: &OsStr) -> Result<Option<OsString>, DataDirError> {
     let found = fstatat(at, name, AtFlags::AT_SYMLINK_NOFOLLOW).map_err(system("looking at", name))?;
     if SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT != SFlag::S_IFLNK {
         return Ok(None);
@@ -135,14 +137,14 @@ fn link(at: &OwnedFd, name: &OsStr) -> Result<Option<OsString>, KeptError> {
     let folder = fstat(at).map_err(system("looking at the folder of", name))?;
     let is_trusted = |uid: u32| uid == 0 || uid == geteuid().as_raw();
     match [folder.st_uid, found.st_uid].into_iter().find(|uid| !is_trusted(*uid)) {
-        Some(owner) => Err(KeptError::Link { name: name.to_owned(), owner: name_of(owner) }),
+        Some(owner) => Err(DataDirError::Link { name: name.to_owned(), owner: name_of(owner) }),
         None => readlinkat(at, name).map(Some).map_err(system("reading link", name)),
     }
 }
 
 /// Makes `name` in `at` for `user`: under another name first, so that what a crash leaves is never found half given away. False when
 /// it was there after all.
-fn make_for(at: &OwnedFd, name: &OsStr, user: &User) -> Result<bool, KeptError> {
+fn make_for(at: &OwnedFd, name: &OsStr, user: &User) -> Result<bool, DataDirError> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let beside = OsString::from(format!(".swell-{}-{}.new", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
     let failed = || system("making", name);
@@ -153,7 +155,7 @@ fn make_for(at: &OwnedFd, name: &OsStr, user: &User) -> Result<bool, KeptError> 
     if named.is_err()
         && let Err(errno) = unlinkat(at, beside.as_os_str(), UnlinkatFlags::RemoveDir)
     {
-        tracing::warn!(%errno, folder = %beside.display(), "a folder that was made in vain could not be removed");
+        tracing::warn!(%errno, folder = %beside.display(), "failed to remove an unused folder");
     }
     match named {
         Ok(()) => Ok(true),
@@ -206,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_is_missing_is_made_for_the_user_and_found_again() {
+    fn missing_data_dir_is_made_for_the_user_and_found_again() {
         let nobody = nobody();
         if nobody == 0 {
             return;
@@ -232,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn what_belongs_to_somebody_else_stays_theirs() {
+    fn data_dir_of_another_owner_is_refused() {
         let nobody = nobody();
         if nobody == 0 {
             return;
@@ -250,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_that_puts_a_link_in_place_of_its_folder_gets_nothing() {
+    fn link_of_a_service_in_place_of_its_data_dir_is_refused() {
         let nobody = nobody();
         if nobody == 0 {
             return;

@@ -7,8 +7,8 @@ use std::{
 
 use socket2::{Domain, Socket, Type};
 
-/// Of whom a port is that cannot be listened on; none where it is free.
-pub(super) fn taken_by(port: u16) -> Option<String> {
+/// Who has `port`, such as `another program (nginx, pid 812)`; `None` where it is free.
+pub(super) fn port_holder(port: u16) -> Option<String> {
     let addresses = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
     let is_taken = addresses.iter().any(|ip| !can_bind(SocketAddr::new(*ip, port)));
     is_taken.then(|| holder(port).unwrap_or_else(|| "another program".to_owned()))
@@ -61,14 +61,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn says_who_has_a_port() {
+    fn port_in_use_names_its_holder() {
         for address in ["127.0.0.1:0", "[::1]:0"] {
             let Ok(listener) = TcpListener::bind(address) else { continue };
             let port = listener.local_addr().unwrap().port();
-            let who = taken_by(port).unwrap();
+            let who = port_holder(port).unwrap();
             assert!(who.contains(&format!("pid {}", std::process::id())), "{who}");
             drop(listener);
-            assert_eq!(taken_by(port), None);
+            assert_eq!(port_holder(port), None);
         }
     }
 }
