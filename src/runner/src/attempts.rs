@@ -34,7 +34,7 @@ use std::{
     collections::HashMap,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use futures::stream::BoxStream;
@@ -57,7 +57,7 @@ use swell_sandbox::{
     isolation::Level,
     runtime::{self, ShimRuntime},
 };
-use swell_system::error_chain::chain;
+use swell_system::{error_chain::chain, files::failed};
 
 /// Which attempt: a build, and the attempt's number from 1.
 type AttemptKey = (BuildId, u32);
@@ -168,7 +168,7 @@ impl Attempts {
             let root = data_dir.join("attempts");
             folder::make_dir(&root)?;
             folder::remove_leftovers(&root)?;
-            root.canonicalize().map_err(folder::io_error("find", &root))
+            Ok::<_, FolderError>(root.canonicalize().map_err(failed("resolve", &root))?)
         });
         let root = prepared.await.map_err(|_| AttemptError::ShuttingDown)??;
         let tag = swell_model::digest::Digest::of(root.as_os_str().as_encoded_bytes()).hex()[..8].to_owned();
@@ -257,5 +257,5 @@ impl LogSource for Attempts {
 
 /// The machine's clock: for what people see, never for what is decided.
 fn now() -> Timestamp {
-    Timestamp(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64)
+    Timestamp(swell_system::clock::unix_ms())
 }

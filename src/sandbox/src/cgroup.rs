@@ -16,6 +16,8 @@ use nix::{
 };
 use serde::{Deserialize, Serialize};
 
+use swell_system::files::{FileError, failed};
+
 /// Why a control group could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
@@ -34,15 +36,8 @@ pub enum CgroupError {
     #[error("the `{0}` controller of control groups is not available here; enable it in the kernel, or leave out that limit")]
     NoController(&'static str),
     /// A file operation failed.
-    #[error("{what} {}: {source}; running as root in a writable control group tree is required", path.display())]
-    Io {
-        /// What was tried.
-        what: &'static str,
-        /// On which file or folder.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
+    #[error("{0}; running as root in a writable control group tree is required")]
+    File(#[from] FileError),
     /// A group that should be ours alone has processes already.
     #[error("control group {path} is in use by {count} processes; reap what ran in it, or name another")]
     InUse {
@@ -208,7 +203,7 @@ impl Cgroup {
     pub fn create(&self) -> Result<(), CgroupError> {
         // All of them: libcontainer would not survive another shim's removing a common parent at the same moment.
         for dir in self.all_dirs() {
-            create_dir_against_removers(&dir).map_err(io_error("creating control group", &dir))?;
+            create_dir_against_removers(&dir).map_err(failed("create", &dir))?;
         }
         if let Hierarchies::V2(point) = &self.hierarchies {
             let mut parent = point.clone();
@@ -353,7 +348,7 @@ impl Cgroup {
     pub fn remove(&self) -> Result<(), CgroupError> {
         for dir in self.all_dirs() {
             for dir in tree(&dir).into_iter().rev() {
-                remove_dir_when_idle(&dir).map_err(io_error("removing control group", &dir))?;
+                remove_dir_when_idle(&dir).map_err(failed("remove", &dir))?;
             }
             // Stops at the first that is in use; the mount point itself is never empty.
             let levels = Path::new(&self.path).components().count();
@@ -421,18 +416,14 @@ fn enable_v2_controllers(parent: &Path) {
     }
 }
 
-fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CgroupError {
-    move |source| CgroupError::Io { what, path: path.to_owned(), source }
-}
-
 fn write(path: &Path, value: impl ToString) -> Result<(), CgroupError> {
-    fs::write(path, value.to_string()).map_err(io_error("writing control group file", path))
+    Ok(fs::write(path, value.to_string()).map_err(failed("write", path))?)
 }
 
 /// For files that exist only where swap accounting is on.
 fn write_if_there(path: &Path, value: u64) -> Result<(), CgroupError> {
     match write(path, value) {
-        Err(CgroupError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(CgroupError::File(FileError { source, .. })) if source.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result,
     }
 }

@@ -11,6 +11,7 @@ use std::{
 };
 
 use swell_model::{digest::Digest, principal::Role};
+use swell_system::files::{FileError, failed};
 
 /// How many random bytes a token has: as many as the hash that it is compared by.
 const SECRET_BYTES: usize = 32;
@@ -21,15 +22,8 @@ const TOKEN_BYTES_MAX: usize = 128;
 #[derive(Debug, thiserror::Error)]
 pub enum TokensError {
     /// The folder or a file in it.
-    #[error("cannot {action} `{}` to keep the API tokens", path.display())]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
+    #[error("{0}; the API tokens are kept there: check its owner, mode and free space")]
+    File(#[from] FileError),
     /// Others could read it.
     #[error("others can read the token in `{}` (mode {mode:o}): run `chmod 600` on it, or delete it for a new one", path.display())]
     Exposed {
@@ -67,11 +61,11 @@ impl Tokens {
     /// The disk; a file that others can read or that holds something else.
     pub fn load_or_create(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io_error("create", dir))?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed("create", dir))?;
         let mut hashes = Vec::new();
         for role in Role::WITH_TOKEN {
             let path = Self::path(dir, role);
-            if !path.try_exists().map_err(io_error("look for", &path))? {
+            if !path.try_exists().map_err(failed("look for", &path))? {
                 create(dir, &path, role)?;
             }
             hashes.push((role, Digest::of(Self::read(dir, role)?.as_bytes())));
@@ -90,11 +84,11 @@ impl Tokens {
     /// As of [`Tokens::load_or_create`]; also where there is none.
     pub fn read(dir: &Path, role: Role) -> Result<String> {
         let path = Self::path(dir, role);
-        let mode = fs::metadata(&path).map_err(io_error("read", &path))?.permissions().mode() & 0o777;
+        let mode = fs::metadata(&path).map_err(failed("read", &path))?.permissions().mode() & 0o777;
         if mode & 0o077 != 0 {
             return Err(TokensError::Exposed { path, mode });
         }
-        let text = fs::read_to_string(&path).map_err(io_error("read", &path))?;
+        let text = fs::read_to_string(&path).map_err(failed("read", &path))?;
         let token = text.trim();
         let secret = token.strip_prefix(&prefix(role)).filter(|secret| secret.len() == 2 * SECRET_BYTES);
         match secret {
@@ -135,20 +129,14 @@ fn create(dir: &Path, path: &Path, role: Role) -> Result<()> {
     getrandom::fill(&mut secret).map_err(TokensError::Random)?;
     let new = dir.join(format!(".{role}.{}", hex::encode(Digest::of(&secret).0).split_at(8).0));
     let text = format!("{}{}\n", prefix(role), hex::encode(secret));
-    let mut file =
-        fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new).map_err(io_error("create", &new))?;
-    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(io_error("write", &new))?;
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new).map_err(failed("create", &new))?;
+    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(failed("write", &new))?;
     let linked = fs::hard_link(&new, path);
-    fs::remove_file(&new).map_err(io_error("remove", &new))?;
+    fs::remove_file(&new).map_err(failed("remove", &new))?;
     match linked {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(io_error("create", path)(error)),
-        _ => fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(io_error("write", dir)),
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(failed("create", path)(error).into()),
+        _ => Ok(fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed("sync", dir))?),
     }
-}
-
-fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> TokensError {
-    let path = path.to_owned();
-    move |source| TokensError::Io { action, path, source }
 }
 
 #[cfg(test)]

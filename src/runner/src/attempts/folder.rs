@@ -28,21 +28,14 @@ use swell_model::{
     units::Millis,
 };
 use swell_sandbox::shim::boot_id;
-use swell_system::files::{Survives, replace};
+use swell_system::files::{FileError, Survives, failed, replace};
 
 /// Why the folder of an attempt could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum FolderError {
     /// The disk did not do as told.
-    #[error("cannot {what} {}", path.display())]
-    Io {
-        /// What was tried.
-        what: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
+    #[error("{0}; check the owner, mode and free space of the runner's data folder")]
+    File(#[from] FileError),
     /// It is not what was written.
     #[error("{} is damaged: {why}", path.display())]
     Damaged {
@@ -51,11 +44,6 @@ pub enum FolderError {
         /// What is wrong.
         why: String,
     },
-}
-
-pub(super) fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FolderError {
-    let path = path.to_owned();
-    move |source| FolderError::Io { what, path, source }
 }
 
 /// The checkout, once it is whole.
@@ -244,7 +232,7 @@ impl Folder {
         remove_dir(&trash)?;
         match fs::rename(&self.path, &trash) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(io_error("set aside", &self.path)(error)),
+            Err(error) => Err(failed("set aside", &self.path)(error).into()),
             Ok(()) => {
                 swell_system::crash::point("attempt::discarding");
                 remove_dir(&trash)
@@ -257,8 +245,8 @@ const TRASH_PREFIX: &str = ".removed-";
 
 /// Removes folders whose removal was interrupted.
 pub(super) fn remove_leftovers(attempts: &Path) -> Result<(), FolderError> {
-    for entry in fs::read_dir(attempts).map_err(io_error("list", attempts))? {
-        let entry = entry.map_err(io_error("list", attempts))?;
+    for entry in fs::read_dir(attempts).map_err(failed("list", attempts))? {
+        let entry = entry.map_err(failed("list", attempts))?;
         if entry.file_name().to_string_lossy().starts_with(TRASH_PREFIX) {
             remove_dir(&entry.path())?;
         }
@@ -267,12 +255,12 @@ pub(super) fn remove_leftovers(attempts: &Path) -> Result<(), FolderError> {
 }
 
 pub(super) fn make_dir(path: &Path) -> Result<(), FolderError> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io_error("create", path))
+    Ok(fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("create", path))?)
 }
 
 pub(super) fn remove_dir(path: &Path) -> Result<(), FolderError> {
     match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("remove", path)(error)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", path)(error).into()),
         _ => Ok(()),
     }
 }
@@ -281,7 +269,7 @@ fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, FolderError> {
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(io_error("read", path)(error)),
+        Err(error) => return Err(failed("read", path)(error).into()),
     };
     let damaged = |error: rmp_serde::decode::Error| FolderError::Damaged { path: path.to_owned(), why: error.to_string() };
     rmp_serde::from_slice(&bytes).map(Some).map_err(damaged)
@@ -290,7 +278,7 @@ fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, FolderError> {
 fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), FolderError> {
     let damaged = |error: rmp_serde::encode::Error| FolderError::Damaged { path: path.to_owned(), why: error.to_string() };
     let bytes = rmp_serde::to_vec_named(value).map_err(damaged)?;
-    replace(path, &bytes, Survives::PowerCuts).map_err(io_error("write", path))
+    Ok(replace(path, &bytes, Survives::PowerCuts).map_err(failed("write", path))?)
 }
 
 #[cfg(test)]

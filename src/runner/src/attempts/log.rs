@@ -21,6 +21,7 @@ use super::{
 use swell_artifacts::log::{CHUNK_BYTES_MAX, from_byte};
 use swell_model::{build::Phase, interfaces::LogChunk};
 use swell_sandbox::spool::{Frame, OutputPolicy, SPOOL_FILE, SpoolReader, SpoolWriter, Stream};
+use swell_system::files::failed;
 
 /// The bound of all segments of an attempt together, in bytes of their files.
 pub(super) const LOG_BYTES_MAX: u64 = 256 << 20;
@@ -94,7 +95,7 @@ impl LogWriter {
             let dir = self.log.join(name);
             make_dir(&dir)?;
             let policy = OutputPolicy::Head { limit_bytes: SEGMENT_BYTES_MIN };
-            let spool = SpoolWriter::create(&dir, policy).map_err(super::folder::io_error("create a log in", &dir))?;
+            let spool = SpoolWriter::create(&dir, policy).map_err(failed("create a log in", &dir))?;
             self.own = Some((phase, spool));
         }
         if let Some((_, spool)) = &mut self.own {

@@ -14,7 +14,7 @@ use tokio_util::io::ReaderStream;
 
 use super::{
     AttemptJob, AttemptKey, Hold, Inner, chain,
-    folder::{Ending, Folder, FolderError, Record, io_error},
+    folder::{Ending, Folder, FolderError, Record},
     log::{Found, LogReader, LogWriter},
     now,
     report::{Answer, Reporter},
@@ -32,6 +32,7 @@ use swell_model::{
     units::Millis,
 };
 use swell_sandbox::shim::boot_id;
+use swell_system::files::failed;
 
 /// How long to wait for an answer of state before giving up until called again: longer than electing a leader takes.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(60);
@@ -214,8 +215,8 @@ impl Run {
             self.record.set_phase(ended.clone());
             self.say_phase(ended).await;
         }
-        let (phase, words) = last_words(&end, self.record.phases.last().map_or(Phase::Checkout, |phase| phase.phase));
-        if let Err(error) = self.log.line(phase, &words) {
+        let (phase, text) = last_line(&end, self.record.phases.last().map_or(Phase::Checkout, |phase| phase.phase));
+        if let Err(error) = self.log.line(phase, &text) {
             tracing::warn!(error = %chain(&error), "the last line of a build's log could not be written");
         }
         let log = self.store_log().await;
@@ -394,7 +395,7 @@ impl Run {
 }
 
 fn write_log(folder: Folder, path: &std::path::Path) -> Result<(), FolderError> {
-    let failed = |source| io_error("write", path)(source);
+    let failed = |source| FolderError::from(failed("write", path)(source));
     let file = BufWriter::new(File::create(path).map_err(failed)?);
     let mut encoder = LogEncoder::new(file).map_err(failed)?;
     let mut reader = LogReader::open(folder, 0);
@@ -418,7 +419,7 @@ pub(super) fn new_phase(phase: Phase) -> PhaseRecord {
 }
 
 /// The log's last line, and in which phase.
-fn last_words(end: &AttemptEnd, present: Phase) -> (Phase, String) {
+fn last_line(end: &AttemptEnd, present: Phase) -> (Phase, String) {
     match end {
         AttemptEnd::Succeeded => (present, "done".to_owned()),
         AttemptEnd::Failed(failure) | AttemptEnd::TimedOut(failure) => {

@@ -177,8 +177,7 @@ pub(super) fn reserve(dir: &Path) -> Result<(), RecordError> {
 
 /// The machine's clock. This is not a pure module: the shim is where time enters.
 pub(super) fn now() -> Timestamp {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    Timestamp(since.as_millis() as u64)
+    Timestamp(swell_system::clock::unix_ms())
 }
 
 /// Reads the exit record in `dir`; `None` where there is none yet.

@@ -32,6 +32,7 @@ use crate::{
     spool::{FRAME_BYTES_MAX, SpoolWriter, Stream},
 };
 use swell_model::units::{Millis, Timestamp};
+use swell_system::files::failed;
 
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
 /// How long to wait, once all is killed, for the end of the pipes: only an escaped process could hold them open.
@@ -92,11 +93,7 @@ fn create_cgroup(dir: &Path, spec: &ShimSpec) -> Result<Cgroup, CgroupError> {
         return Err(CgroupError::InUse { path: spec.cgroup.clone(), count: strangers });
     }
     let claim = dir.join(reap::CLAIM_FILE);
-    std::fs::write(&claim, "").map_err(|source| CgroupError::Io {
-        what: "claiming the control group in",
-        path: claim,
-        source,
-    })?;
+    std::fs::write(&claim, "").map_err(failed("claim the control group in", &claim))?;
     cgroup.create()?;
     cgroup.limit(&spec.limits)?;
     Ok(cgroup)
