@@ -193,7 +193,7 @@ impl Attempts {
         let hold = self.hold(key).await;
         let (build, attempt) = key;
         if let Err(why) = Run::new(self.inner.clone(), job, stopped, hold).until_its_end().await {
-            tracing::warn!(%build, attempt, why, "an attempt could not say how it stands; it is taken up again");
+            tracing::warn!(%build, attempt, reason = why, "failed to report an attempt, taking it up again");
         }
     }
 
@@ -226,7 +226,7 @@ impl Inner {
             match discard_once(&folder, hold.clone()).await {
                 Ok(()) => return,
                 Err(error) => {
-                    tracing::error!(error, folder = %folder.path().display(), attempt, "an attempt could not be removed")
+                    tracing::error!(error, folder = %folder.path().display(), attempt, "failed to remove an attempt")
                 }
             }
             tokio::time::sleep(DISCARD_AGAIN_AFTER).await;

@@ -309,7 +309,7 @@ impl Cgroup {
         if let Some(Err(error)) = freezer.map(|file| fs::write(file, "THAWED"))
             && error.kind() != io::ErrorKind::NotFound
         {
-            tracing::warn!(cgroup = %self.path, %error, "could not thaw the control group");
+            tracing::warn!(cgroup = %self.path, %error, "failed to thaw a control group");
         }
     }
 
@@ -411,7 +411,7 @@ fn remove_dir_when_idle(dir: &Path) -> io::Result<()> {
 fn enable_v2_controllers(parent: &Path) {
     for controller in V2_CONTROLLERS {
         if let Err(error) = fs::write(parent.join("cgroup.subtree_control"), format!("+{controller}")) {
-            tracing::debug!(parent = %parent.display(), controller, %error, "could not enable a controller");
+            tracing::debug!(parent = %parent.display(), controller, %error, "failed to enable a controller");
         }
     }
 }
@@ -451,14 +451,14 @@ mod tests {
     }
 
     #[test]
-    fn a_lone_version_2_mount_is_version_2() {
+    fn only_version_2_mounted_is_version_2() {
         let text = "30 1 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
         assert_eq!(Hierarchies::parse(text).unwrap(), Hierarchies::V2("/sys/fs/cgroup".into()));
         assert!(matches!(Hierarchies::parse(""), Err(CgroupError::NotMounted)));
     }
 
     #[test]
-    fn paths_that_could_hit_others_are_refused() {
+    fn path_that_could_hit_others_is_refused() {
         let hierarchies = Hierarchies::parse(HYBRID).unwrap();
         for path in ["", "/", "/a", "a/b", "/a/../b", "//", "/a/b\n"] {
             assert!(Cgroup::with_hierarchies(path, hierarchies.clone()).is_err(), "{path}");

@@ -164,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_failed_check_says_what_to_change_and_decides() {
+    fn failed_check_says_what_to_change_and_decides() {
         let report = probe();
         for check in &report.checks {
             assert!(!check.reason.is_empty(), "{check:?}");

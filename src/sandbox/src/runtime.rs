@@ -192,7 +192,7 @@ impl ShimRuntime {
         // So that it does not stay a zombie.
         tokio::spawn(async move {
             if let Err(error) = child.wait().await {
-                tracing::warn!(%error, "could not wait for a shim");
+                tracing::warn!(%error, "failed to wait for a shim");
             }
         });
         swell_system::crash::point("runtime::after_shim");
@@ -314,14 +314,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_disk_is_full_when_a_command_can_write_no_more_not_when_its_reserve_begins() {
+    fn disk_is_full_when_commands_cannot_write_not_when_reserve_begins() {
         let room = |free: ByteSize| Room { capacity: 1 << 40, free: free.0, available: free.0.saturating_sub(256 << 20) };
         assert!(!is_full(room(ByteSize(270 << 20))));
         assert!(is_full(room(ByteSize(15 << 20))));
     }
 
     #[test]
-    fn without_pidfds_exactly_the_process_that_is_meant_is_signalled() {
+    fn process_is_signaled_exactly_without_pidfds() {
         let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
         let process = ProcessRef::of(Pid::from_raw(child.id() as i32)).unwrap();
         let earlier = ProcessRef { start_ticks: process.start_ticks - 1, ..process.clone() };

@@ -138,7 +138,7 @@ impl SpoolWriter {
                 }
                 OutputPolicy::Rotate { file_bytes } if self.len + frame_len > file_bytes && self.len > HEADER_LEN => {
                     if let Err(error) = self.rotate() {
-                        tracing::warn!(%error, dir = %self.dir.display(), "could not rotate the output");
+                        tracing::warn!(%error, dir = %self.dir.display(), "failed to rotate output");
                         self.truncated_bytes += chunk.len() as u64;
                         continue;
                     }
@@ -147,7 +147,7 @@ impl SpoolWriter {
             }
             if let Err(error) = self.write_frame(at, stream, chunk) {
                 self.truncated_bytes += chunk.len() as u64;
-                tracing::warn!(%error, dir = %self.dir.display(), "could not keep some output");
+                tracing::warn!(%error, dir = %self.dir.display(), "failed to write output, dropping it");
             }
         }
     }
@@ -155,7 +155,7 @@ impl SpoolWriter {
     /// A remark of the shim itself; kept also where the limit was reached, so there must be few.
     pub fn note(&mut self, at: Timestamp, text: &str) {
         if let Err(error) = self.write_frame(at, Stream::Note, text.as_bytes()) {
-            tracing::warn!(%error, text, "could not keep a note");
+            tracing::warn!(%error, text, "failed to write a note to the output");
         }
     }
 
@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_with_time_and_stream() {
+    fn written_frame_is_read_with_time_and_stream() {
         let dir = tempfile::tempdir().unwrap();
         let mut reader = SpoolReader::open(dir.path(), 0);
         assert_eq!(reader.next_frame().unwrap(), None);
@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tail_begins_at_the_frame_that_holds_its_first_byte() {
+    fn tail_begins_at_the_frame_that_holds_its_first_byte() {
         let dir = tempfile::tempdir().unwrap();
         let tail = |bytes| texts(&mut SpoolReader::open_tail(dir.path(), bytes).unwrap());
         assert_eq!(tail(10), [] as [&str; 0]);
@@ -414,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_cut_short_is_waited_for_and_damage_is_told() {
+    fn short_frame_is_waited_for_and_damaged_one_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let mut writer = SpoolWriter::create(dir.path(), OutputPolicy::BUILD).unwrap();
         writer.append(Timestamp(1), Stream::Stdout, b"whole");
@@ -432,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn a_build_keeps_the_first_bytes_says_so_and_counts_on() {
+    fn output_beyond_the_limit_is_dropped_noted_and_counted() {
         let dir = tempfile::tempdir().unwrap();
         let mut writer = SpoolWriter::create(dir.path(), OutputPolicy::Head { limit_bytes: 100 }).unwrap();
         for _ in 0..10 {
@@ -445,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_follows_rotation_and_knows_what_it_lost() {
+    fn reader_follows_rotation_and_counts_lost_bytes() {
         let dir = tempfile::tempdir().unwrap();
         let mut writer = SpoolWriter::create(dir.path(), OutputPolicy::Rotate { file_bytes: 16 + 3 * 14 }).unwrap();
         let mut follower = SpoolReader::open(dir.path(), 0);

@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_server_is_found_while_it_is_at_work_and_no_longer() {
+    fn server_is_found_while_it_is_at_work_and_no_longer() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(url(dir.path()), None);
         let at_work = announce(dir.path(), "0.0.0.0:7999".parse().unwrap()).unwrap();

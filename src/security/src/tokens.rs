@@ -145,7 +145,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tokens_are_made_once_and_prove_their_role() {
+    fn token_is_made_once_and_proves_its_role() {
         let dir = tempfile::tempdir().unwrap();
         let tokens = Tokens::load_or_create(dir.path().join("tokens")).unwrap();
         let again = Tokens::load_or_create(dir.path().join("tokens")).unwrap();
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_that_others_can_read_is_refused() {
+    fn token_that_others_can_read_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         Tokens::load_or_create(dir.path()).unwrap();
         let path = Tokens::path(dir.path(), Role::Admin);

@@ -118,7 +118,7 @@ mod tests {
     use super::imp::Plan;
 
     #[test]
-    fn a_plan_names_points_and_passings() {
+    fn plan_names_points_and_passings() {
         let mut plan = Plan::parse("shim::before_child,rollout:2,rollout:4");
         assert_eq!(plan.pass("shim::before_child"), Some(1), "names may contain colons");
         assert_eq!(plan.pass("shim::before_child"), None);

@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn too_much_is_refused_with_figures() {
+    fn missing_space_is_refused_with_figures() {
         let dir = tempfile::tempdir().unwrap();
         check_space(dir.path(), 0).unwrap();
         let error = check_space(dir.path(), u64::MAX).unwrap_err();

@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_version_is_told_from_the_first_bytes() {
+    async fn http_version_is_told_from_the_first_bytes() {
         let patient = Duration::from_secs(20);
         assert_eq!(seen(b"GET / HTTP/1.1\r\n", patient).await.unwrap(), Speaks::Http1);
         assert_eq!(seen(b"PUT / HTTP/1.1\r\n", patient).await.unwrap(), Speaks::Http1);
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_says_nothing_or_too_little_is_not_waited_for_for_ever() {
+    async fn silent_client_is_given_up_after_the_limit() {
         for said in [b"".as_slice(), b"P", b"PRI", b"PRI * HTTP/2.0\r\n"] {
             let refused = seen(said, Duration::from_millis(50)).await.unwrap_err();
             assert_eq!(refused.kind(), io::ErrorKind::TimedOut, "{said:?}");

@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_that_cannot_be_carried_out_says_where() {
+    fn invalid_pipeline_file_fails_with_line_and_hint() {
         let failure = read_file("ci/swell.toml", b"[build]\nrun = \"make\"\nmemroy = \"1GiB\"\n").unwrap_err();
         assert!(failure.reason.starts_with("`ci/swell.toml` cannot be used: line 3: unknown key"), "{}", failure.reason);
         assert!(
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_may_work_later_is_lost() {
+    fn git_error_is_lost_only_when_it_may_work_later() {
         let url = || "https://h/x.git".to_owned();
         let is_lost = |error| matches!(stop_for(error), Stop::End(AttemptEnd::Lost(_)));
         assert!(is_lost(GitError::Unreachable { url: url(), detail: String::new() }));

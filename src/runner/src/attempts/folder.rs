@@ -288,7 +288,7 @@ mod tests {
     use swell_model::units::{ByteSize, Timestamp};
 
     #[test]
-    fn names_lead_back_to_attempts() {
+    fn folder_name_leads_back_to_its_attempt() {
         assert_eq!(key_of("b12-3"), Some((BuildId(12), 3)));
         for other in ["b12", "b12-", "b12-03", "12-3", ".removed-b12-3", "b12-3x"] {
             assert_eq!(key_of(other), None, "{other}");
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_back_exactly_and_damage_is_told() {
+    fn record_is_read_back_exactly_and_damaged_one_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let folder = Folder::of(dir.path(), (BuildId(1), 1));
         folder.create().unwrap();

@@ -80,7 +80,7 @@ fn names_in(folder: &Path) -> String {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn a_machine_that_did_not_change_has_one_fingerprint() {
+    fn unchanged_machine_has_one_fingerprint() {
         let first = super::fingerprint();
         assert!(first.starts_with("sha256:") && first.len() == 71, "{first}");
         assert_eq!(first, super::compute());

@@ -256,7 +256,7 @@ impl LogReader {
             Ok(frame) => frame,
             Err(error) => {
                 // What comes after it in this segment is lost; the other segments are not.
-                tracing::warn!(%error, "part of a build's log cannot be read");
+                tracing::warn!(%error, "failed to read a part of a build's log");
                 None
             }
         };
@@ -436,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_words_are_those_of_the_last_burst_however_large_it_was() {
+    fn last_output_is_of_the_last_burst_however_large() {
         let dir = tempfile::tempdir().unwrap();
         let mut spool = SpoolWriter::create(dir.path(), OutputPolicy::BUILD).unwrap();
         spool.append(now(), Stream::Stdout, b"compiling\n");
@@ -448,7 +448,7 @@ mod tests {
     }
 
     #[test]
-    fn long_lines_are_cut_between_characters() {
+    fn long_line_is_cut_between_characters() {
         let root = tempfile::tempdir().unwrap();
         let folder = folder(root.path());
         let line = format!("x{}", "é".repeat(CHUNK_BYTES_MAX));
@@ -460,7 +460,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_follower_sees_lines_as_they_come_and_stops_at_the_end() {
+    async fn follower_reads_lines_as_they_are_written_and_stops_at_the_end() {
         let root = tempfile::tempdir().unwrap();
         let folder = folder(root.path());
         let mut log = LogWriter::open(folder.log());

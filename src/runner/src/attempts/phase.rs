@@ -159,11 +159,11 @@ impl Run {
                 () = &mut fenced => return Err(Stop::Fenced),
                 () = &mut stopped, if ended_by == EndedBy::Itself => {
                     ended_by = EndedBy::Cancel;
-                    signalled(shim.stop());
+                    log_failed_signal(shim.stop());
                 }
                 used = &mut too_large, if ended_by == EndedBy::Itself => {
                     ended_by = EndedBy::Disk(used);
-                    signalled(shim.kill());
+                    log_failed_signal(shim.kill());
                 }
             }
         };
@@ -295,9 +295,9 @@ async fn present(dir: &Path) -> Result<Option<Begun>, Stop> {
     }
 }
 
-fn signalled(sent: Result<(), runtime::RuntimeError>) {
+fn log_failed_signal(sent: Result<(), runtime::RuntimeError>) {
     if let Err(error) = sent {
-        tracing::warn!(error = %chain(&error), "a phase could not be asked to end");
+        tracing::warn!(error = %chain(&error), "failed to signal a phase");
     }
 }
 

@@ -132,11 +132,11 @@ async fn propose(proposer: &dyn Proposer, action: BuildAction, principal: &Princ
             // The pipeline was removed with its builds, or another attempt took over.
             Ok(Err(ProposeError::Rejected(Rejection::StaleAttempt(..) | Rejection::NotFound(_)))) => return Answer::Fenced,
             Ok(Err(ProposeError::Rejected(rejection))) if !rejection.retryable() => {
-                tracing::warn!(%rejection, action = ?proposal.action, "state refuses what an attempt says");
+                tracing::warn!(%rejection, action = ?proposal.action, "report of an attempt rejected");
                 return Answer::Refused;
             }
-            Ok(Err(error)) => tracing::debug!(%error, "an attempt cannot say how it stands yet"),
-            Err(_) => tracing::debug!("an attempt gets no answer yet"),
+            Ok(Err(error)) => tracing::debug!(%error, "failed to report an attempt, trying again"),
+            Err(_) => tracing::debug!("no answer to the report of an attempt, trying again"),
         }
         sleep(pause).await;
         pause = (pause * 2).min(RETRY_AFTER.1);

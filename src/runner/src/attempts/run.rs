@@ -105,7 +105,7 @@ impl Run {
         match told {
             Ok(()) => Ok(()),
             Err(Stop::Fenced) => {
-                tracing::info!(%build, attempt, "an attempt is not the live one; what is left of it is removed");
+                tracing::info!(%build, attempt, "attempt was fenced, discarding it");
                 self.inner.discard(self.key(), self.hold.clone()).await;
                 Ok(())
             }
@@ -143,7 +143,7 @@ impl Run {
         if let Some(record) = &kept
             && !record.is_of(&self.job.build, self.job.attempt)
         {
-            tracing::warn!(folder = %self.folder.path().display(), "an attempt of another cluster has this one's name; it is removed");
+            tracing::warn!(folder = %self.folder.path().display(), "discarding an attempt of another cluster with the same name");
             self.inner.discard(self.key(), self.hold.clone()).await;
             let folder = self.folder.clone();
             self.aside(move || folder.create()).await??;
@@ -217,7 +217,7 @@ impl Run {
         }
         let (phase, text) = last_line(&end, self.record.phases.last().map_or(Phase::Checkout, |phase| phase.phase));
         if let Err(error) = self.log.line(phase, &text) {
-            tracing::warn!(error = %chain(&error), "the last line of a build's log could not be written");
+            tracing::warn!(error = %chain(&error), "failed to write the last line of a build's log");
         }
         let log = self.store_log().await;
         let ending = Ending::Ended { end, log };
@@ -366,7 +366,7 @@ impl Run {
             match self.inner.content.put(content, digest).await {
                 Ok(stored) => return Ok(stored.digest),
                 Err(error) if error.retryable() && tries < STORE_TRIES => {
-                    tracing::warn!(error = %chain(&error), path = %path.display(), "could not be stored, it is tried again");
+                    tracing::warn!(error = %chain(&error), path = %path.display(), "failed to store a file, trying again");
                 }
                 Err(error) => return Err(error),
             }
@@ -389,7 +389,7 @@ impl Run {
             Err(_) => return None,
         };
         let (build, attempt) = self.key();
-        tracing::error!(%build, attempt, why, "the log of an attempt could not be stored");
+        tracing::error!(%build, attempt, error = why, "failed to store the log of an attempt");
         None
     }
 }

@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn each_end_is_told_as_what_it_is() {
+    fn phase_end_is_told_from_every_other() {
         let two = exit(Outcome::Exited(2));
         assert_eq!(reason(&exit(Outcome::Exited(0)), EndedBy::Itself, false), "goes on");
         assert_eq!(reason(&two, EndedBy::Itself, false), "`make check` ended with exit code 2");
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn scripts_and_outputs_are_cut() {
+    fn long_script_and_output_are_cut() {
         assert_eq!(in_a_sentence("make\nmake check"), "`make …`");
         assert_eq!(in_a_sentence(&"x".repeat(100)), format!("`{} …`", "x".repeat(60)));
         assert_eq!(cut("é".repeat(5000)), "é".repeat(2048));

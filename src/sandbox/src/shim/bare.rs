@@ -51,7 +51,7 @@ pub(super) fn kill_descendants(child: Option<Pid>, patience: Duration) -> Option
             Err(_) => return ended,
         }
     }
-    tracing::warn!("some processes do not die");
+    tracing::warn!("processes survived SIGKILL");
     ended
 }
 

@@ -60,7 +60,7 @@ pub(super) fn start(dir: &Path, spec: &ShimSpec, container: &ContainerSpec) -> R
     write_process(&dir.join(CHILD_PID_FILE), pid).map_err(|error| failure(error.to_string()))?;
     swell_system::crash::point("shim::after_child");
     if let Err(error) = raise_loopback(pid) {
-        tracing::warn!(%error, "could not raise the container's loopback");
+        tracing::warn!(%error, "failed to raise the container's loopback");
     }
     container.start().map_err(|error| failure(chain(&error)))?;
     Ok(Child { pid, stdout, stderr })

@@ -74,7 +74,7 @@ pub fn main(dir: &Path) -> ExitCode {
         Ok((dir, _lock)) => match run(&dir) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                tracing::error!(error = %chain(&error), "the shim failed");
+                tracing::error!(error = %chain(&error), "shim failed");
                 ExitCode::FAILURE
             }
         },
@@ -149,7 +149,7 @@ fn run(dir: &Path) -> Result<(), RecordError> {
     swell_system::crash::point("shim::after_exit_record");
     // Whether or not anybody will learn how it ended.
     if let Err(error) = reap::clean(dir) {
-        tracing::error!(error = %chain(&error), "could not remove everything; `reap` will try again");
+        tracing::error!(error = %chain(&error), "failed to remove what is left, reaping tries again");
     }
     swell_system::crash::point("shim::after_cleanup");
     written

@@ -227,7 +227,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reused_process_id_is_not_the_same_process() {
+    fn reused_process_id_is_another_process() {
         let own = ProcessRef::of(nix::unistd::getpid()).unwrap();
         assert!(own.is_alive());
         assert!(!ProcessRef { start_ticks: own.start_ticks + 1, ..own.clone() }.is_alive());
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_is_read_back_and_a_damaged_one_is_told() {
+    fn exit_record_is_read_back_and_damaged_one_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(read_exit(dir.path()).unwrap(), None);
         let failure = Failure { what: "a".into(), why: "b".into(), way_out: "c".into() };

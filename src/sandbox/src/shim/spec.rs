@@ -225,14 +225,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_back_exactly_and_unknown_keys_are_refused() {
+    fn spec_is_read_back_exactly_and_unknown_key_is_refused() {
         let text = serde_json::to_string(&spec()).unwrap();
         assert_eq!(serde_json::from_str::<ShimSpec>(&text).unwrap(), spec());
         assert!(serde_json::from_str::<ShimSpec>(&text.replace("\"cwd\"", "\"cmd\"")).is_err());
     }
 
     #[test]
-    fn what_cannot_be_run_is_refused() {
+    fn spec_that_cannot_be_run_is_refused() {
         let broken: [fn(&mut ShimSpec); 7] = [
             |spec| spec.command.clear(),
             |spec| spec.cwd = "relative".into(),
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn signals_are_read_with_and_without_prefix() {
+    fn signal_is_parsed_with_and_without_prefix() {
         let signal = |text: &str| StopPolicy { signal: text.into(), ..StopPolicy::default() }.signal();
         assert_eq!(signal("TERM").unwrap(), Signal::SIGTERM);
         assert_eq!(signal("sigint").unwrap(), Signal::SIGINT);

@@ -185,7 +185,7 @@ impl<'a> Supervisor<'a> {
         match poll(&mut fds, timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => {
-                tracing::error!(%errno, "poll failed");
+                tracing::error!(%errno, "failed to poll");
                 std::thread::sleep(Duration::from_millis(100));
             }
         }
@@ -213,7 +213,7 @@ impl<'a> Supervisor<'a> {
                 }
                 Err(Errno::EAGAIN | Errno::EINTR) => true,
                 Err(errno) => {
-                    tracing::warn!(%errno, "reading output failed");
+                    tracing::warn!(%errno, "failed to read output");
                     false
                 }
             }
@@ -232,7 +232,7 @@ impl<'a> Supervisor<'a> {
                     let signal = self.spec.stop.signal().unwrap_or(Signal::SIGTERM);
                     // Not yet waited for, so the id is still its own.
                     if let Err(errno) = kill(self.pid, signal) {
-                        tracing::warn!(%errno, %signal, "could not signal the command");
+                        tracing::warn!(%errno, %signal, "failed to signal the command");
                     }
                     let timeout_at = now.checked_add(self.spec.stop.timeout.as_duration());
                     self.kill_at = [self.kill_at, timeout_at].into_iter().flatten().min();
@@ -254,7 +254,7 @@ impl<'a> Supervisor<'a> {
                 Ok(status) => self.note_ended(status),
                 Err(Errno::EINTR) => {}
                 Err(errno) => {
-                    tracing::error!(%errno, "waiting for children failed");
+                    tracing::error!(%errno, "failed to wait for children");
                     return;
                 }
             }
@@ -276,7 +276,7 @@ impl<'a> Supervisor<'a> {
         match &self.cgroup {
             Some(cgroup) => {
                 if let Err(error) = cgroup.kill_all(KILL_PATIENCE) {
-                    tracing::error!(%error, "could not kill everything");
+                    tracing::error!(%error, "failed to kill all processes");
                 }
             }
             None => {
@@ -293,7 +293,7 @@ impl<'a> Supervisor<'a> {
             let read = self.read_pipes(&[true, true]);
             if !read && !self.pipes.is_empty() {
                 if started.elapsed() > DRAIN_PATIENCE {
-                    tracing::warn!("a process that escaped still holds the output open");
+                    tracing::warn!("escaped process holds the output open");
                     return;
                 }
                 std::thread::sleep(Duration::from_millis(1));
