@@ -32,7 +32,7 @@ const TRIES_MAX: u32 = 8;
 ///
 /// # Errors
 /// Where the way there has a link that is not root's or the agent's; where the folder is there and belongs to somebody else; where the
-/// disk does not do as told.
+/// file system refuses.
 pub(super) fn make_folder(folder: &str, user: Option<&str>) -> Result<(), Refusal> {
     let hint = "check the folder named in the service's `data`";
     let failed = |reason: String| Refusal {

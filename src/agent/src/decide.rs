@@ -63,16 +63,17 @@ pub(super) fn next(view: &View<'_>) -> Next {
 }
 
 fn converge(view: &View<'_>, release: &DesiredRelease, alarm: &mut Alarm) -> Option<Step> {
-    let is_wanted = |instance: &Instance| instance.release == release.release && release.services.contains_key(&instance.service);
+    let is_desired =
+        |instance: &Instance| instance.release == release.release && release.services.contains_key(&instance.service);
     if let Some(instance) = view.leaving().find(|instance| returns(view, instance)) {
         return Some(Step::Return(instance.id));
     }
     // Of a release that is desired no more. In place the next one takes its place.
-    let stale = |instance: &&Instance| instance.role == Role::New && !is_wanted(instance) && starts_beside(&instance.settings);
+    let stale = |instance: &&Instance| instance.role == Role::New && !is_desired(instance) && starts_beside(&instance.settings);
     if let Some(instance) = view.staying().find(stale) {
         return Some(Step::Leave(instance.id));
     }
-    for instance in view.staying().filter(|instance| instance.role == Role::New && is_wanted(instance)) {
+    for instance in view.staying().filter(|instance| instance.role == Role::New && is_desired(instance)) {
         if let Some(fault) = fault(view, instance, alarm) {
             if view.journal.attempt.as_ref().is_none_or(|attempt| attempt.run != Some(instance.run)) {
                 return Some(Step::Fail { id: instance.id, fault });
@@ -83,12 +84,12 @@ fn converge(view: &View<'_>, release: &DesiredRelease, alarm: &mut Alarm) -> Opt
             }
         }
     }
-    let candidate = |service: &ServiceName| view.staying().find(|instance| instance.service == *service && is_wanted(instance));
+    let candidate = |service: &ServiceName| view.staying().find(|instance| instance.service == *service && is_desired(instance));
     let mut ready = |service: &ServiceName| candidate(service).is_some_and(|instance| is_ready(view, instance, alarm));
     let ready: BTreeSet<&ServiceName> = release.services.keys().filter(|service| ready(service)).collect();
     let is_complete = !release.services.is_empty() || view.on_disk.contains(&release.artifact);
     if ready.len() == release.services.len() && is_complete {
-        let is_switched = view.staying().all(|instance| instance.role == Role::Current && is_wanted(instance));
+        let is_switched = view.staying().all(|instance| instance.role == Role::Current && is_desired(instance));
         let is_recorded = view.journal.active.as_ref().is_some_and(|active| active.release == release.release);
         return (!is_switched || !is_recorded).then_some(Step::Switch);
     }

@@ -69,9 +69,9 @@ impl DeliverError {
 const UNREACHABLE: &str = "see whether this target reaches the servers; it tries again by itself";
 const DAMAGED: &str = "have the content store scrubbed, or build again";
 
-/// Removes what is on its way in `archives` of every release but `wanted`: nobody will ask for the rest of it. Blocking.
-pub(super) fn forget_others(archives: &Path, wanted: Option<Digest>) -> io::Result<()> {
-    for (path, _) in on_the_way(archives, |name| wanted.is_none_or(|wanted| !name.contains(&wanted.hex())))? {
+/// Removes archives in `archives`, also partial ones, of every release but `desired`. Blocking.
+pub(super) fn forget_others(archives: &Path, desired: Option<Digest>) -> io::Result<()> {
+    for (path, _) in on_the_way(archives, |name| desired.is_none_or(|desired| !name.contains(&desired.hex())))? {
         remove_file(&path)?;
     }
     Ok(())
@@ -95,8 +95,8 @@ pub(super) async fn deliver(
     place: &Place,
     stop: &CancellationToken,
 ) -> Result<(), DeliverError> {
-    let (archives, wanted) = (place.archives.clone(), release.artifact);
-    match tokio::task::spawn_blocking(move || forget_others(&archives, Some(wanted))).await {
+    let (archives, desired) = (place.archives.clone(), release.artifact);
+    match tokio::task::spawn_blocking(move || forget_others(&archives, Some(desired))).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => {
             tracing::warn!(%error, folder = %place.archives.display(), "failed to remove archives of other releases")
@@ -106,7 +106,7 @@ pub(super) async fn deliver(
     let mut last = DeliverError::new("no server is known", "name servers in the agent's configuration", true);
     for server in &origin.servers {
         let tried = tokio::select! {
-            () = stop.cancelled() => Err(DeliverError::new("another release is wanted now", "", true)),
+            () = stop.cancelled() => Err(DeliverError::new("another release is desired now", "", true)),
             tried = archive(origin, server, release, place) => tried,
         };
         match tried {

@@ -44,7 +44,7 @@ pub(super) struct Attempt {
     pub release: ReleaseId,
     /// Failed attempts in a row.
     pub failures: u32,
-    /// The run whose failure was told; none when none was started.
+    /// The run whose failure was reported; `None` when none was started.
     pub run: Option<u64>,
     /// Whether the release failed; otherwise the failure is only what happened last.
     pub failed: bool,
@@ -89,7 +89,7 @@ pub(super) enum Role {
 /// confirm reports of the agent's present incarnation alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Departure {
-    /// Nothing: nobody was ever told that it serves.
+    /// Nothing: it was never reported as serving.
     Immediate,
     /// That a report which shows it leaving is in the state that servers share.
     Acknowledged,

@@ -160,9 +160,9 @@ fn variable_of(variable: &Variable, pipeline: &PipelineName, instance: &Instance
     })
 }
 
-/// What every instance is told of itself.
+/// Variables by which every instance knows itself.
 fn own_env(pipeline: &PipelineName, instance: &Instance, id: &str, info: &TargetInfo) -> BTreeMap<String, String> {
-    let told = [
+    let own = [
         ("SWELL_PIPELINE", pipeline.to_string()),
         ("SWELL_SERVICE", instance.service.to_string()),
         ("SWELL_RELEASE", instance.release.to_string()),
@@ -172,7 +172,7 @@ fn own_env(pipeline: &PipelineName, instance: &Instance, id: &str, info: &Target
         ("SWELL_ZONE", info.zone.clone()),
         ("SWELL_INSTANCE", id.to_owned()),
     ];
-    told.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    own.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
 /// A program with a slash in its name is in the release, unless it is absolute.

@@ -108,7 +108,7 @@ impl Reports {
         state.hash
     }
 
-    /// Decides what this session is told: where state has the reports that the hello stood for, only what nobody routed yet or what
+    /// Decides what this session sends: where state has the reports that the hello stood for, only what nobody routed yet or what
     /// changed since; else what is under way, and everything anew.
     pub fn welcomed(&self, reports_known: bool) {
         let mut state = self.lock();

@@ -84,13 +84,13 @@ impl Pipeline {
 
     /// Refuses ports that another program has. A sibling may share a fixed one.
     async fn check_ports(&self, instance: &Instance) -> Result<(), Refusal> {
-        let context = |port: &u16| {
+        let is_shared = |port: &u16| {
             let siblings =
                 self.journal.instances.iter().filter(|other| other.id != instance.id && other.service == instance.service);
             siblings.into_iter().any(|other| other.ports.values().any(|taken| taken == port))
         };
         let ports: Vec<(PortName, u16)> =
-            instance.ports.iter().filter(|(_, port)| !context(port)).map(|(name, port)| (name.clone(), *port)).collect();
+            instance.ports.iter().filter(|(_, port)| !is_shared(port)).map(|(name, port)| (name.clone(), *port)).collect();
         let looked = tokio::task::spawn_blocking(move || {
             ports.into_iter().find_map(|(name, port)| port_holder(port).map(|who| (name, port, who)))
         });

@@ -392,7 +392,7 @@ fn instance_that_does_not_die_holds_nobody_up() {
     world.desire(Desired::Release(Box::new(release(4, false))));
     world.reconcile();
     assert!(world.steps.contains(&Step::Fetch), "{:?}", world.steps);
-    // Where it needs the port of the one that does not die, that is told.
+    // Where it needs the port of the one that does not die, that is reported.
     world.observed.get_mut(&1).unwrap().failed_steps = STUCK_AFTER_FAILED_STEPS;
     world.obey();
     world.reconcile();
