@@ -132,7 +132,9 @@ impl Shared {
         *routes = change(routes.take());
         let generation = routes.as_ref().map(Routes::generation);
         drop(routes);
-        generation.into_iter().for_each(|generation| drop(self.published.send_replace(generation)));
+        if let Some(generation) = generation {
+            self.published.send_replace(generation);
+        }
     }
 
     fn gateways(&self) -> MutexGuard<'_, ObeyedRoutes> {

@@ -1,6 +1,9 @@
 //! From a pushed artifact to a rollout and back, as a person does it.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use reqwest::{Method, StatusCode};
 use serde_json::json;
@@ -9,11 +12,12 @@ use super::*;
 use swell_model::{
     apply::testing::{FILE, info, name},
     command::{BuildAction, FleetAction, RolloutAction},
-    fleet::observation::{Progress, Report},
+    fleet::observation::{Progress, Report, ReportOrigin, TargetReports},
     ids::{ReleaseId, RolloutId},
     interfaces::LogChunk,
     rollout::{Gate, Verdict},
     units::Timestamp,
+    wire::AgentId,
 };
 
 /// A pipeline `shop`, an environment `production` with `count` connected targets.
@@ -67,13 +71,20 @@ async fn carry_out(server: &Server, id: &str) {
             let unreachable = Default::default();
             server.apply(RolloutAction::ChangeTargets { rollout, targets: targets.clone(), unreachable }).await;
             let release: ReleaseId = shown["release"].as_str().unwrap().parse().unwrap();
-            let report = |target| (target, healthy(&release));
-            server.apply(FleetAction::Report { reports: targets.iter().map(report).collect() }).await;
+            let report = |target| TargetReports { target, origin: next_origin(target), reports: vec![healthy(&release)] };
+            server.apply(FleetAction::Report { targets: targets.iter().map(report).collect() }).await;
         }
         let gate = if shown["gate"]["gate"] == "bake" { Gate::Bake } else { Gate::Convergence };
         let evidence = "all healthy".to_owned();
         server.apply(RolloutAction::RecordVerdict { rollout, wave: number, gate, verdict: Verdict::Pass, evidence }).await;
     }
+}
+
+/// Newer than any before, of the target's only agent.
+fn next_origin(target: u32) -> ReportOrigin {
+    static SEQUENCE: AtomicU64 = AtomicU64::new(1);
+    let sequence = SEQUENCE.fetch_add(1, Ordering::Relaxed);
+    ReportOrigin { agent: AgentId(format!("agent-{target}")), incarnation: 1, sequence }
 }
 
 fn healthy(release: &ReleaseId) -> Report {

@@ -12,6 +12,7 @@ use crate::{
     pipeline_file::PipelineFile,
     rollout::{Gate, Purpose, RolloutState, Verdict, plan_input::planned},
     units::{Amount, Millis},
+    wire::AgentId,
 };
 
 const PRODUCTION: &str = "production";
