@@ -17,7 +17,7 @@ use super::{
     leader_projections::{Concerned, LeaderProjections},
     reconciler::Waker,
     runner_liveness::RunnerLiveness,
-    supervise::{FORGIVEN_AFTER, Failures},
+    supervise::{FORGIVEN_AFTER, Failures, beside, blocking},
 };
 use swell_artifacts::store::ContentStore;
 use swell_git::Mirrors;
@@ -119,8 +119,7 @@ impl Actor for Leader {
         begin_epoch(&context, server).await?;
         swell_system::crash::panic_point("leader");
         let inbox = Arc::new(Inbox::default());
-        let follower = tokio::spawn(follow(Arc::clone(&context), Arc::clone(&inbox), myself.clone()));
-        let comparer = tokio::spawn(compare(myself.clone()));
+        let follower = follow(Arc::clone(&context), Arc::clone(&inbox), myself.clone());
         let mut state = LeaderState {
             context: Arc::clone(&context),
             inbox,
@@ -128,7 +127,7 @@ impl Actor for Leader {
             controllers: HashMap::new(),
             failures: BTreeMap::new(),
             resting: BTreeMap::new(),
-            _tasks: [follower, comparer].map(AbortOnDropHandle::new),
+            _tasks: [beside(myself.clone(), follower), beside(myself.clone(), compare(myself.clone()))],
         };
         // Children read the projections.
         context.shows(1).await;
@@ -248,9 +247,7 @@ async fn follow(context: Arc<LeaderContext>, inbox: Arc<Inbox>, leader: ActorRef
 
 async fn start_over(context: &LeaderContext, view: View) -> Result<(), TablesError> {
     let index = view.applied();
-    let built = tokio::task::spawn_blocking(move || LeaderProjections::from_tables(&view)).await;
-    // The task is not aborted; it ends early only where the process does.
-    let Ok(built) = built else { return Ok(()) };
+    let Some(built) = blocking(move || LeaderProjections::from_tables(&view)).await else { return Ok(()) };
     let built = built?;
     context.presence.update(built.presence.connected().clone());
     *context.projections_mut() = built;

@@ -11,7 +11,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::runner_liveness::RunnerLiveness;
+use super::{runner_liveness::RunnerLiveness, supervise::beside};
 use swell_model::{
     build::{Build, Resources},
     change::{AppliedBatch, Change},
@@ -84,7 +84,7 @@ impl Actor for RunnerActor {
     ) -> Result<RunnerState, ActorProcessingErr> {
         let queue = Arc::new(RwLock::new(BuildQueue::from_tables(&arguments.node.view())?));
         let follower = follow(arguments.node.clone(), arguments.local.name.clone(), Arc::clone(&queue), myself.clone());
-        let tasks = vec![tokio::spawn(follower), tokio::spawn(tick(myself.clone()))];
+        let tasks = vec![beside(myself.clone(), follower), beside(myself.clone(), tick(myself.clone()))];
         let mut state = RunnerState {
             arguments,
             queue,
@@ -92,7 +92,7 @@ impl Actor for RunnerActor {
             running: BTreeMap::new(),
             discarding: BTreeSet::new(),
             fenced: BTreeSet::new(),
-            tasks: tasks.into_iter().map(AbortOnDropHandle::new).collect(),
+            tasks,
         };
         // First what was fenced while this runner was away is killed; then it accepts work.
         let live = state.live_attempts();

@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use ractor::{ActorRef, Message};
 use tokio_util::task::AbortOnDropHandle;
 
 /// The delay before the first restart; each further one doubles it.
@@ -61,6 +62,24 @@ where
             tokio::time::sleep(delay).await;
         }
     }))
+}
+
+/// Runs `task` beside `actor`. When the task panics the actor stops, so that its supervisor starts both anew.
+pub(super) fn beside<M: Message>(actor: ActorRef<M>, task: impl Future<Output = ()> + Send + 'static) -> AbortOnDropHandle<()> {
+    AbortOnDropHandle::new(tokio::spawn(async move {
+        if let Err(error) = AbortOnDropHandle::new(tokio::spawn(task)).await {
+            actor.stop(Some(error.to_string()));
+        }
+    }))
+}
+
+/// Runs `work` on a thread that may block; a panic there goes on here. `None`: the runtime stops.
+pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => Some(done),
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(_) => None,
+    }
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use tokio::sync::watch;
 
 use super::table::SessionTable;
+use crate::supervise::blocking;
 use swell_model::{change::AppliedBatch, tables::TablesError};
 use swell_projections::{assignments::Assignments, observations::Observations, presence::Presence, targets::Targets};
 use swell_raft::{FeedItem, Node, View};
@@ -60,9 +61,7 @@ impl FleetView {
             let index = match item {
                 FeedItem::StartOver(view) => {
                     let index = view.applied();
-                    let built = tokio::task::spawn_blocking(move || Projections::from_view(&view)).await;
-                    // The task is not aborted; it ends early only where the process does.
-                    let Ok(built) = built else { return Ok(()) };
+                    let Some(built) = blocking(move || Projections::from_view(&view)).await else { return Ok(()) };
                     *self.projections.write().unwrap_or_else(PoisonError::into_inner) = built?;
                     sessions.for_each(|_, outbox| outbox.desired_changed());
                     index
