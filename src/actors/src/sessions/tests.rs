@@ -179,7 +179,7 @@ async fn what_the_agent_knows_is_not_sent_again() {
     assert_eq!(kept.report, report(Progress::Healthy), "a message that was applied changes nothing when it is repeated");
     agent.leave().await;
 
-    let ahead = Generation { cluster: 0, index: u64::MAX };
+    let ahead = Generation { index: u64::MAX, ..desired.generation };
     let mut agent = server.connect(AgentHello { following: ahead, desired_hash: None, ..known });
     agent.welcome().await;
     agent.report(2, Progress::Stopped).await;
