@@ -162,6 +162,7 @@ impl Session {
             let mut gateways = shared.gateways();
             (gateways.connected() < GATEWAYS_MAX).then(|| gateways.connect(&hello.gateway, hello.generation))?
         };
+        shared.publish_obeyed();
         Some(Self { shared, number })
     }
 
