@@ -18,7 +18,11 @@ use nix::{
 use serde::{Deserialize, Serialize};
 
 use super::options::AgentError;
-use swell_model::{digest::Digest, ids::PipelineName, rollout::assignment::DesiredTarget, wire::AgentId};
+use swell_model::{
+    digest::Digest,
+    ids::{AgentId, PipelineName},
+    rollout::assignment::DesiredTarget,
+};
 use swell_system::{
     checksummed_file::{self, Error, Magic},
     files::failed,
