@@ -30,8 +30,10 @@ pub fn misconfigured(error: anyhow::Error) -> anyhow::Error {
 /// The exit code of a role that ended with `error`.
 pub fn exit_of(error: &anyhow::Error) -> Exit {
     let is_told_wrong = |cause: &(dyn std::error::Error + 'static)| {
-        let agents =
-            matches!(cause.downcast_ref(), Some(AgentError::NoServers | AgentError::Server(_) | AgentError::NotIsolated(_)));
+        let agents = matches!(
+            cause.downcast_ref(),
+            Some(AgentError::NoServers | AgentError::Server(_) | AgentError::Scheme { .. } | AgentError::NotIsolated(_))
+        );
         cause.is::<Misconfigured>() || cause.is::<GatewayError>() || agents
     };
     if error.chain().any(is_told_wrong) { Exit::Usage } else { Exit::Failed }
