@@ -93,7 +93,7 @@ fn a_port_that_another_program_has_fails_the_target_and_names_the_port() {
     let rollout = dev.ended_rollout("hello", 0);
     assert_eq!(rollout["state"], "rolled-back", "{rollout:#}");
     let failure = rollout["failures"][0].to_string();
-    assert!(failure.contains(&port.to_string()) && failure.contains("taken"), "{failure}: {rollout:#}");
+    assert!(failure.contains(&port.to_string()) && failure.contains("in use"), "{failure}: {rollout:#}");
 }
 
 #[test]
