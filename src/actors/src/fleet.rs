@@ -15,7 +15,7 @@ use tokio::sync::{oneshot, watch};
 use super::{events::Follower, sessions};
 use swell_model::{
     command::{Action, FleetAction},
-    event::Event,
+    event::{Event, EventKind},
     fleet::{Target, TargetByName, observation::Report},
     ids::PipelineName,
     interfaces::{Link, Proposal, ProposeError, Proposer, SessionSink},
@@ -204,7 +204,7 @@ impl Actor for Fleet {
 
 /// Whether gateways may have to route otherwise after this event.
 fn changes_routes(event: &Event) -> bool {
-    event.kind == "fleet.reported" || concerned(event) != Concerned::Nobody
+    event.kind == EventKind::FleetReported || concerned(event) != Concerned::Nobody
 }
 
 fn table(node: &Node) -> Result<RouteTable, TablesError> {

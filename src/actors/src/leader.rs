@@ -27,7 +27,7 @@ use swell_model::{
     build::OpenBuild,
     cluster::Epoch,
     command::{Action, ClusterAction, Outcome},
-    event::{Event, Subject},
+    event::{Event, EventKind, Subject},
     ids::{BuildId, PipelineName, RolloutId},
     interfaces::{Proposal, ProposeError, Proposer},
     pipeline::{Pipeline, Source},
@@ -183,7 +183,7 @@ impl Actor for Leader {
         match message {
             LeaderMessage::Events(events) => {
                 swell_system::crash::panic_point("leader");
-                if events.iter().any(|event| event.kind == "fleet.presence") {
+                if events.iter().any(|event| event.kind == EventKind::FleetPresenceChanged) {
                     state.leading.presence.update(connected(&state.leading.node.view())?);
                 }
                 state.staff(&myself).await?;
@@ -336,10 +336,10 @@ impl LeaderState {
             Subject::Build(id) => vec![Charge::Scheduler, Charge::Build(*id)],
             Subject::Runner(_) => vec![Charge::Scheduler],
             Subject::Pipeline(name) => vec![Charge::Pipeline(name.clone()), Charge::Scheduler],
-            Subject::Rollout(id) if event.kind == "rollout.state" => rollouts().chain([Charge::Rollout(*id)]).collect(),
+            Subject::Rollout(id) if event.kind.is_rollout_transition() => rollouts().chain([Charge::Rollout(*id)]).collect(),
             Subject::Rollout(id) => vec![Charge::Rollout(*id)],
             Subject::Environment(_) | Subject::Target(_) => rollouts().collect(),
-            Subject::Cluster if event.kind == "fleet.presence" => rollouts().collect(),
+            Subject::Cluster if event.kind == EventKind::FleetPresenceChanged => rollouts().collect(),
             Subject::Repository(repository) => self.pipelines_of(repository),
             Subject::Cluster | Subject::Artifact(_) | Subject::Release(_) => Vec::new(),
         }

@@ -15,6 +15,7 @@ use super::{board::Board, events::Follower, node::LocalRunner};
 use swell_model::{
     build::{Build, OpenBuild},
     command::FleetAction,
+    event::EventKind,
     ids::BuildId,
     interfaces::{Proposal, Proposer},
     pipeline::{Pipeline, Source},
@@ -114,7 +115,7 @@ impl Actor for RunnerActor {
 async fn follow(mut follower: Follower, runner: ActorRef<RunnerMessage>) {
     while let Some(Ok(events)) = follower.next().await {
         let concerns = |event: &swell_model::event::Event| {
-            matches!(event.kind.as_str(), "build.assigned" | "build.cancel_asked" | "build.state")
+            matches!(event.kind, EventKind::BuildAssigned | EventKind::BuildCancelRequested) || event.kind.is_build_transition()
         };
         if events.iter().any(concerns) && runner.send_message(RunnerMessage::Look).is_err() {
             return;

@@ -18,6 +18,7 @@ pub mod cluster;
 pub mod command;
 pub mod digest;
 pub mod event;
+mod event_kind;
 pub mod fleet;
 pub mod ids;
 pub mod interfaces;

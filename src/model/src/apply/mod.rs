@@ -18,7 +18,7 @@ use crate::{
     cluster::{ANSWER_AGE_MAX, ANSWERS_MAX, Answer, AnswerByTime, Cluster},
     command::{Action, ClusterAction, Command, IDEMPOTENCY_KEY_BYTES_MAX, Outcome},
     digest::Digest,
-    event::{EventSeq, Subject, cut},
+    event::{DataKey, EventKind, EventSeq, Subject, cut},
     rejection::{Rejection, RuleError},
     tables::{Key, Record, Scan, Tables, TablesError, key},
 };
@@ -83,7 +83,7 @@ fn cluster<T: Tables>(context: &mut Context<'_, T>, action: &ClusterAction) -> R
             }
             context.cluster.epoch = *epoch;
             context.cluster.leader = *server;
-            context.event(Subject::Cluster, "cluster.epoch").moved(now.0, epoch.0).data("server", server);
+            context.event(Subject::Cluster, EventKind::ClusterEpochBegun).moved(now.0, epoch.0).data(DataKey::Server, server);
             Ok(Subject::Cluster)
         }
         ClusterAction::RecordActorFailure { subject, why } => {
@@ -92,12 +92,12 @@ fn cluster<T: Tables>(context: &mut Context<'_, T>, action: &ClusterAction) -> R
                 (None, None) => {}
                 (Some(_), None) => {
                     context.tables.delete::<ActorFailure>(&actor_failure_key(subject))?;
-                    context.event(subject.clone(), "actor.recovered");
+                    context.event(subject.clone(), EventKind::ActorRecovered);
                 }
                 (known, Some(why)) => {
                     let since = known.map_or(context.at, |known| known.since);
                     let why = cut(why, TROUBLE_BYTES_MAX);
-                    context.event(subject.clone(), "actor.failing").note(&why);
+                    context.event(subject.clone(), EventKind::ActorFailed).note(&why);
                     context.tables.put(&ActorFailure { subject: subject.clone(), why, since })?;
                 }
             }

@@ -13,7 +13,7 @@ use crate::{
     },
     command::{BuildAction, StoredArtifact},
     digest::Digest,
-    event::Subject,
+    event::{DataKey, EventKind, Subject},
     ids::{BuildId, PipelineName, ReleaseId, RunnerName},
     pipeline::{ConsideredRef, considered_key},
     pipeline_file::PipelineFile,
@@ -144,8 +144,8 @@ fn request_build<T: Tables>(context: &mut Context<'_, T>, request: Request<'_>) 
     context.tables.put(&BuildByCommit { pipeline: build.pipeline.clone(), commit: build.commit.clone(), build: id })?;
     context.tables.put(&OpenBuild { build: id, pipeline: build.pipeline.clone() })?;
     let subject = Subject::Build(id);
-    let event = context.event(subject.clone(), "build.state").moved("", BuildState::Queued);
-    event.data("pipeline", &build.pipeline).data("commit", &build.commit).data("ref", &build.git_ref);
+    let event = context.event(subject.clone(), EventKind::BuildQueued).moved("", BuildState::Queued);
+    event.data(DataKey::Pipeline, &build.pipeline).data(DataKey::Commit, &build.commit).data(DataKey::Ref, &build.git_ref);
     context.created.push(subject);
     save(context, build)
 }
@@ -213,7 +213,7 @@ fn assign<T: Tables>(context: &mut Context<'_, T>, id: BuildId, runner: &RunnerN
         end: None,
         ended_at: None,
     });
-    context.event(Subject::Build(id), "build.assigned").data("attempt", number).data("runner", runner);
+    context.event(Subject::Build(id), EventKind::BuildAssigned).data(DataKey::Attempt, number).data(DataKey::Runner, runner);
     save(context, build)
 }
 
@@ -239,10 +239,10 @@ fn progress<T: Tables>(
         None => phases.push(phase.clone()),
     }
     if phase.ended_at.is_some() {
-        let event = context.event(Subject::Build(id), "build.phase").data("phase", phase.phase);
+        let event = context.event(Subject::Build(id), EventKind::BuildPhaseEnded).data(DataKey::Phase, phase.phase);
         match phase.exit_code {
-            _ if phase.skipped => event.data("skipped", true),
-            Some(code) => event.data("exit_code", code),
+            _ if phase.skipped => event.data(DataKey::Skipped, true),
+            Some(code) => event.data(DataKey::ExitCode, code),
             None => event,
         };
     }
@@ -285,8 +285,8 @@ fn release<T: Tables>(
     build.artifact = Some(stored.digest);
     build.release = Some(id.clone());
     move_to(context, build, BuildState::ReadyToDeploy, None)?;
-    let event = context.event(Subject::Release(id.clone()), "release.created");
-    event.data("build", build.id).data("artifact", stored.digest).data("commit", &build.commit);
+    let event = context.event(Subject::Release(id.clone()), EventKind::ReleaseCreated);
+    event.data(DataKey::Build, build.id).data(DataKey::Artifact, stored.digest).data(DataKey::Commit, &build.commit);
     context.created.push(Subject::Release(id));
     // Other branches may have come to the commit while it was built.
     let seen: Vec<ConsideredRef> = context.tables.scan(&Scan::prefix(key(build.pipeline.as_str())), SCAN_RECORDS_MAX)?;
@@ -297,8 +297,8 @@ fn release<T: Tables>(
     let refs = here.chain(head.is_none().then_some(build.git_ref.as_str()));
     let branches: BTreeSet<String> = refs.filter_map(|git_ref| git_ref.strip_prefix("refs/heads/")).map(str::to_owned).collect();
     if let Some(head) = head {
-        let event = context.event(Subject::Release(release.id.clone()), "release.not_deployed");
-        event.data("code", "moved_on").note(format!(
+        let event = context.event(Subject::Release(release.id.clone()), EventKind::ReleaseDeploySkipped);
+        event.data(DataKey::Code, "moved_on").note(format!(
             "{} is at {} by now: deploy it by hand if it is meant",
             build.git_ref,
             head.short()
@@ -338,7 +338,7 @@ fn end_attempt<T: Tables>(
         // Lost before the runner said that it has it: the build never left the queue.
         (BuildState::Queued, BuildState::Queued) => {
             let note = format!("attempt {} was lost: {why}", build.attempts.len());
-            context.event(Subject::Build(build.id), "build.attempt_lost").note(note);
+            context.event(Subject::Build(build.id), EventKind::BuildAttemptLost).note(note);
         }
         (BuildState::Queued, BuildState::Exhausted) => {
             move_to(context, &mut build, BuildState::Building, None)?;
@@ -398,7 +398,7 @@ fn cancel<T: Tables>(context: &mut Context<'_, T>, id: BuildId) -> Result<Subjec
         // The runner stops it first; then the attempt ends as canceled.
         if !build.cancel_asked {
             build.cancel_asked = true;
-            context.event(Subject::Build(id), "build.cancel_asked");
+            context.event(Subject::Build(id), EventKind::BuildCancelRequested);
         }
         return save(context, build);
     }
@@ -451,7 +451,10 @@ fn move_to<T: Tables>(
     let (at, from) = (context.at, build.state);
     build.state = next;
     build.ended_at = next.is_end().then_some(at);
-    let event = context.event(Subject::Build(build.id), "build.state").moved(from, next).data("pipeline", &build.pipeline);
+    let event = context
+        .event(Subject::Build(build.id), EventKind::of_build_state(next))
+        .moved(from, next)
+        .data(DataKey::Pipeline, &build.pipeline);
     if let Some(why) = why {
         event.note(why);
     }

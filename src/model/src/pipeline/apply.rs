@@ -4,7 +4,7 @@ use crate::apply::context::{Context, invalid};
 use crate::{
     build::OpenBuild,
     command::PipelineAction,
-    event::Subject,
+    event::{DataKey, EventKind, Subject},
     fleet::Environment,
     ids::PipelineName,
     pipeline::{CONCURRENCY_MAX, ConsideredRef, Pipeline, Source, considered_key},
@@ -37,9 +37,9 @@ pub(crate) fn apply<T: Tables>(context: &mut Context<'_, T>, action: &PipelineAc
             context.pipeline(name)?;
             consider(context, name, git_ref, commit.as_ref())?;
             let subject = Subject::Pipeline(name.clone());
-            let event = context.event(subject.clone(), "pipeline.push_skipped").data("ref", git_ref).note(why);
+            let event = context.event(subject.clone(), EventKind::PipelinePushSkipped).data(DataKey::Ref, git_ref).note(why);
             if let Some(commit) = commit {
-                event.data("commit", commit);
+                event.data(DataKey::Commit, commit);
             }
             Ok(subject)
         }
@@ -76,7 +76,7 @@ fn create<T: Tables>(context: &mut Context<'_, T>, draft: Pipeline) -> Result<Su
     let newest: Vec<Release> = context.tables.scan(&of_the_name, 1)?;
     let next_release = newest.first().map_or(1, |release| release.id.number + 1);
     context.tables.put(&Pipeline { created_at: context.at, revision: context.index, next_release, ..draft })?;
-    context.event(subject.clone(), "pipeline.created");
+    context.event(subject.clone(), EventKind::PipelineCreated);
     context.created.push(subject.clone());
     Ok(subject)
 }
@@ -106,7 +106,7 @@ fn remove<T: Tables>(context: &mut Context<'_, T>, name: &PipelineName) -> Resul
         context.tables.delete::<ConsideredRef>(&considered_key(name, &seen.git_ref))?;
     }
     context.tables.delete::<Pipeline>(&key(name.as_str()))?;
-    context.event(subject.clone(), "pipeline.removed");
+    context.event(subject.clone(), EventKind::PipelineRemoved);
     Ok(subject)
 }
 

@@ -6,7 +6,7 @@ use crate::apply::context::Context;
 use crate::{
     command::ArtifactAction,
     digest::Digest,
-    event::Subject,
+    event::{DataKey, EventKind, Subject},
     rejection::{Rejection, RuleError},
     release::{Artifact, retention::protected_artifacts},
     tables::{Tables, key},
@@ -32,7 +32,7 @@ fn delete<T: Tables>(context: &mut Context<'_, T>, digests: &[Digest]) -> Result
         if artifact.deleted_at.is_none() {
             artifact.deleted_at = Some(context.at);
             context.tables.put(&artifact)?;
-            context.event(subject.clone(), "artifact.deleted").data("size", artifact.size);
+            context.event(subject.clone(), EventKind::ArtifactDeleted).data(DataKey::Size, artifact.size);
         }
     }
     Ok(subject)

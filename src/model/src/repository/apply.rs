@@ -3,7 +3,7 @@
 use crate::apply::context::{Context, invalid};
 use crate::{
     command::RepositoryAction,
-    event::Subject,
+    event::{DataKey, EventKind, Subject},
     ids::RepositoryName,
     rejection::{Rejection, RuleError},
     repository::{Bundle, Ref, RefUpdate, Repository},
@@ -60,7 +60,7 @@ fn create<T: Tables>(context: &mut Context<'_, T>, name: &RepositoryName, defaul
         next_bundle: 0,
         created_at: context.at,
     })?;
-    context.event(subject.clone(), "repository.created");
+    context.event(subject.clone(), EventKind::RepositoryCreated);
     context.created.push(subject.clone());
     Ok(subject)
 }
@@ -84,7 +84,10 @@ fn move_ref<T: Tables>(context: &mut Context<'_, T>, repository: &RepositoryName
         None => context.tables.delete::<Ref>(&ref_key)?,
     }
     let text = |commit: &Option<crate::repository::CommitId>| commit.as_ref().map_or(String::new(), ToString::to_string);
-    context.event(subject, "repository.ref").moved(text(&update.old), text(&update.new)).data("ref", &update.name);
+    context
+        .event(subject, EventKind::RepositoryRefMoved)
+        .moved(text(&update.old), text(&update.new))
+        .data(DataKey::Ref, &update.name);
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use crate::{
     apply::testing::*,
     build::{AttemptEnd, Build, BuildFailure, BuildState, Cause, OpenBuild, Phase, Resources},
     command::*,
-    event::Subject,
+    event::{EventKind, Subject},
     ids::BuildId,
     rollout::{OpenRollout, Purpose},
     tables::{ReadTables, Scan, key},
@@ -192,7 +192,7 @@ fn a_pushed_artifact_is_a_release_at_once() {
     let applied = world.ok(BuildAction::ImportArtifact { pipeline, commit: commit(1), git_ref, artifact: artifact(1), file });
     let Subject::Build(id) = applied.outcome.subject else { panic!("not a build") };
     let states: Vec<_> =
-        applied.events.iter().filter(|event| event.kind == "build.state").filter_map(|event| event.to.clone()).collect();
+        applied.events.iter().filter(|event| event.kind.is_build_transition()).filter_map(|event| event.to.clone()).collect();
     assert_eq!(states, ["queued", "uploading", "ready-to-deploy"]);
     assert!(world.get::<Build>(key(id.0)).release.is_some());
 }
@@ -220,7 +220,7 @@ fn branches_deploy_by_themselves_and_an_older_build_does_not_take_a_newer_ones_p
     assert!(world.ok(push_to("release/7", 2)).outcome.created.is_empty(), "said twice");
     reach(&mut world, old, 2, Phase::Upload);
     let late = world.ok(succeed(old, 2, 1));
-    assert!(late.events.iter().any(|event| event.kind == "release.not_deployed"), "{:?}", late.events);
+    assert!(late.events.iter().any(|event| event.kind == EventKind::ReleaseDeploySkipped), "{:?}", late.events);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use crate::{
     cluster::{ANSWER_AGE_MAX, Answer, Cluster, Epoch},
     command::*,
     digest::Digest,
-    event::{Event, Subject},
+    event::{Event, EventKind, Subject},
     pipeline::{Retention, Source},
     principal::Role,
     repository::{Ref, RefUpdate},
@@ -80,8 +80,8 @@ fn what_keeps_failing_is_marked_until_it_does_so_no_longer() {
     world.ok(mark(None));
     assert_eq!(world.tables.get::<ActorFailure>(&actor_failure_key(&subject)).unwrap(), None);
     let events: Vec<Event> = world.tables.scan(&Scan::all(), 1000).unwrap();
-    let kinds: Vec<&str> = events.iter().rev().take(3).map(|event| event.kind.as_str()).collect();
-    assert_eq!(kinds, ["actor.recovered", "actor.failing", "actor.failing"]);
+    let kinds: Vec<EventKind> = events.iter().rev().take(3).map(|event| event.kind).collect();
+    assert_eq!(kinds, [EventKind::ActorRecovered, EventKind::ActorFailed, EventKind::ActorFailed]);
 }
 
 #[test]
