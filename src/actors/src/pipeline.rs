@@ -88,14 +88,14 @@ impl PipelineDrive {
         Ok(true)
     }
 
-    async fn let_artifacts_go(&mut self, leading: &Leading, pipeline: &Pipeline) -> Result<(), DriveError> {
+    async fn let_artifacts_go(&mut self, leading: &Leading) -> Result<(), DriveError> {
         if self.retention_at.is_some_and(|at| at.elapsed() < RETENTION_EVERY) {
             return Ok(());
         }
         self.retention_at = Some(Instant::now());
         let view = leading.node.view();
         let now = view.get::<Cluster>(&Key::all())?.unwrap_or_default().clock;
-        let digests = expired_artifacts(&view, pipeline, now, EXPIRED_AT_ONCE)?;
+        let digests = expired_artifacts(&view, now, EXPIRED_AT_ONCE)?;
         drop(view);
         if !digests.is_empty() {
             leading.propose(Self::NAME, ArtifactAction::Delete { digests: digests.clone() }).await?;
@@ -124,7 +124,7 @@ impl Drive for PipelineDrive {
                 looked_at_all &= self.look_at_push(leading, &pipeline, repository, moved).await?;
             }
         }
-        self.let_artifacts_go(leading, &pipeline).await?;
+        self.let_artifacts_go(leading).await?;
         Ok(After::Look(if looked_at_all { RETENTION_EVERY } else { LOOK_AGAIN_AFTER }))
     }
 }

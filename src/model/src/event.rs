@@ -73,23 +73,14 @@ impl<'de> Deserialize<'de> for EventSeq {
 pub enum Subject {
     /// The cluster as a whole.
     Cluster,
-    /// A hosted repository.
     Repository(RepositoryName),
-    /// A pipeline.
     Pipeline(PipelineName),
-    /// A build.
     Build(BuildId),
-    /// An artifact.
     Artifact(Digest),
-    /// A release.
     Release(ReleaseId),
-    /// An environment.
     Environment(EnvironmentName),
-    /// A target.
     Target(TargetName),
-    /// A runner.
     Runner(RunnerName),
-    /// A rollout.
     Rollout(RolloutId),
 }
 
@@ -120,9 +111,7 @@ pub struct Event {
     pub seq: EventSeq,
     /// When, by the leader's clock; never earlier than the event before.
     pub at: Timestamp,
-    /// Who did it.
     pub principal: Principal,
-    /// What it is about.
     pub subject: Subject,
     pub kind: EventKind,
     /// The state before, where the subject's state changed.

@@ -1,13 +1,13 @@
-//! Pipelines: registering, forgetting, and remembering which pushes were looked at.
+//! Pipelines: registering, forgetting, and remembering which refs were considered.
 
 use crate::apply::context::{Context, invalid};
 use crate::{
-    build::OpenBuild,
+    build::PipelineLoad,
     command::PipelineAction,
     event::{DataKey, EventKind, Subject},
     fleet::Environment,
     ids::PipelineName,
-    pipeline::{CONCURRENCY_MAX, ConsideredRef, Pipeline, Source, considered_key},
+    pipeline::{CONCURRENCY_MAX, ConsideredRef, Pipeline, RETAINED_RELEASES_MAX, Source, considered_key},
     rejection::{Rejection, RuleError},
     release::Release,
     repository::{CommitId, Repository},
@@ -59,6 +59,9 @@ fn create<T: Tables>(context: &mut Context<'_, T>, draft: Pipeline) -> Result<Su
         let least = format!("at least {FORMER_RELEASES_KEPT} releases must be kept, or there is nothing to roll back to");
         return Err(invalid("retention", least));
     }
+    if draft.retention.releases > RETAINED_RELEASES_MAX {
+        return Err(invalid("retention", format!("at most {RETAINED_RELEASES_MAX} releases can be kept")));
+    }
     match &draft.source {
         Source::Hosted(repository) => {
             if context.tables.get::<Repository>(&key(repository.as_str()))?.is_none() {
@@ -93,7 +96,7 @@ fn remove<T: Tables>(context: &mut Context<'_, T>, name: &PipelineName) -> Resul
     let pipeline = context.pipeline(name)?;
     let subject = Subject::Pipeline(name.clone());
     context.check_revision(&subject, pipeline.revision)?;
-    if context.tables.scan::<OpenBuild>(&Scan::all(), SCAN_RECORDS_MAX)?.iter().any(|open| open.pipeline == *name) {
+    if context.tables.get::<PipelineLoad>(&key(name.as_str()))?.is_some() {
         return Err(Rejection::Needed { subject, by: "a build that has not ended".into() }.into());
     }
     for environment in context.tables.scan::<Environment>(&Scan::all(), SCAN_RECORDS_MAX)? {

@@ -29,7 +29,7 @@ pub(crate) fn apply<T: Tables>(context: &mut Context<'_, T>, action: &Repository
             if updates.is_empty() || updates.len() > REF_UPDATES_MAX {
                 return Err(invalid("push", format!("it must move between 1 and {REF_UPDATES_MAX} refs")));
             }
-            check_room(context, repository, updates)?;
+            check_capacity(context, repository, updates)?;
             if let Some((digest, size)) = bundle {
                 let bundle = Bundle { repository: repository.clone(), number: kept.next_bundle, digest: *digest, size: *size };
                 context.tables.put(&bundle)?;
@@ -92,7 +92,11 @@ fn move_ref<T: Tables>(context: &mut Context<'_, T>, repository: &RepositoryName
 }
 
 /// A pipeline looks at every branch whenever one moved, so there are not endlessly many.
-fn check_room<T: Tables>(context: &Context<'_, T>, repository: &RepositoryName, updates: &[RefUpdate]) -> Result<(), RuleError> {
+fn check_capacity<T: Tables>(
+    context: &Context<'_, T>,
+    repository: &RepositoryName,
+    updates: &[RefUpdate],
+) -> Result<(), RuleError> {
     let new = updates.iter().filter(|update| update.old.is_none() && update.new.is_some()).count();
     if new == 0 {
         return Ok(());
