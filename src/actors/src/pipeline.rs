@@ -86,14 +86,14 @@ impl PipelineReconciler {
         Ok(true)
     }
 
-    async fn delete_expired(&mut self, context: &LeaderContext, pipeline: &Pipeline) -> Result<(), ReconcileError> {
+    async fn delete_expired(&mut self, context: &LeaderContext) -> Result<(), ReconcileError> {
         if self.retention_at.is_some_and(|at| at.elapsed() < RETENTION_EVERY) {
             return Ok(());
         }
         self.retention_at = Some(Instant::now());
         let view = context.node.view();
         let now = view.get::<Cluster>(&Key::all())?.unwrap_or_default().clock;
-        let digests = expired_artifacts(&view, pipeline, now, EXPIRED_AT_ONCE)?;
+        let digests = expired_artifacts(&view, now, EXPIRED_AT_ONCE)?;
         drop(view);
         if !digests.is_empty() {
             context.propose(Self::NAME, ArtifactAction::Delete { digests: digests.clone() }).await?;
@@ -122,7 +122,7 @@ impl Reconciler for PipelineReconciler {
                 considered_all &= self.consider(context, &pipeline, repository, moved).await?;
             }
         }
-        self.delete_expired(context, &pipeline).await?;
+        self.delete_expired(context).await?;
         Ok(Requeue::After(if considered_all { RETENTION_EVERY } else { RETRY_AFTER }))
     }
 }

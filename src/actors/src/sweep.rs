@@ -115,7 +115,7 @@ mod tests {
             file: "swell.toml".into(),
             concurrency: 1,
             supersede: true,
-            retention: Retention::default(),
+            retention: Retention { age: Millis(0), ..Retention::default() },
         };
         apply(&node, create).await;
         let push = BuildAction::ImportArtifact {
@@ -132,6 +132,7 @@ mod tests {
         let left: BTreeSet<_> = content.list(None, 10).await.unwrap().into_iter().map(|object| object.digest).collect();
         assert_eq!(left, [archive, manifest, bundle].into());
 
+        apply(&node, PipelineAction::Remove { name: "shop".parse().unwrap() }).await;
         apply(&node, ArtifactAction::Delete { digests: vec![archive] }).await;
         assert_eq!(sweep_unnamed(&node, &content, Millis(0)).await.unwrap(), 2, "the archive and its manifest");
         content.put(stream_of("late garbage"), None).await.unwrap();

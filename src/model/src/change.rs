@@ -10,7 +10,7 @@ use crate::{
     event::Event,
     fleet::{Environment, PortLease, Presence, Target, observation::Observation},
     pipeline::{ConsideredRef, Pipeline},
-    release::{Artifact, Release},
+    release::{Artifact, Release, Uses},
     repository::{Bundle, Ref, Repository},
     rollout::{Deployment, OpenRollout, Rollout},
     tables::{Key, ReadTables, Record, Scan, Table, Tables, TablesError},
@@ -58,17 +58,37 @@ pub struct AppliedBatch {
 pub struct RecordingTables<'t, T> {
     tables: &'t mut T,
     changes: BTreeMap<(Table, Key), Option<Change>>,
+    /// Uses of releases before and after, of each record that has some.
+    uses: BTreeMap<(Table, Key), (Uses, Uses)>,
 }
 
 impl<'t, T> RecordingTables<'t, T> {
     /// Nothing is changed yet.
     pub fn new(tables: &'t mut T) -> Self {
-        Self { tables, changes: BTreeMap::new() }
+        Self { tables, changes: BTreeMap::new(), uses: BTreeMap::new() }
     }
 
     /// What was written, by table and key, each record once.
     pub fn into_changes(self) -> Vec<Change> {
         self.changes.into_values().flatten().collect()
+    }
+
+    /// How the uses of releases changed since this was last asked, record by record: before and after.
+    pub(crate) fn take_uses(&mut self) -> Vec<(Uses, Uses)> {
+        std::mem::take(&mut self.uses).into_values().collect()
+    }
+
+    fn note_uses<R: Record>(&mut self, key: &Key, after: Uses) -> Result<(), TablesError>
+    where
+        T: ReadTables,
+    {
+        if let Some((_, kept)) = self.uses.get_mut(&(R::TABLE, key.clone())) {
+            *kept = after;
+            return Ok(());
+        }
+        let before = self.tables.get::<R>(key)?.map(|record| record.uses()).unwrap_or_default();
+        self.uses.insert((R::TABLE, key.clone()), (before, after));
+        Ok(())
     }
 }
 
@@ -77,13 +97,16 @@ impl<T: ReadTables> ReadTables for RecordingTables<'_, T> {
         self.tables.get(key)
     }
 
-    fn scan<R: Record>(&self, scan: &Scan, limit: usize) -> Result<Vec<R>, TablesError> {
-        self.tables.scan(scan, limit)
+    fn read_first<R: Record>(&self, scan: &Scan, limit: usize) -> Result<Vec<R>, TablesError> {
+        self.tables.read_first(scan, limit)
     }
 }
 
 impl<T: Tables> Tables for RecordingTables<'_, T> {
     fn put<R: Record>(&mut self, record: &R) -> Result<(), TablesError> {
+        if R::HAS_USES {
+            self.note_uses::<R>(&record.key(), record.uses())?;
+        }
         self.tables.put(record)?;
         if R::IS_FOLLOWED {
             self.changes.insert((R::TABLE, record.key()), R::change(Arc::new(record.clone())));
@@ -92,6 +115,9 @@ impl<T: Tables> Tables for RecordingTables<'_, T> {
     }
 
     fn delete<R: Record>(&mut self, key: &Key) -> Result<(), TablesError> {
+        if R::HAS_USES {
+            self.note_uses::<R>(key, Uses::default())?;
+        }
         self.tables.delete::<R>(key)?;
         if R::IS_FOLLOWED {
             self.changes.insert((R::TABLE, key.clone()), Some(Change::Removed(R::TABLE, key.clone())));

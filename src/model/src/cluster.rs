@@ -44,6 +44,12 @@ pub struct Cluster {
     pub event_head: Digest,
     /// Where the newest event stands.
     pub last_event: EventSeq,
+    /// The last event that left the event log for a sealed segment.
+    #[serde(default)]
+    pub events_forgotten_to: EventSeq,
+    /// The chain's hash at that event: where the chain in the log begins.
+    #[serde(default)]
+    pub events_forgotten_head: Digest,
     /// How many events there were.
     pub event_count: u64,
     /// The number of the next build.
@@ -64,8 +70,10 @@ impl Default for Cluster {
             leader: 0,
             feature_level: FEATURE_LEVEL,
             clock: Timestamp(0),
-            event_head: Digest([0; 32]),
+            event_head: Digest::default(),
             last_event: EventSeq::default(),
+            events_forgotten_to: EventSeq::default(),
+            events_forgotten_head: Digest::default(),
             event_count: 0,
             next_build: 1,
             next_rollout: 1,

@@ -6,6 +6,7 @@ use roaring::RoaringBitmap;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    archive::ArchiveEntry,
     build::{AttemptEnd, Cause, PhaseRecord, Resources},
     cluster::Epoch,
     digest::Digest,
@@ -26,9 +27,7 @@ pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 200;
 /// Something that someone wants done.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Command {
-    /// What.
     pub action: Action,
-    /// Who.
     pub principal: Principal,
     /// When, by the proposing leader's clock.
     pub at: Timestamp,
@@ -64,19 +63,15 @@ pub struct Outcome {
 pub enum Action {
     /// The cluster as a whole.
     Cluster(ClusterAction),
-    /// Hosted repositories.
     Repository(RepositoryAction),
-    /// Pipelines.
     Pipeline(PipelineAction),
-    /// Builds.
     Build(BuildAction),
-    /// Artifacts.
     Artifact(ArtifactAction),
-    /// Environments.
+    /// What left state for the archive.
+    Archive(ArchiveAction),
     Environment(EnvironmentAction),
     /// Targets and runners.
     Fleet(FleetAction),
-    /// Rollouts.
     Rollout(RolloutAction),
 }
 
@@ -87,8 +82,15 @@ pub enum ClusterAction {
     BeginEpoch {
         /// Its Raft term.
         epoch: Epoch,
-        /// The server.
         server: u64,
+    },
+    /// Events up to and including `up_to` were sealed into a segment and leave the event log.
+    ForgetEvents {
+        /// The last event of the segment.
+        up_to: EventSeq,
+        /// The chain's hash over everything up to and including `up_to`.
+        chain_head: Digest,
+        segment: Digest,
     },
     /// The actor that drives `subject` fails again and again, or does so no longer.
     RecordActorFailure {
@@ -104,14 +106,12 @@ pub enum ClusterAction {
 pub enum RepositoryAction {
     /// Host a new repository.
     Create {
-        /// Its name.
         name: RepositoryName,
         /// The branch that `HEAD` names.
         default_branch: String,
     },
     /// Move refs, all or none, after the objects were stored.
     Push {
-        /// Whose refs.
         repository: RepositoryName,
         /// From where to where.
         updates: Vec<RefUpdate>,
@@ -125,7 +125,6 @@ pub enum RepositoryAction {
 pub enum PipelineAction {
     /// Register a pipeline.
     Create {
-        /// Its name.
         name: PipelineName,
         /// Where its commits come from.
         source: Source,
@@ -139,15 +138,10 @@ pub enum PipelineAction {
         retention: Retention,
     },
     /// Forget a pipeline that no environment runs.
-    Remove {
-        /// Which.
-        name: PipelineName,
-    },
-    /// A moved ref was looked at and leads to no build.
+    Remove { name: PipelineName },
+    /// A moved ref was considered and leads to no build.
     Considered {
-        /// Whose.
         name: PipelineName,
-        /// Which ref.
         git_ref: String,
         /// Where it stands now; none: it was deleted.
         commit: Option<CommitId>,
@@ -174,9 +168,7 @@ pub struct StoredArtifact {
 pub enum BuildAction {
     /// Build a commit.
     Request {
-        /// Whose.
         pipeline: PipelineName,
-        /// Which commit.
         commit: CommitId,
         /// The ref that led to it.
         git_ref: String,
@@ -184,90 +176,72 @@ pub enum BuildAction {
         cause: Cause,
         /// Build it anew although it has a build.
         again: bool,
-        /// The room it asks for.
+        /// What it asks of its runner.
         resources: Resources,
     },
     /// An artifact that was built elsewhere: begins at Uploading and ends there.
     ImportArtifact {
-        /// Whose.
         pipeline: PipelineName,
-        /// From which commit.
         commit: CommitId,
         /// The ref that led to it.
         git_ref: String,
-        /// What is stored.
         artifact: StoredArtifact,
-        /// The pipeline file.
         file: Box<PipelineFile>,
     },
     /// Give a queued build to a runner: a new attempt.
-    Assign {
-        /// Which build.
-        build: BuildId,
-        /// To whom.
-        runner: RunnerName,
+    Assign { build: BuildId, runner: RunnerName },
+    /// Give many queued builds to runners, each a new attempt. What cannot be assigned any more is left out.
+    AssignBatch {
+        /// At most [`crate::build::ASSIGNMENTS_AT_ONCE_MAX`].
+        assignments: Vec<(BuildId, RunnerName)>,
     },
     /// The runner has it.
     Acknowledge {
-        /// Which build.
         build: BuildId,
-        /// Which attempt.
         attempt: u32,
         /// Why its phases are not isolated, where they are not.
         unisolated: Option<String>,
     },
     /// A phase began or ended.
     Progress {
-        /// Which build.
         build: BuildId,
-        /// Which attempt.
         attempt: u32,
         /// How the phase stands.
         phase: PhaseRecord,
     },
     /// The artifact is stored: the build is done and the release is made.
     Succeed {
-        /// Which build.
         build: BuildId,
-        /// Which attempt.
         attempt: u32,
-        /// What is stored.
         artifact: StoredArtifact,
         /// The pipeline file of the commit.
         file: Box<PipelineFile>,
-        /// The whole log.
         log: Option<Digest>,
     },
     /// The attempt ended without an artifact.
-    End {
-        /// Which build.
-        build: BuildId,
-        /// Which attempt.
-        attempt: u32,
-        /// How.
-        end: AttemptEnd,
-        /// The whole log.
-        log: Option<Digest>,
-    },
+    End { build: BuildId, attempt: u32, end: AttemptEnd, log: Option<Digest> },
     /// Stop it.
-    Cancel {
-        /// Which build.
-        build: BuildId,
-    },
+    Cancel { build: BuildId },
     /// Queue a failed build again.
-    Retry {
-        /// Which build.
-        build: BuildId,
-    },
+    Retry { build: BuildId },
 }
 
 /// Artifacts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum ArtifactAction {
     /// Delete the bytes of artifacts that nothing could go back to.
-    Delete {
-        /// Which.
-        digests: Vec<Digest>,
+    Delete { digests: Vec<Digest> },
+}
+
+/// What left state for the archive.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ArchiveAction {
+    /// Remove from state what a segment holds. What something refers to stays and is due again a day later.
+    Remove {
+        /// At most [`crate::archive::ARCHIVED_AT_ONCE_MAX`], each due.
+        entries: Vec<ArchiveEntry>,
+        /// The segment that holds the records.
+        segment: Digest,
     },
 }
 
@@ -276,32 +250,17 @@ pub enum ArtifactAction {
 pub enum EnvironmentAction {
     /// Create an environment.
     Create {
-        /// Its name.
         name: EnvironmentName,
         /// The labels that select its targets.
         selector: BTreeMap<String, String>,
-        /// Its policy.
         policy: PolicyLimits,
     },
     /// Nothing may be deployed from now on.
-    Freeze {
-        /// Where.
-        name: EnvironmentName,
-        /// Why.
-        why: String,
-    },
+    Freeze { name: EnvironmentName, why: String },
     /// Deploying is allowed again.
-    Unfreeze {
-        /// Where.
-        name: EnvironmentName,
-    },
+    Unfreeze { name: EnvironmentName },
     /// A release that was rolled back may be deployed again.
-    ClearQuarantine {
-        /// Where.
-        name: EnvironmentName,
-        /// Which.
-        release: ReleaseId,
-    },
+    ClearQuarantine { name: EnvironmentName, release: ReleaseId },
 }
 
 /// Targets and runners.
@@ -313,20 +272,11 @@ pub enum FleetAction {
         info: TargetInfo,
     },
     /// No rollout may change it.
-    Cordon {
-        /// Which.
-        name: TargetName,
-        /// Why.
-        why: String,
-    },
+    Cordon { name: TargetName, why: String },
     /// Rollouts may change it again.
-    Uncordon {
-        /// Which.
-        name: TargetName,
-    },
+    Uncordon { name: TargetName },
     /// Which agents a server is connected to now. At most once a second.
     Presence {
-        /// The server.
         server: u64,
         /// The targets whose agents are connected to it.
         connected: RoaringBitmap,
@@ -336,13 +286,8 @@ pub enum FleetAction {
         /// A target appears once for each message that its reports came with.
         targets: Vec<TargetReports>,
     },
-    /// A runner joins, or has other room than before.
-    RegisterRunner {
-        /// Its name.
-        name: RunnerName,
-        /// Its room.
-        resources: Resources,
-    },
+    /// A runner joins, or offers other resources than before.
+    RegisterRunner { name: RunnerName, resources: Resources },
 }
 
 /// Rollouts.
@@ -350,34 +295,24 @@ pub enum FleetAction {
 pub enum RolloutAction {
     /// Move an environment to a release.
     Start {
-        /// Where.
         environment: EnvironmentName,
-        /// To which release.
         release: ReleaseId,
-        /// What for.
         purpose: Purpose,
-        /// Why.
         why: Option<String>,
         /// Only if the plan is still this one.
         if_plan: Option<Digest>,
     },
     /// What blocked it is gone.
-    Unblock {
-        /// Which.
-        rollout: RolloutId,
-    },
+    Unblock { rollout: RolloutId },
     /// Tell targets of the present wave to run the release.
     ChangeTargets {
-        /// Which.
         rollout: RolloutId,
-        /// The targets.
         targets: RoaringBitmap,
         /// Targets of the wave that are left out because their agents are not connected.
         unreachable: RoaringBitmap,
     },
     /// How long the present gate has been watched.
     RecordElapsed {
-        /// Which.
         rollout: RolloutId,
         /// The wave that was watched.
         wave: u32,
@@ -387,58 +322,23 @@ pub enum RolloutAction {
         elapsed: Millis,
     },
     /// What a gate concluded.
-    RecordVerdict {
-        /// Which.
-        rollout: RolloutId,
-        /// Of which wave.
-        wave: u32,
-        /// Which gate.
-        gate: Gate,
-        /// What.
-        verdict: Verdict,
-        /// On what grounds.
-        evidence: String,
-    },
+    RecordVerdict { rollout: RolloutId, wave: u32, gate: Gate, verdict: Verdict, evidence: String },
     /// Tell touched targets to go back.
-    RevertTargets {
-        /// Which.
-        rollout: RolloutId,
-        /// The targets.
-        targets: RoaringBitmap,
-    },
+    RevertTargets { rollout: RolloutId, targets: RoaringBitmap },
     /// Rolling back is over.
     FinishRollback {
-        /// Which.
         rollout: RolloutId,
         /// Targets whose agents are not connected; they converge when they return.
         unreachable: RoaringBitmap,
     },
     /// Stand still.
-    Pause {
-        /// Which.
-        rollout: RolloutId,
-        /// Why.
-        why: String,
-    },
+    Pause { rollout: RolloutId, why: String },
     /// Go on.
-    Resume {
-        /// Which.
-        rollout: RolloutId,
-    },
+    Resume { rollout: RolloutId },
     /// Stop and go back.
-    Abort {
-        /// Which.
-        rollout: RolloutId,
-        /// Why.
-        why: String,
-    },
+    Abort { rollout: RolloutId, why: String },
     /// Pass the present gate, whatever it would say.
-    Promote {
-        /// Which.
-        rollout: RolloutId,
-        /// Why.
-        why: String,
-    },
+    Promote { rollout: RolloutId, why: String },
 }
 
 macro_rules! into_action {
@@ -457,6 +357,7 @@ into_action!(
     PipelineAction => Pipeline,
     BuildAction => Build,
     ArtifactAction => Artifact,
+    ArchiveAction => Archive,
     EnvironmentAction => Environment,
     FleetAction => Fleet,
     RolloutAction => Rollout

@@ -5,8 +5,8 @@ use std::{fmt, str::FromStr};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use sha2::{Digest as _, Sha256};
 
-/// SHA-256 (FIPS 180-4) of some content. Written `sha256:` and 64 lower-case hexadecimal digits.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// SHA-256 (FIPS 180-4) of some content. Written `sha256:` and 64 lower-case hexadecimal digits. The default is all zeros, which is no content's.
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest(pub [u8; 32]);
 
 /// A text that is no digest.
@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn is_written_and_read_back_in_both_forms() {
+    fn digest_is_read_back_from_text_and_from_bytes() {
         let digest = Digest::of(b"abc");
         assert_eq!(digest.to_string(), "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
         assert_eq!(digest.to_string().parse(), Ok(digest));

@@ -12,6 +12,8 @@ use crate::{
     units::Timestamp,
 };
 
+pub use crate::event_kind::{DataKey, EventKind};
+
 /// Where an event stands in the log: the Raft log index that applied it and its place within that entry. Written `120.3`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct EventSeq {
@@ -71,23 +73,14 @@ impl<'de> Deserialize<'de> for EventSeq {
 pub enum Subject {
     /// The cluster as a whole.
     Cluster,
-    /// A hosted repository.
     Repository(RepositoryName),
-    /// A pipeline.
     Pipeline(PipelineName),
-    /// A build.
     Build(BuildId),
-    /// An artifact.
     Artifact(Digest),
-    /// A release.
     Release(ReleaseId),
-    /// An environment.
     Environment(EnvironmentName),
-    /// A target.
     Target(TargetName),
-    /// A runner.
     Runner(RunnerName),
-    /// A rollout.
     Rollout(RolloutId),
 }
 
@@ -118,12 +111,9 @@ pub struct Event {
     pub seq: EventSeq,
     /// When, by the leader's clock; never earlier than the event before.
     pub at: Timestamp,
-    /// Who did it.
     pub principal: Principal,
-    /// What it is about.
     pub subject: Subject,
-    /// What kind of thing happened, such as `build.state` or `rollout.verdict`. Stable.
-    pub kind: String,
+    pub kind: EventKind,
     /// The state before, where the subject's state changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
@@ -133,9 +123,9 @@ pub struct Event {
     /// Why, in a sentence, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
-    /// Small facts for programs: names and values.
+    /// Small values for programs.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub data: BTreeMap<String, String>,
+    pub data: BTreeMap<DataKey, String>,
     /// The chain's hash over everything before this event.
     pub previous: Digest,
 }

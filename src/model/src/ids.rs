@@ -139,7 +139,6 @@ numbers! {
 /// A release of a pipeline, numbered from 1. Written `shop@12`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ReleaseId {
-    /// Whose release.
     pub pipeline: PipelineName,
     /// Its number within the pipeline; 0 is what was adopted.
     pub number: u64,
@@ -175,7 +174,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_fit_files_and_hosts() {
+    fn name_that_does_not_fit_files_and_hosts_is_refused() {
         for good in ["shop", "web-1", "a.b_c", "7zip"] {
             assert_eq!(good.parse::<PipelineName>().unwrap().to_string(), good);
         }

@@ -17,9 +17,7 @@ use crate::{
 /// What someone proposes.
 #[derive(Debug, Clone)]
 pub struct Proposal {
-    /// What.
     pub action: Action,
-    /// Who.
     pub principal: Principal,
     /// A retry with the same key gets the first answer.
     pub idempotency_key: Option<String>,
@@ -106,13 +104,12 @@ pub struct LogChunk {
     pub at: Timestamp,
     /// Whether it came on standard error.
     pub stderr: bool,
-    /// In which phase.
     pub phase: String,
     /// What was written, as text; what is not UTF-8 is replaced.
     pub text: String,
 }
 
-/// Where the log of an attempt at work is read.
+/// Where the log of a live attempt is read.
 pub trait LogSource: Send + Sync {
     /// The log from byte `start` on, followed until the attempt ends. None where this server does not hold it.
     fn follow(&self, build: BuildId, attempt: u32, start: u64) -> Option<BoxStream<'static, LogChunk>>;

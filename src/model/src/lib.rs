@@ -7,17 +7,20 @@
 //! What all of them share:
 //! - `ids`, `units`, `digest`, `principal`: values
 //! - `command`, `apply`, `rejection`, `event`, `change`, `tables`: how state changes, who is told, and where it is kept
+//! - `archive`: what leaves state some time after its end
 //! - `cluster`, `actor_failure`: what is true of the cluster as a whole
 //! - `interfaces`, `wire`: what crates say to each other, and processes
 
 pub mod actor_failure;
 pub mod apply;
+pub mod archive;
 pub mod build;
 pub mod change;
 pub mod cluster;
 pub mod command;
 pub mod digest;
 pub mod event;
+mod event_kind;
 pub mod fleet;
 pub mod ids;
 pub mod interfaces;

@@ -27,18 +27,11 @@ pub enum Rejection {
     Exists(Subject),
     /// A value cannot be what it was given as.
     #[error("{what}: {why}")]
-    Invalid {
-        /// Which value.
-        what: String,
-        /// What is wrong with it.
-        why: String,
-    },
+    Invalid { what: String, why: String },
     /// The state machine has no such arrow.
     #[error("{subject} is {state}: it cannot {verb}")]
     Illegal {
-        /// Of what.
         subject: Subject,
-        /// Where it is.
         state: String,
         /// What was asked.
         verb: String,
@@ -57,7 +50,6 @@ pub enum Rejection {
     /// Changed since the client looked (`If-Match`).
     #[error("{subject} has changed: it is at revision {now}, not {expected}")]
     Changed {
-        /// What.
         subject: Subject,
         /// The revision that was expected.
         expected: u64,
@@ -69,32 +61,13 @@ pub enum Rejection {
     KeyReused,
     /// A ref is not where the push thinks it is.
     #[error("{git_ref} of {subject} has moved: it is at {now}")]
-    RefMoved {
-        /// Whose.
-        subject: Subject,
-        /// Which ref.
-        git_ref: String,
-        /// Where it is.
-        now: String,
-    },
+    RefMoved { subject: Subject, git_ref: String, now: String },
     /// Someone else holds what it needs.
     #[error("{subject} is held by {holder}")]
-    Held {
-        /// What.
-        subject: Subject,
-        /// By whom.
-        holder: Subject,
-    },
+    Held { subject: Subject, holder: Subject },
     /// The release was rolled back here and no person has cleared it.
     #[error("{release} is quarantined in {environment}: {why}")]
-    Quarantined {
-        /// Which.
-        release: ReleaseId,
-        /// Where.
-        environment: Subject,
-        /// Why.
-        why: String,
-    },
+    Quarantined { release: ReleaseId, environment: Subject, why: String },
     /// There is no former release.
     #[error("{0} has no former release to go back to")]
     NoFormerRelease(Subject),
@@ -104,7 +77,6 @@ pub enum Rejection {
     /// The plan is another one now.
     #[error("the plan of {subject} has changed: it is {now}")]
     PlanChanged {
-        /// Of what.
         subject: Subject,
         /// Its present digest.
         now: String,
@@ -112,19 +84,13 @@ pub enum Rejection {
     /// More targets would be unavailable than may be.
     #[error("{subject}: {why}")]
     Unavailable {
-        /// Which rollout.
         subject: Subject,
         /// Which bound it would break.
         why: String,
     },
     /// Something still needs it.
     #[error("{subject} is still needed: {by}")]
-    Needed {
-        /// What.
-        subject: Subject,
-        /// By what.
-        by: String,
-    },
+    Needed { subject: Subject, by: String },
     /// The bytes of a release's artifact are gone.
     #[error("the artifact of {0} was deleted by its pipeline's retention")]
     ArtifactDeleted(ReleaseId),

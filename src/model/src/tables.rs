@@ -6,7 +6,7 @@ use std::{any::Any, collections::BTreeMap, sync::Arc};
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::change::Change;
+use crate::{change::Change, release::Uses};
 
 /// Every kind of record. One column family each; the order here is not part of any format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -61,11 +61,29 @@ pub enum Table {
     Answers,
     /// The same, oldest first, so that they can be forgotten.
     AnswersByTime,
+    /// Builds that wait for a runner, the longest waiting first.
+    QueuedBuilds,
+    /// Builds that wait for a runner, by the ref that led to them.
+    QueuedByRef,
+    /// How many open and running builds a pipeline has.
+    PipelineLoads,
+    /// Live attempts, by runner.
+    LiveAttempts,
+    /// What the live attempts of a runner take.
+    RunnerLoads,
+    /// How many records use a release.
+    ReleaseUses,
+    /// How many releases use an artifact.
+    ArtifactUses,
+    /// Artifacts that nothing needs, by the time when they expire.
+    ArtifactExpiries,
+    /// What leaves state for the archive, by the time when it is due.
+    ArchiveEntries,
 }
 
 impl Table {
     /// All of them.
-    pub const ALL: [Table; 25] = [
+    pub const ALL: [Table; 34] = [
         Table::Cluster,
         Table::Repositories,
         Table::Refs,
@@ -91,6 +109,15 @@ impl Table {
         Table::Events,
         Table::Answers,
         Table::AnswersByTime,
+        Table::QueuedBuilds,
+        Table::QueuedByRef,
+        Table::PipelineLoads,
+        Table::LiveAttempts,
+        Table::RunnerLoads,
+        Table::ReleaseUses,
+        Table::ArtifactUses,
+        Table::ArtifactExpiries,
+        Table::ArchiveEntries,
     ];
 
     /// The stable name, as the column family and `doctor` use it.
@@ -121,6 +148,15 @@ impl Table {
             Table::Events => "events",
             Table::Answers => "answers",
             Table::AnswersByTime => "answers_by_time",
+            Table::QueuedBuilds => "queued_builds",
+            Table::QueuedByRef => "queued_by_ref",
+            Table::PipelineLoads => "pipeline_loads",
+            Table::LiveAttempts => "live_attempts",
+            Table::RunnerLoads => "runner_loads",
+            Table::ReleaseUses => "release_uses",
+            Table::ArtifactUses => "artifact_uses",
+            Table::ArtifactExpiries => "artifact_expiries",
+            Table::ArchiveEntries => "archive_entries",
         }
     }
 }
@@ -181,27 +217,38 @@ pub trait Record: Serialize + DeserializeOwned + Clone + Send + Sync + 'static {
 
     /// Whether [`Record::change`] announces it.
     const IS_FOLLOWED: bool = false;
+    /// Whether [`Record::uses`] says anything.
+    const HAS_USES: bool = false;
     /// Under which key.
     fn key(&self) -> Key;
     /// The record as a change that others follow; `None` for what nobody follows.
     fn change(_record: Arc<Self>) -> Option<Change> {
         None
     }
+    /// The releases that it keeps in state, and its own end.
+    fn uses(&self) -> Uses {
+        Uses::default()
+    }
 }
 
 /// State could not be read or written. Nothing of the command that met it is kept; the server stops and says why.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {tried} {table}: {cause}", table = table.name())]
-pub struct TablesError {
-    /// `read` or `write`.
-    pub tried: &'static str,
-    /// Which table.
-    pub table: Table,
-    /// What the store said.
-    pub cause: String,
+pub enum TablesError {
+    /// The store failed.
+    #[error("failed to {tried} {table}: {cause}", table = table.name())]
+    Failed {
+        /// `read` or `write`.
+        tried: &'static str,
+        table: Table,
+        /// What the store said.
+        cause: String,
+    },
+    /// There are more records than one scan returns: a caller that wants them all uses [`ReadTables::for_each`].
+    #[error("{table} has more than {most} records to scan at once; this is a defect, please report it", table = table.name(), most = SCAN_RECORDS_MAX)]
+    TooMany { table: Table },
 }
 
-/// The most records that one scan may ask for.
+/// The most records that one scan returns. Where there are more, a scan that asks for so many fails instead of leaving some out.
 pub const SCAN_RECORDS_MAX: usize = 100_000;
 
 /// How many records [`ReadTables::for_each`] reads at a time.
@@ -247,13 +294,25 @@ pub trait ReadTables {
     /// The record under `key`.
     fn get<R: Record>(&self, key: &Key) -> Result<Option<R>, TablesError>;
 
-    /// At most `limit` records in order; `limit` itself is at most [`SCAN_RECORDS_MAX`].
-    fn scan<R: Record>(&self, scan: &Scan, limit: usize) -> Result<Vec<R>, TablesError>;
+    /// The first `limit` records in order. What [`ReadTables::scan`] is made of.
+    fn read_first<R: Record>(&self, scan: &Scan, limit: usize) -> Result<Vec<R>, TablesError>;
+
+    /// The first `limit` records in order; with a `limit` of [`SCAN_RECORDS_MAX`], all of them.
+    ///
+    /// # Errors
+    /// [`TablesError::TooMany`] where all were asked for and there are more than [`SCAN_RECORDS_MAX`].
+    fn scan<R: Record>(&self, scan: &Scan, limit: usize) -> Result<Vec<R>, TablesError> {
+        if limit < SCAN_RECORDS_MAX {
+            return self.read_first(scan, limit);
+        }
+        let all = self.read_first(scan, SCAN_RECORDS_MAX + 1)?;
+        if all.len() > SCAN_RECORDS_MAX { Err(TablesError::TooMany { table: R::TABLE }) } else { Ok(all) }
+    }
 
     /// Gives `each` all records of `scan` in order, however many, with a thousand in memory at a time.
     fn for_each<R: Record>(&self, mut scan: Scan, mut each: impl FnMut(R)) -> Result<(), TablesError> {
         loop {
-            let page: Vec<R> = self.scan(&scan, PAGE_RECORDS)?;
+            let page: Vec<R> = self.read_first(&scan, PAGE_RECORDS)?;
             let Some(last) = page.last() else { return Ok(()) };
             scan.after = Some(last.key());
             page.into_iter().for_each(&mut each);
@@ -283,7 +342,7 @@ impl MemoryTables {
     }
 
     fn record<R: Record>(value: &Arc<dyn Any + Send + Sync>) -> Result<R, TablesError> {
-        value.downcast_ref().cloned().ok_or_else(|| TablesError {
+        value.downcast_ref().cloned().ok_or_else(|| TablesError::Failed {
             tried: "read",
             table: R::TABLE,
             cause: "a record of another kind is kept there".to_owned(),
@@ -296,7 +355,7 @@ impl ReadTables for MemoryTables {
         self.records.get(&(R::TABLE, key.clone())).map(Self::record).transpose()
     }
 
-    fn scan<R: Record>(&self, scan: &Scan, limit: usize) -> Result<Vec<R>, TablesError> {
+    fn read_first<R: Record>(&self, scan: &Scan, limit: usize) -> Result<Vec<R>, TablesError> {
         let within = |key: &Key| key.0.starts_with(&scan.prefix.0);
         let first = (R::TABLE, scan.prefix.clone());
         let selected = self.records.range(first..).take_while(|((table, key), _)| *table == R::TABLE && within(key));
@@ -312,7 +371,7 @@ impl ReadTables for MemoryTables {
             all.truncate(limit);
             return Ok(all);
         }
-        selected.take(limit.min(SCAN_RECORDS_MAX)).collect()
+        selected.take(limit).collect()
     }
 }
 
@@ -325,5 +384,29 @@ impl Tables for MemoryTables {
     fn delete<R: Record>(&mut self, key: &Key) -> Result<(), TablesError> {
         self.records.remove(&(R::TABLE, key.clone()));
         Ok(())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::{build::OpenBuild, ids::BuildId};
+
+    #[test]
+    fn scan_of_more_records_than_it_returns_fails_and_for_each_reads_them_all() {
+        let mut tables = MemoryTables::new();
+        let put = |tables: &mut MemoryTables, number: u64| {
+            tables.put(&OpenBuild { build: BuildId(number), pipeline: "shop".parse().unwrap() }).unwrap();
+        };
+        (0..SCAN_RECORDS_MAX as u64).for_each(|number| put(&mut tables, number));
+        let all = |tables: &MemoryTables| tables.scan::<OpenBuild>(&Scan::all(), SCAN_RECORDS_MAX).map(|all| all.len());
+        assert_eq!(all(&tables).unwrap(), SCAN_RECORDS_MAX);
+        put(&mut tables, SCAN_RECORDS_MAX as u64);
+        assert!(matches!(all(&tables), Err(TablesError::TooMany { table: Table::OpenBuilds })));
+        assert_eq!(tables.scan::<OpenBuild>(&Scan::all(), 3).unwrap().len(), 3);
+        let mut count = 0;
+        tables.for_each(Scan::all(), |_: OpenBuild| count += 1).unwrap();
+        assert_eq!(count, SCAN_RECORDS_MAX + 1);
     }
 }

@@ -82,6 +82,11 @@ impl Timestamp {
     pub fn since(self, earlier: Timestamp) -> Millis {
         Millis(self.0.saturating_sub(earlier.0))
     }
+
+    /// This time and `duration` more; the last time there is, where it would be beyond.
+    pub fn plus(self, duration: Millis) -> Self {
+        Self(self.0.saturating_add(duration.0))
+    }
 }
 
 /// A number of bytes. Written `512`, `64KiB`, `4GiB`, or with decimal units: `200MB`.

@@ -6,7 +6,7 @@ use rocksdb::{
 };
 
 use super::codec::{CodecError, decode, encode_key, end_of_prefix};
-use swell_model::tables::{Key, Record, SCAN_RECORDS_MAX, Scan, Table, TablesError};
+use swell_model::tables::{Key, Record, Scan, Table, TablesError};
 
 /// Files that one database keeps open at the most: a process may have 20,000 descriptors, and agents need most of them.
 const OPEN_FILES_MAX: i32 = 512;
@@ -76,7 +76,7 @@ pub(super) fn family(db: &OptimisticTransactionDB, table: Table) -> Result<&Colu
 }
 
 pub(super) fn failed(tried: &'static str, table: Table, cause: impl ToString) -> TablesError {
-    TablesError { tried, table, cause: cause.to_string() }
+    TablesError::Failed { tried, table, cause: cause.to_string() }
 }
 
 fn read<R: Record, T>(result: Result<T, impl ToString>) -> Result<T, TablesError> {
@@ -89,8 +89,7 @@ pub(super) fn get<R: Record>(source: &impl Source, key: &Key) -> Result<Option<R
     value.map(|value| read::<R, _>(decode(&value))).transpose()
 }
 
-pub(super) fn scan<R: Record>(source: &impl Source, scan: &Scan, limit: usize) -> Result<Vec<R>, TablesError> {
-    let limit = limit.min(SCAN_RECORDS_MAX);
+pub(super) fn read_first<R: Record>(source: &impl Source, scan: &Scan, limit: usize) -> Result<Vec<R>, TablesError> {
     let Bounds { first, end } = read::<R, _>(Bounds::of(scan))?;
     if limit == 0 || first >= end {
         return Ok(Vec::new());

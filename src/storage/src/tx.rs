@@ -54,8 +54,8 @@ impl ReadTables for StateTx<'_> {
         rocks::get(self, key)
     }
 
-    fn scan<R: Record>(&self, scan: &Scan, limit: usize) -> Result<Vec<R>, TablesError> {
-        rocks::scan(self, scan, limit)
+    fn read_first<R: Record>(&self, scan: &Scan, limit: usize) -> Result<Vec<R>, TablesError> {
+        rocks::read_first(self, scan, limit)
     }
 }
 

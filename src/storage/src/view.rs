@@ -50,8 +50,8 @@ impl ReadTables for View {
         rocks::get(&*self.inner, key)
     }
 
-    fn scan<R: Record>(&self, scan: &Scan, limit: usize) -> Result<Vec<R>, TablesError> {
-        rocks::scan(&*self.inner, scan, limit)
+    fn read_first<R: Record>(&self, scan: &Scan, limit: usize) -> Result<Vec<R>, TablesError> {
+        rocks::read_first(&*self.inner, scan, limit)
     }
 }
 

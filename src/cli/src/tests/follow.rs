@@ -255,7 +255,7 @@ async fn a_server_that_stays_away_ends_it_with_how_to_go_on() {
 #[tokio::test]
 async fn events_resume_where_the_connection_broke() {
     let event = |seq: &str| {
-        let event = json!({ "seq": seq, "at": 1, "by": "developer:ada", "subject": "build/b3", "kind": "build.state" });
+        let event = json!({ "seq": seq, "at": 1, "by": "developer:ada", "subject": "build/b3", "kind": "build.started" });
         format!("id: {seq}\nevent: event\ndata: {event}\n\n")
     };
     let server = Fake::start(move |seen| match (seen.path.as_str(), seen.headers["accept"].contains("event-stream")) {

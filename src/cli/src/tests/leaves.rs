@@ -36,7 +36,7 @@ fn one(name: &str) -> Value {
 pub fn fine(seen: &Seen) -> Reply {
     let parts: Vec<&str> = seen.path.trim_start_matches('/').split('/').collect();
     let event =
-        json!({ "seq": "4.0", "at": 1, "by": "developer:ada", "subject": "build/b3", "kind": "build.state", "to": "queued" });
+        json!({ "seq": "4.0", "at": 1, "by": "developer:ada", "subject": "build/b3", "kind": "build.queued", "to": "queued" });
     let value = match (seen.method.as_str(), parts.as_slice()) {
         ("GET", ["v1", "whoami"]) => json!({ "role": "developer", "name": "ada" }),
         ("GET", ["v1", "cluster"]) => {

@@ -10,10 +10,10 @@ use crate::{
     input::{At, Body, Guards, Params},
     page::{self, Page},
     problem::Problem,
-    views::{build::BuildView, queue},
+    views::build::BuildView,
 };
 use swell_model::{
-    build::{Build, BuildState, Cause, Resources},
+    build::{Build, BuildState, Cause, Resources, queue::queue_waits},
     command::{BuildAction, Outcome},
     event::Subject,
     ids::{BuildId, PipelineName},
@@ -60,7 +60,7 @@ pub async fn list(State(app): State<App>, Params(query): Params<BuildFilter>) ->
         let scan = Scan { after: before.map(|id| key(id.0)), ..Scan::all().backwards() };
         let (builds, last) = page::collect(view, scan, limit, wanted)?;
         let any_queued = builds.iter().any(|build| build.state == BuildState::Queued);
-        let mut waits = if any_queued { queue::waits(view)? } else { Default::default() };
+        let mut waits = if any_queued { queue_waits(view)? } else { Default::default() };
         let items = builds.iter().map(|build| BuildView::brief(build, waits.remove(&build.id))).collect();
         Ok(Json(Page { items, next: last.map(|last| last.id.to_string()), as_of: view.applied() }))
     })
@@ -93,7 +93,7 @@ pub fn of(view: &View, id: BuildId) -> Result<Build, Problem> {
 
 /// With its attempts and what it waits for.
 pub fn full(view: &View, build: Build) -> Result<BuildView, Problem> {
-    let waits = if build.state == BuildState::Queued { queue::waits(view)?.remove(&build.id) } else { None };
+    let waits = if build.state == BuildState::Queued { queue_waits(view)?.remove(&build.id) } else { None };
     Ok(BuildView::full(build, waits))
 }
 

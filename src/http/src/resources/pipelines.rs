@@ -83,6 +83,9 @@ pub struct CreatePipeline {
     /// Artifacts younger than this are kept, such as `30d`.
     #[schema(value_type = Option<String>)]
     retention_age: Option<Millis>,
+    /// How long builds, rollouts and releases stay in state after their end, before they leave it for the archive; `30d` unless given.
+    #[schema(value_type = Option<String>)]
+    retention_history: Option<Millis>,
 }
 
 fn file() -> String {
@@ -109,10 +112,14 @@ pub async fn create(
     guards: Guards,
     Body(wanted): Body<CreatePipeline>,
 ) -> Result<Answer<PipelineView>, Problem> {
-    let CreatePipeline { name, source, file, concurrency, supersede, retention_releases, retention_age } = wanted;
+    let CreatePipeline { name, source, file, concurrency, supersede, retention_releases, retention_age, retention_history } =
+        wanted;
     let default = Retention::default();
-    let retention =
-        Retention { releases: retention_releases.unwrap_or(default.releases), age: retention_age.unwrap_or(default.age) };
+    let retention = Retention {
+        releases: retention_releases.unwrap_or(default.releases),
+        age: retention_age.unwrap_or(default.age),
+        history: retention_history.unwrap_or(default.history),
+    };
     let action = PipelineAction::Create { name: name.clone(), source, file, concurrency, supersede, retention };
     let outcome = app.propose(caller, guards, action).await?;
     let location = format!("/v1/pipelines/{name}");

@@ -23,7 +23,7 @@ use crate::{
     app::{Answer, App, existing},
     input::{At, Guards, Params},
     problem::Problem,
-    views::{build::BuildView, queue},
+    views::build::BuildView,
 };
 use swell_artifacts::{
     archive::Packed,
@@ -33,6 +33,7 @@ use swell_artifacts::{
     unpack::{self, Limits, UnpackError},
 };
 use swell_model::{
+    build::queue::queue_waits,
     command::{BuildAction, StoredArtifact},
     digest::Digest,
     event::Subject,
@@ -122,7 +123,7 @@ pub async fn create(
         .read(move |view| {
             let build = super::builds::of(view, id)?;
             let revision = build.revision;
-            let waits = queue::waits(view)?.remove(&id);
+            let waits = queue_waits(view)?.remove(&id);
             Ok(Answer::read(view, BuildView::full(build, waits), Some(revision)))
         })
         .await?;

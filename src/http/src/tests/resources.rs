@@ -72,7 +72,7 @@ async fn builds_are_listed_newest_first_and_by_what_is_asked() {
         let body = json!({ "pipeline": pipeline, "commit": format!("{number:040x}") });
         let build = server.done("/v1/builds", body).await;
         assert_eq!(build["id"], format!("b{number}"));
-        assert_eq!(build["waits_for"], "no runner is connected");
+        assert_eq!(build["waits_for"], "a runner: none is connected");
     }
     let ids = async |query: &str| {
         let (_, page) = server.get(&format!("/v1/builds{query}")).await;

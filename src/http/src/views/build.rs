@@ -3,8 +3,9 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::build_reason;
 use swell_model::{
-    build::{Attempt, AttemptEnd, Build, BuildFailure, BuildState, Cause, PhaseRecord},
+    build::{Attempt, AttemptEnd, Build, BuildFailure, Cause, PhaseRecord, queue::wait_of, schedule::BuildWait},
     units::Timestamp,
 };
 
@@ -113,14 +114,14 @@ pub struct FailureView {
 }
 
 impl BuildView {
-    /// With its attempts. `waits` is what [`super::queue::waits`] says of it.
-    pub fn full(build: Build, waits: Option<String>) -> Self {
+    /// With its attempts. `queued` is what [`swell_model::build::queue::queue_waits`] says of it.
+    pub fn full(build: Build, queued: Option<BuildWait>) -> Self {
         let attempts = build.attempts.iter().map(AttemptView::of).collect();
-        Self { attempts, ..Self::brief(&build, waits) }
+        Self { attempts, ..Self::brief(&build, queued) }
     }
 
     /// Without its attempts.
-    pub fn brief(build: &Build, waits: Option<String>) -> Self {
+    pub fn brief(build: &Build, queued: Option<BuildWait>) -> Self {
         let last = build.attempts.last();
         let failure = last.and_then(failure).map(|failure| failure.reason);
         Self {
@@ -136,7 +137,7 @@ impl BuildView {
             .to_owned(),
             state: build.state.to_string(),
             ended: build.state.is_end(),
-            waits_for: waits_for(build, waits),
+            waits_for: wait_of(build, queued).as_ref().map(build_reason::wait),
             cancel_asked: build.cancel_asked,
             failure,
             attempts: Vec::new(),
@@ -152,18 +153,6 @@ impl BuildView {
             revision: build.revision,
         }
     }
-}
-
-fn waits_for(build: &Build, waits: Option<String>) -> Option<String> {
-    if build.state == BuildState::Exhausted {
-        return Some("a person: the infrastructure failed it on every attempt".to_owned());
-    }
-    let attempt = build.live_attempt();
-    if build.cancel_asked && attempt.is_some() {
-        return Some("the runner to stop it".to_owned());
-    }
-    let unacknowledged = attempt.filter(|attempt| !attempt.acknowledged);
-    unacknowledged.map(|attempt| format!("runner {} to acknowledge it", attempt.runner)).or(waits)
 }
 
 impl AttemptView {

@@ -18,7 +18,7 @@ pub struct EventView {
     pub by: String,
     /// What it is about, such as `build/b42`.
     pub subject: String,
-    /// What kind of thing happened, such as `build.state`. Stable.
+    /// What kind of thing happened, such as `build.queued`. Stable.
     pub kind: String,
     /// The state before, where it changed.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -43,11 +43,11 @@ impl From<Event> for EventView {
             at: event.at.0,
             by: event.principal.to_string(),
             subject: event.subject.to_string(),
-            kind: event.kind,
+            kind: event.kind.to_string(),
             from: event.from,
             to: event.to,
             note: event.note,
-            data: event.data,
+            data: event.data.into_iter().map(|(key, value)| (key.to_string(), value)).collect(),
             previous: event.previous.to_string(),
         }
     }

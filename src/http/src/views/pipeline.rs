@@ -35,6 +35,8 @@ pub struct PipelineView {
     pub retention_releases: u32,
     /// Artifacts younger than this are kept.
     pub retention_age_ms: u64,
+    /// How long builds, rollouts and releases stay in state after their end.
+    pub retention_history_ms: u64,
     /// Its newest release.
     pub newest_release: Option<String>,
     /// When it was created.
@@ -58,6 +60,7 @@ impl From<Pipeline> for PipelineView {
             supersede: pipeline.supersede,
             retention_releases: pipeline.retention.releases,
             retention_age_ms: pipeline.retention.age.0,
+            retention_history_ms: pipeline.retention.history.0,
             created_at: pipeline.created_at.0,
             revision: pipeline.revision,
         }

@@ -7,7 +7,7 @@ use crate::{
     change::Change,
     cluster::Cluster,
     command::{Command, Outcome},
-    event::{Event, EventSeq, NOTE_BYTES_MAX, Subject, cut},
+    event::{DataKey, Event, EventKind, EventSeq, NOTE_BYTES_MAX, Subject, cut},
     fleet::{Environment, Target, TargetByName},
     ids::{BuildId, EnvironmentName, PipelineName, ReleaseId, RolloutId, TargetName},
     pipeline::Pipeline,
@@ -49,11 +49,11 @@ pub(crate) struct Context<'a, T> {
 /// An event that has no place in the log yet.
 pub(crate) struct Draft {
     subject: Subject,
-    kind: &'static str,
+    kind: EventKind,
     from: Option<String>,
     to: Option<String>,
     note: Option<String>,
-    data: BTreeMap<String, String>,
+    data: BTreeMap<DataKey, String>,
 }
 
 impl Draft {
@@ -70,9 +70,9 @@ impl Draft {
         self
     }
 
-    /// A small fact for programs.
-    pub fn data(&mut self, name: &str, value: impl fmt::Display) -> &mut Self {
-        self.data.insert(name.to_owned(), cut(&value.to_string(), NOTE_BYTES_MAX));
+    /// A small value for programs.
+    pub fn data(&mut self, key: DataKey, value: impl fmt::Display) -> &mut Self {
+        self.data.insert(key, cut(&value.to_string(), NOTE_BYTES_MAX));
         self
     }
 }
@@ -96,7 +96,7 @@ impl<'a, T: Tables> Context<'a, T> {
     }
 
     /// Appends an event about `subject`.
-    pub fn event(&mut self, subject: Subject, kind: &'static str) -> &mut Draft {
+    pub fn event(&mut self, subject: Subject, kind: EventKind) -> &mut Draft {
         let draft = Draft { subject, kind, from: None, to: None, note: None, data: BTreeMap::new() };
         self.drafts.push(draft);
         let last = self.drafts.len() - 1;
@@ -115,7 +115,7 @@ impl<'a, T: Tables> Context<'a, T> {
                 at: self.at,
                 principal: self.principal.clone(),
                 subject: draft.subject,
-                kind: draft.kind.to_owned(),
+                kind: draft.kind,
                 from: draft.from,
                 to: draft.to,
                 note: draft.note,

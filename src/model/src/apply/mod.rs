@@ -10,7 +10,7 @@ mod tests;
 
 pub use context::Applied;
 
-use context::Context;
+use context::{Context, invalid};
 
 use crate::{
     actor_failure::{ActorFailure, actor_failure_key},
@@ -18,13 +18,17 @@ use crate::{
     cluster::{ANSWER_AGE_MAX, ANSWERS_MAX, Answer, AnswerByTime, Cluster},
     command::{Action, ClusterAction, Command, IDEMPOTENCY_KEY_BYTES_MAX, Outcome},
     digest::Digest,
-    event::{EventSeq, Subject, cut},
+    event::{DataKey, Event, EventKind, EventSeq, Subject, cut},
     rejection::{Rejection, RuleError},
+    release::uses::settle,
     tables::{Key, Record, Scan, Tables, TablesError, key},
 };
 
 /// The most of an actor's failure that state keeps.
-const TROUBLE_BYTES_MAX: usize = 500;
+const ACTOR_FAILURE_BYTES_MAX: usize = 500;
+
+/// The most events that one command forgets, so that it costs little to apply.
+const EVENTS_FORGOTTEN_AT_ONCE_MAX: usize = 10_000;
 
 /// How many outdated answers one command forgets at the most.
 const ANSWERS_FORGOTTEN_AT_ONCE: usize = 4;
@@ -53,7 +57,9 @@ pub fn apply<T: Tables>(tables: &mut T, first: EventSeq, command: &Command) -> R
     let mut recording = RecordingTables::new(tables);
     let mut context = Context::new(&mut recording, cluster, command, first);
     let subject = dispatch(&mut context, command)?;
+    let at = context.at;
     let mut applied = context.finish(subject)?;
+    settle(&mut recording, at)?;
     applied.changes = recording.into_changes();
     if let Some(idempotency_key) = &command.idempotency_key {
         remember(tables, idempotency_key, command.fingerprint, &applied.outcome)?;
@@ -68,6 +74,7 @@ fn dispatch<T: Tables>(context: &mut Context<'_, T>, command: &Command) -> Resul
         Action::Pipeline(action) => crate::pipeline::apply::apply(context, action),
         Action::Build(action) => crate::build::apply::apply(context, action),
         Action::Artifact(action) => crate::release::apply::apply(context, action),
+        Action::Archive(action) => crate::archive::apply::apply(context, action),
         Action::Environment(action) => crate::fleet::environment_apply::apply(context, action),
         Action::Fleet(action) => crate::fleet::apply::apply(context, action),
         Action::Rollout(action) => crate::rollout::apply::apply(context, action),
@@ -83,27 +90,54 @@ fn cluster<T: Tables>(context: &mut Context<'_, T>, action: &ClusterAction) -> R
             }
             context.cluster.epoch = *epoch;
             context.cluster.leader = *server;
-            context.event(Subject::Cluster, "cluster.epoch").moved(now.0, epoch.0).data("server", server);
+            context.event(Subject::Cluster, EventKind::ClusterEpochBegun).moved(now.0, epoch.0).data(DataKey::Server, server);
             Ok(Subject::Cluster)
         }
+        ClusterAction::ForgetEvents { up_to, chain_head, segment } => forget_events(context, *up_to, *chain_head, segment),
         ClusterAction::RecordActorFailure { subject, why } => {
             let known = context.tables.get::<ActorFailure>(&actor_failure_key(subject))?;
             match (known, why) {
                 (None, None) => {}
                 (Some(_), None) => {
                     context.tables.delete::<ActorFailure>(&actor_failure_key(subject))?;
-                    context.event(subject.clone(), "actor.recovered");
+                    context.event(subject.clone(), EventKind::ActorRecovered);
                 }
                 (known, Some(why)) => {
                     let since = known.map_or(context.at, |known| known.since);
-                    let why = cut(why, TROUBLE_BYTES_MAX);
-                    context.event(subject.clone(), "actor.failing").note(&why);
+                    let why = cut(why, ACTOR_FAILURE_BYTES_MAX);
+                    context.event(subject.clone(), EventKind::ActorFailed).note(&why);
                     context.tables.put(&ActorFailure { subject: subject.clone(), why, since })?;
                 }
             }
             Ok(subject.clone())
         }
     }
+}
+
+/// Drops sealed events from the log. The chain goes on from where it was cut.
+fn forget_events<T: Tables>(
+    context: &mut Context<'_, T>,
+    up_to: EventSeq,
+    chain_head: Digest,
+    segment: &Digest,
+) -> Result<Subject, RuleError> {
+    let last: Option<Event> = context.tables.get(&up_to.key())?;
+    let last = last.ok_or_else(|| invalid("up_to", format!("there is no event {up_to} in the log")))?;
+    if last.chain_hash() != chain_head {
+        return Err(invalid("chain_head", format!("it is not the chain's hash at {up_to}: the segment holds other events")));
+    }
+    let first: Vec<Event> = context.tables.scan(&Scan::all(), EVENTS_FORGOTTEN_AT_ONCE_MAX)?;
+    if first.last().is_some_and(|beyond| beyond.seq < up_to) {
+        return Err(invalid("up_to", format!("at most {EVENTS_FORGOTTEN_AT_ONCE_MAX} events are forgotten at once")));
+    }
+    for event in first.iter().take_while(|event| event.seq <= up_to) {
+        context.tables.delete::<Event>(&event.key())?;
+    }
+    context.cluster.events_forgotten_to = up_to;
+    context.cluster.events_forgotten_head = chain_head;
+    let event = context.event(Subject::Cluster, EventKind::ClusterEventsForgotten);
+    event.data(DataKey::UpTo, up_to).data(DataKey::Segment, segment);
+    Ok(Subject::Cluster)
 }
 
 /// Keeps the answer, and forgets a few that are too old or too many.

@@ -1,15 +1,15 @@
 //! A small cluster in memory, for the tests of the rules: apply commands, look at state.
 
 #![allow(missing_docs, clippy::unwrap_used)]
-#![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeMap;
+use std::{cell::Cell, collections::BTreeMap};
 
 use roaring::RoaringBitmap;
 
 use crate::{
     apply::{Applied, apply},
     build::{AttemptEnd, Cause, Phase, PhaseRecord, Resources},
+    change::RecordingTables,
     command::*,
     digest::Digest,
     event::{EventSeq, Subject},
@@ -18,10 +18,11 @@ use crate::{
         observation::{Progress, Report, ReportOrigin, TargetReports},
     },
     ids::*,
-    pipeline::{Retention, Source},
+    pipeline::{Pipeline, Retention, Source},
     pipeline_file::PipelineFile,
     principal::{Principal, Role},
     rejection::{Rejection, RuleError},
+    release::uses::settle,
     repository::CommitId,
     rollout::{Deployment, Gate, Purpose, Rollout, Verdict, assignment::desired, deployment_key},
     tables::{Key, MemoryTables, ReadTables, Record, Scan, Tables, TablesError, key},
@@ -49,11 +50,13 @@ pub struct World {
     pub index: u64,
     pub now: Timestamp,
     pub applied: Vec<Applied>,
+    /// How many records the last command read.
+    pub reads: usize,
 }
 
 impl World {
     pub fn new() -> Self {
-        let mut world = Self { tables: MemoryTables::new(), index: 0, now: Timestamp(1_000_000), applied: Vec::new() };
+        let mut world = Self { tables: MemoryTables::new(), index: 0, now: Timestamp(1_000_000), applied: Vec::new(), reads: 0 };
         world.ok(ClusterAction::BeginEpoch { epoch: crate::cluster::Epoch(1), server: 1 });
         world
     }
@@ -85,8 +88,10 @@ impl World {
 
     pub fn propose(&mut self, command: Command) -> Result<Applied, Rejection> {
         self.index += 1;
-        let mut tables = Savepoint { tables: &mut self.tables, undo: Vec::new() };
-        match apply(&mut tables, EventSeq { index: self.index, ordinal: 0 }, &command) {
+        let mut tables = Savepoint { tables: &mut self.tables, undo: Vec::new(), reads: Cell::new(0) };
+        let result = apply(&mut tables, EventSeq { index: self.index, ordinal: 0 }, &command);
+        self.reads = tables.reads.get();
+        match result {
             Ok(applied) => {
                 self.applied.push(applied.clone());
                 Ok(applied)
@@ -180,6 +185,19 @@ impl World {
         FleetAction::Report { targets: reports.into_iter().enumerate().map(of).collect() }
     }
 
+    /// Writes `record` as a rule would: uses of releases are counted.
+    pub fn put<R: Record>(&mut self, record: &R) {
+        let mut recording = RecordingTables::new(&mut self.tables);
+        recording.put(record).unwrap();
+        settle(&mut recording, self.now).unwrap();
+    }
+
+    /// Changes the pipeline's retention.
+    pub fn retain(&mut self, retention: Retention) {
+        let pipeline: Pipeline = self.get(key("shop"));
+        self.put(&Pipeline { retention, ..pipeline });
+    }
+
     /// The rejection's code.
     pub fn refused(&mut self, action: impl Into<Action>) -> &'static str {
         self.try_apply(action).unwrap_err().code()
@@ -251,6 +269,7 @@ type Undo = Box<dyn FnOnce(&mut MemoryTables)>;
 struct Savepoint<'t> {
     tables: &'t mut MemoryTables,
     undo: Vec<Undo>,
+    reads: Cell<usize>,
 }
 
 impl Savepoint<'_> {
@@ -271,11 +290,14 @@ impl Savepoint<'_> {
 
 impl ReadTables for Savepoint<'_> {
     fn get<R: Record>(&self, key: &Key) -> Result<Option<R>, TablesError> {
+        self.reads.set(self.reads.get() + 1);
         self.tables.get(key)
     }
 
-    fn scan<R: Record>(&self, scan: &Scan, limit: usize) -> Result<Vec<R>, TablesError> {
-        self.tables.scan(scan, limit)
+    fn read_first<R: Record>(&self, scan: &Scan, limit: usize) -> Result<Vec<R>, TablesError> {
+        let found = self.tables.read_first(scan, limit)?;
+        self.reads.set(self.reads.get() + found.len());
+        Ok(found)
     }
 }
 

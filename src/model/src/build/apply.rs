@@ -4,23 +4,25 @@ use std::collections::BTreeSet;
 
 use crate::{
     apply::context::{Context, invalid},
+    build::assign::{assign, assign_batch},
     pipeline::apply::consider,
     rollout::apply as rollout_apply,
 };
 use crate::{
     build::{
-        ATTEMPTS_MAX, Attempt, AttemptEnd, Build, BuildByCommit, BuildState, Cause, OpenBuild, PhaseRecord, Resources, Runner,
+        ATTEMPTS_MAX, Attempt, AttemptEnd, Build, BuildByCommit, BuildState, Cause, PhaseRecord, QueuedByRef, Resources, index,
+        queued_by_ref_prefix,
     },
     command::{BuildAction, StoredArtifact},
     digest::Digest,
-    event::Subject,
-    ids::{BuildId, PipelineName, ReleaseId, RunnerName},
-    pipeline::{ConsideredRef, considered_key},
+    event::{DataKey, EventKind, Subject},
+    ids::{BuildId, PipelineName, ReleaseId},
+    pipeline::{ConsideredRef, Retention, considered_key},
     pipeline_file::PipelineFile,
     rejection::{Rejection, RuleError},
-    release::{Artifact, Release},
+    release::{Artifact, ArtifactExpiry, Release, uses},
     repository::CommitId,
-    tables::{SCAN_RECORDS_MAX, Scan, Tables, key},
+    tables::{Record, SCAN_RECORDS_MAX, Scan, Tables, key},
     units::ByteSize,
 };
 
@@ -44,6 +46,7 @@ pub(crate) fn apply<T: Tables>(context: &mut Context<'_, T>, action: &BuildActio
             Ok(subject)
         }
         BuildAction::Assign { build, runner } => assign(context, *build, runner),
+        BuildAction::AssignBatch { assignments } => assign_batch(context, assignments),
         BuildAction::Acknowledge { build, attempt, unisolated } => {
             let mut build = live(context, *build, *attempt)?;
             last_attempt(&mut build)?.acknowledged = true;
@@ -142,10 +145,9 @@ fn request_build<T: Tables>(context: &mut Context<'_, T>, request: Request<'_>) 
         revision: context.index,
     };
     context.tables.put(&BuildByCommit { pipeline: build.pipeline.clone(), commit: build.commit.clone(), build: id })?;
-    context.tables.put(&OpenBuild { build: id, pipeline: build.pipeline.clone() })?;
     let subject = Subject::Build(id);
-    let event = context.event(subject.clone(), "build.state").moved("", BuildState::Queued);
-    event.data("pipeline", &build.pipeline).data("commit", &build.commit).data("ref", &build.git_ref);
+    let event = context.event(subject.clone(), EventKind::BuildQueued).moved("", BuildState::Queued);
+    event.data(DataKey::Pipeline, &build.pipeline).data(DataKey::Commit, &build.commit).data(DataKey::Ref, &build.git_ref);
     context.created.push(subject);
     save(context, build)
 }
@@ -166,55 +168,13 @@ fn supersede<T: Tables>(
     git_ref: &str,
     by: BuildId,
 ) -> Result<(), RuleError> {
-    for open in context.tables.scan::<OpenBuild>(&Scan::all(), SCAN_RECORDS_MAX)? {
-        if open.pipeline != *pipeline {
-            continue;
-        }
-        let mut build = context.build(open.build)?;
-        if build.state == BuildState::Queued && build.live_attempt().is_none() && build.git_ref == git_ref {
-            move_to(context, &mut build, BuildState::Superseded, Some(&format!("{by} is newer")))?;
-            save(context, build)?;
-        }
+    let of_ref = Scan::prefix(queued_by_ref_prefix(pipeline, git_ref));
+    for queued in context.tables.scan::<QueuedByRef>(&of_ref, SCAN_RECORDS_MAX)? {
+        let mut build = context.build(queued.build)?;
+        move_to(context, &mut build, BuildState::Superseded, Some(&format!("{by} is newer")))?;
+        save(context, build)?;
     }
     Ok(())
-}
-
-fn assign<T: Tables>(context: &mut Context<'_, T>, id: BuildId, runner: &RunnerName) -> Result<Subject, RuleError> {
-    let mut build = context.build(id)?;
-    if build.state != BuildState::Queued || build.live_attempt().is_some() {
-        return Err(illegal(&build, "be assigned"));
-    }
-    if context.tables.get::<Runner>(&key(runner.as_str()))?.is_none() {
-        return Err(Rejection::NotFound(Subject::Runner(runner.clone())).into());
-    }
-    let pipeline = context.pipeline(&build.pipeline)?;
-    let mut at_work = 0;
-    for open in context.tables.scan::<OpenBuild>(&Scan::all(), SCAN_RECORDS_MAX)? {
-        if open.pipeline == build.pipeline && context.build(open.build)?.live_attempt().is_some() {
-            at_work += 1;
-        }
-    }
-    if at_work >= pipeline.concurrency {
-        let why = format!("{at_work} of its builds are at work, as many as its concurrency allows");
-        return Err(Rejection::Unavailable { subject: Subject::Pipeline(pipeline.name), why }.into());
-    }
-    if build.attempts.len() >= ATTEMPTS_MAX {
-        return Err(illegal(&build, "have another attempt"));
-    }
-    let number = build.attempts.len() as u32 + 1;
-    build.attempts.push(Attempt {
-        number,
-        runner: runner.clone(),
-        assigned_at: context.at,
-        acknowledged: false,
-        phases: Vec::new(),
-        unisolated: None,
-        log: None,
-        end: None,
-        ended_at: None,
-    });
-    context.event(Subject::Build(id), "build.assigned").data("attempt", number).data("runner", runner);
-    save(context, build)
 }
 
 fn progress<T: Tables>(
@@ -239,10 +199,10 @@ fn progress<T: Tables>(
         None => phases.push(phase.clone()),
     }
     if phase.ended_at.is_some() {
-        let event = context.event(Subject::Build(id), "build.phase").data("phase", phase.phase);
+        let event = context.event(Subject::Build(id), EventKind::BuildPhaseEnded).data(DataKey::Phase, phase.phase);
         match phase.exit_code {
-            _ if phase.skipped => event.data("skipped", true),
-            Some(code) => event.data("exit_code", code),
+            _ if phase.skipped => event.data(DataKey::Skipped, true),
+            Some(code) => event.data(DataKey::ExitCode, code),
             None => event,
         };
     }
@@ -257,23 +217,14 @@ fn release<T: Tables>(
     file: &PipelineFile,
 ) -> Result<Subject, RuleError> {
     let mut pipeline = context.pipeline(&build.pipeline)?;
-    let kept: Option<Artifact> = context.tables.get(&key(stored.digest.hex().as_str()))?;
-    context.tables.put(&Artifact {
-        digest: stored.digest,
-        size: stored.size,
-        unpacked_size: stored.unpacked_size,
-        manifest: stored.manifest,
-        pipeline: build.pipeline.clone(),
-        commit: build.commit.clone(),
-        created_at: kept.map_or(context.at, |kept| kept.created_at),
-        deleted_at: None,
-    })?;
+    let manifest = store_artifact(context, build, stored, pipeline.retention)?;
     let id = ReleaseId { pipeline: build.pipeline.clone(), number: pipeline.next_release };
     pipeline.next_release += 1;
     context.tables.put(&pipeline)?;
     let release = Release {
         id: id.clone(),
         artifact: stored.digest,
+        manifest,
         build: build.id,
         commit: build.commit.clone(),
         git_ref: build.git_ref.clone(),
@@ -282,11 +233,12 @@ fn release<T: Tables>(
         created_at: context.at,
     };
     context.tables.put(&release)?;
+    uses::add_release(context.tables, stored.digest)?;
     build.artifact = Some(stored.digest);
     build.release = Some(id.clone());
     move_to(context, build, BuildState::ReadyToDeploy, None)?;
-    let event = context.event(Subject::Release(id.clone()), "release.created");
-    event.data("build", build.id).data("artifact", stored.digest).data("commit", &build.commit);
+    let event = context.event(Subject::Release(id.clone()), EventKind::ReleaseCreated);
+    event.data(DataKey::Build, build.id).data(DataKey::Artifact, stored.digest).data(DataKey::Commit, &build.commit);
     context.created.push(Subject::Release(id));
     // Other branches may have come to the commit while it was built.
     let seen: Vec<ConsideredRef> = context.tables.scan(&Scan::prefix(key(build.pipeline.as_str())), SCAN_RECORDS_MAX)?;
@@ -297,8 +249,8 @@ fn release<T: Tables>(
     let refs = here.chain(head.is_none().then_some(build.git_ref.as_str()));
     let branches: BTreeSet<String> = refs.filter_map(|git_ref| git_ref.strip_prefix("refs/heads/")).map(str::to_owned).collect();
     if let Some(head) = head {
-        let event = context.event(Subject::Release(release.id.clone()), "release.not_deployed");
-        event.data("code", "moved_on").note(format!(
+        let event = context.event(Subject::Release(release.id.clone()), EventKind::ReleaseDeploySkipped);
+        event.data(DataKey::Code, "moved_on").note(format!(
             "{} is at {} by now: deploy it by hand if it is meant",
             build.git_ref,
             head.short()
@@ -307,6 +259,39 @@ fn release<T: Tables>(
     let subject = save(context, build.clone())?;
     rollout_apply::start_automatically(context, &release, &Vec::from_iter(branches), &release.by)?;
     Ok(subject)
+}
+
+/// Records the artifact, and returns its manifest. While its bytes are stored, the first manifest stays, whatever builds the same bytes
+/// again: what runs was told that one. The longest retention of all who built it holds.
+fn store_artifact<T: Tables>(
+    context: &mut Context<'_, T>,
+    build: &Build,
+    stored: &StoredArtifact,
+    retention: Retention,
+) -> Result<Digest, RuleError> {
+    let expires_at = context.at.plus(retention.age);
+    let kept: Option<Artifact> = context.tables.get(&key(stored.digest.hex().as_str()))?;
+    let artifact = match kept {
+        Some(kept) if kept.deleted_at.is_none() => {
+            // The new release needs it, so it cannot expire before that changes.
+            let entry = ArtifactExpiry { expires_at: kept.expires_at, digest: kept.digest };
+            context.tables.delete::<ArtifactExpiry>(&entry.key())?;
+            Artifact { expires_at: kept.expires_at.max(expires_at), ..kept }
+        }
+        kept => Artifact {
+            digest: stored.digest,
+            size: stored.size,
+            unpacked_size: stored.unpacked_size,
+            manifest: stored.manifest,
+            pipeline: build.pipeline.clone(),
+            commit: build.commit.clone(),
+            created_at: kept.map_or(context.at, |kept| kept.created_at),
+            expires_at,
+            deleted_at: None,
+        },
+    };
+    context.tables.put(&artifact)?;
+    Ok(artifact.manifest)
 }
 
 /// Ends the live attempt and moves the build to where that leads.
@@ -338,7 +323,7 @@ fn end_attempt<T: Tables>(
         // Lost before the runner said that it has it: the build never left the queue.
         (BuildState::Queued, BuildState::Queued) => {
             let note = format!("attempt {} was lost: {why}", build.attempts.len());
-            context.event(Subject::Build(build.id), "build.attempt_lost").note(note);
+            context.event(Subject::Build(build.id), EventKind::BuildAttemptLost).note(note);
         }
         (BuildState::Queued, BuildState::Exhausted) => {
             move_to(context, &mut build, BuildState::Building, None)?;
@@ -398,7 +383,7 @@ fn cancel<T: Tables>(context: &mut Context<'_, T>, id: BuildId) -> Result<Subjec
         // The runner stops it first; then the attempt ends as canceled.
         if !build.cancel_asked {
             build.cancel_asked = true;
-            context.event(Subject::Build(id), "build.cancel_asked");
+            context.event(Subject::Build(id), EventKind::BuildCancelRequested);
         }
         return save(context, build);
     }
@@ -434,7 +419,7 @@ fn close_attempt<T: Tables>(
     Ok(())
 }
 
-fn illegal(build: &Build, verb: &str) -> RuleError {
+pub(super) fn illegal(build: &Build, verb: &str) -> RuleError {
     Rejection::Illegal { subject: Subject::Build(build.id), state: build.state.to_string(), verb: verb.to_owned() }.into()
 }
 
@@ -451,18 +436,20 @@ fn move_to<T: Tables>(
     let (at, from) = (context.at, build.state);
     build.state = next;
     build.ended_at = next.is_end().then_some(at);
-    let event = context.event(Subject::Build(build.id), "build.state").moved(from, next).data("pipeline", &build.pipeline);
+    let event = context
+        .event(Subject::Build(build.id), EventKind::of_build_state(next))
+        .moved(from, next)
+        .data(DataKey::Pipeline, &build.pipeline);
     if let Some(why) = why {
         event.note(why);
     }
     Ok(())
 }
 
-fn save<T: Tables>(context: &mut Context<'_, T>, mut build: Build) -> Result<Subject, RuleError> {
+pub(super) fn save<T: Tables>(context: &mut Context<'_, T>, mut build: Build) -> Result<Subject, RuleError> {
     build.revision = context.index;
+    let before: Option<Build> = context.tables.get(&key(build.id.0))?;
+    index::update(context.tables, before.as_ref(), Some(&build))?;
     context.tables.put(&build)?;
-    if build.state.is_end() {
-        context.tables.delete::<OpenBuild>(&key(build.id.0))?;
-    }
     Ok(Subject::Build(build.id))
 }

@@ -51,7 +51,7 @@ mod tests {
     }
 
     #[test]
-    fn a_runner_has_time_to_take_an_attempt_and_a_grace_to_come_back() {
+    fn attempt_is_lost_when_its_runner_does_not_take_it_or_stays_silent_beyond_the_grace() {
         let lost = |acknowledged, heard, watched| lost(&attempt(acknowledged), heard, Millis(watched));
         assert_eq!(lost(true, Heard::Has, 3_600_000), None);
         assert_eq!(lost(false, Heard::Gone, 4_999), None);

@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
+    actor_failure::ActorFailure,
     build::Resources,
     ids::{BuildId, PipelineName, RunnerName},
     units::Timestamp,
@@ -11,51 +14,61 @@ use crate::{
 /// A build in the queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Queued {
-    /// Which.
     pub build: BuildId,
-    /// Whose.
     pub pipeline: PipelineName,
-    /// The room it asks for.
+    /// What it asks of its runner.
     pub resources: Resources,
     /// When it entered the queue.
     pub queued_at: Timestamp,
 }
 
-/// A runner that is connected, with the room that it has left.
+/// A connected runner, with the resources that it has left.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Free {
-    /// Which.
     pub runner: RunnerName,
-    /// The room it has in all.
+    /// What it offers in all.
     pub total: Resources,
-    /// The room it has left.
+    /// What is left of it.
     pub left: Resources,
 }
 
-/// How many builds of a pipeline are at work, and how many may be.
+/// How many builds of a pipeline are running, and how many may.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Share {
-    /// At work.
     pub running: u32,
     /// The pipeline's concurrency.
     pub most: u32,
 }
 
-/// Why a build waits.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Waits {
+/// What a build waits for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "kind")]
+pub enum BuildWait {
     /// No runner is connected.
-    #[error("no runner is connected")]
     NoRunner,
     /// No runner is large enough, however long it waits.
-    #[error("it asks for {cpu} CPUs and {memory}, more than any runner has", cpu = f64::from(.0.cpu_millis) / 1000.0, memory = .0.memory)]
-    TooLarge(Resources),
+    TooLarge {
+        asked: Resources,
+        /// The largest of each that a runner has, not of the same one where they differ.
+        largest: Resources,
+    },
     /// Every runner that is large enough is busy.
-    #[error("every runner is busy; {0} builds are before it")]
-    Busy(usize),
-    /// As many builds of its pipeline are at work as may be.
-    #[error("{0} builds of this pipeline are at work, as many as its concurrency allows")]
-    Concurrency(u32),
+    Busy {
+        /// Builds that come before it.
+        ahead: usize,
+    },
+    /// As many builds of its pipeline are running as its concurrency allows.
+    Concurrency { running: u32 },
+    /// It is its turn: the scheduler is about to assign it.
+    Turn { runner: RunnerName },
+    /// The runner has not acknowledged the attempt yet.
+    Acknowledgement { runner: RunnerName },
+    /// The runner is stopping the attempt that someone canceled.
+    Stopping { runner: RunnerName },
+    /// The infrastructure failed it on every attempt: a person has to look.
+    Person,
+    /// The actor that drives it, or the scheduler, keeps failing.
+    ActorFailing { failure: ActorFailure },
 }
 
 /// Builds to assign now, and why the others wait.
@@ -64,11 +77,11 @@ pub struct Schedule {
     /// Which build goes where.
     pub assign: Vec<(BuildId, RunnerName)>,
     /// Why each of the others waits.
-    pub waits: BTreeMap<BuildId, Waits>,
+    pub waits: BTreeMap<BuildId, BuildWait>,
 }
 
-/// Assigns queued builds to runners. Pipelines with the fewest builds at work come first, then the oldest build; a build goes to the
-/// runner with the most CPU left that has room for it. Takes n log n steps for n queued builds, times the runners.
+/// Assigns queued builds to runners. Pipelines with the fewest running builds come first, then the oldest build; a build goes to the
+/// runner with the most CPU left that it fits. Takes n log n steps for n queued builds, times the runners.
 pub fn schedule(queue: &[Queued], runners: &[Free], shares: &BTreeMap<PipelineName, Share>) -> Schedule {
     let mut free = runners.to_vec();
     let mut schedule = Schedule::default();
@@ -79,7 +92,7 @@ pub fn schedule(queue: &[Queued], runners: &[Free], shares: &BTreeMap<PipelineNa
         let room = free.iter_mut().filter(|runner| runner.left.holds(queued.resources));
         match room.max_by_key(|runner| runner.left.cpu_millis) {
             _ if line.share.running >= line.share.most => {
-                schedule.waits.insert(queued.build, Waits::Concurrency(line.share.most));
+                schedule.waits.insert(queued.build, BuildWait::Concurrency { running: line.share.running });
             }
             Some(runner) => {
                 runner.left = runner.left.less(queued.resources);
@@ -88,11 +101,11 @@ pub fn schedule(queue: &[Queued], runners: &[Free], shares: &BTreeMap<PipelineNa
             }
             None => {
                 let waits = match runners {
-                    [] => Waits::NoRunner,
+                    [] => BuildWait::NoRunner,
                     runners if !runners.iter().any(|runner| runner.total.holds(queued.resources)) => {
-                        Waits::TooLarge(queued.resources)
+                        BuildWait::TooLarge { asked: queued.resources, largest: largest(runners) }
                     }
-                    _ => Waits::Busy(schedule.waits.len()),
+                    _ => BuildWait::Busy { ahead: schedule.waits.len() },
                 };
                 schedule.waits.insert(queued.build, waits);
             }
@@ -102,7 +115,13 @@ pub fn schedule(queue: &[Queued], runners: &[Free], shares: &BTreeMap<PipelineNa
     schedule
 }
 
-/// When a line's first build has its turn: builds of its pipeline at work, the build's age, its number.
+fn largest(runners: &[Free]) -> Resources {
+    let cpu_millis = runners.iter().map(|runner| runner.total.cpu_millis).max().unwrap_or(0);
+    let memory = runners.iter().map(|runner| runner.total.memory).max().unwrap_or_default();
+    Resources { cpu_millis, memory }
+}
+
+/// When a line's first build has its turn: running builds of its pipeline, the build's age, its number.
 type Turn = (u32, Timestamp, BuildId);
 
 /// The builds of one pipeline that wait, the oldest first.
@@ -152,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn pipelines_take_turns_and_the_oldest_goes_first() {
+    fn pipelines_take_turns_and_their_oldest_build_goes_first() {
         let queue = [queued(1, "a", 1000, 1), queued(2, "a", 1000, 2), queued(3, "b", 1000, 3)];
         let assigned: Vec<_> =
             schedule(&queue, &[runner("r", 2000)], &shares(2)).assign.into_iter().map(|(build, _)| build.0).collect();
@@ -160,18 +179,18 @@ mod tests {
     }
 
     #[test]
-    fn every_build_that_waits_says_why() {
+    fn waiting_build_has_a_reason() {
         let queue = [queued(1, "a", 1000, 1), queued(2, "a", 1000, 2), queued(3, "b", 9000, 3), queued(4, "b", 1000, 4)];
         let waits = schedule(&queue, &[runner("r", 1000)], &shares(1)).waits;
-        assert_eq!(waits[&BuildId(2)], Waits::Concurrency(1));
-        assert!(matches!(waits[&BuildId(3)], Waits::TooLarge(_)));
-        assert!(matches!(waits[&BuildId(4)], Waits::Busy(_)));
-        assert_eq!(schedule(&queue[..1], &[], &shares(1)).waits[&BuildId(1)], Waits::NoRunner);
+        assert_eq!(waits[&BuildId(2)], BuildWait::Concurrency { running: 1 });
+        assert!(matches!(waits[&BuildId(3)], BuildWait::TooLarge { .. }));
+        assert!(matches!(waits[&BuildId(4)], BuildWait::Busy { .. }));
+        assert_eq!(schedule(&queue[..1], &[], &shares(1)).waits[&BuildId(1)], BuildWait::NoRunner);
     }
 
     proptest! {
         #[test]
-        fn no_runner_is_filled_over_and_no_pipeline_runs_more_than_it_may(
+        fn schedule_keeps_to_every_runners_resources_and_every_pipelines_concurrency(
             builds in proptest::collection::vec((0usize..2, 1u32..4000, 0u64..10), 0..20),
             rooms in proptest::collection::vec(1u32..8000, 0..4),
             most in 1u32..4,

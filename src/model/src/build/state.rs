@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::change::Change;
+use crate::{archive::Archivable, change::Change, release::Uses};
 use crate::{
     digest::Digest,
     ids::{BuildId, PipelineName, ReleaseId, RunnerName},
@@ -71,7 +71,7 @@ impl BuildState {
         BuildState::Exhausted,
     ];
 
-    /// Whether an attempt is at work.
+    /// Whether an attempt is running.
     pub fn is_running(self) -> bool {
         matches!(self, BuildState::Building | BuildState::Testing | BuildState::Packaging | BuildState::Uploading)
     }
@@ -177,9 +177,7 @@ impl fmt::Display for Phase {
 /// How a phase went.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PhaseRecord {
-    /// Which.
     pub phase: Phase,
-    /// When it began.
     pub started_at: Timestamp,
     /// When it ended; none while it runs.
     pub ended_at: Option<Timestamp>,
@@ -196,7 +194,6 @@ pub struct PhaseRecord {
 /// Why an attempt ended without an artifact.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BuildFailure {
-    /// In which phase.
     pub phase: Phase,
     /// What happened, in a sentence.
     pub reason: String,
@@ -227,7 +224,6 @@ pub enum AttemptEnd {
 pub struct Attempt {
     /// From 1.
     pub number: u32,
-    /// Where.
     pub runner: RunnerName,
     /// When it was assigned.
     pub assigned_at: Timestamp,
@@ -241,7 +237,6 @@ pub struct Attempt {
     pub log: Option<Digest>,
     /// How it ended.
     pub end: Option<AttemptEnd>,
-    /// When it ended.
     pub ended_at: Option<Timestamp>,
 }
 
@@ -257,12 +252,11 @@ pub enum Cause {
     Import,
 }
 
-/// Room that a build takes on its runner.
+/// What a build takes of its runner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resources {
     /// Thousandths of a CPU.
     pub cpu_millis: u32,
-    /// Memory.
     pub memory: ByteSize,
 }
 
@@ -280,7 +274,13 @@ impl Resources {
         Self { cpu_millis: self.cpu_millis.saturating_sub(taken.cpu_millis), memory }
     }
 
-    /// Whether there is room for `asked`.
+    /// These and `more`.
+    pub fn plus(self, more: Self) -> Self {
+        let memory = ByteSize(self.memory.0.saturating_add(more.memory.0));
+        Self { cpu_millis: self.cpu_millis.saturating_add(more.cpu_millis), memory }
+    }
+
+    /// Whether `asked` fits.
     pub fn holds(self, asked: Self) -> bool {
         asked.cpu_millis <= self.cpu_millis && asked.memory <= self.memory
     }
@@ -289,19 +289,15 @@ impl Resources {
 /// One commit being built.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Build {
-    /// Its id.
     pub id: BuildId,
-    /// Whose.
     pub pipeline: PipelineName,
-    /// What is built.
     pub commit: CommitId,
     /// The ref that led to it, such as `refs/heads/main`.
     pub git_ref: String,
     /// What made us build.
     pub cause: Cause,
-    /// Where it is.
     pub state: BuildState,
-    /// The room it asks for.
+    /// What it asks of its runner.
     pub resources: Resources,
     /// Its attempts, oldest first.
     pub attempts: Vec<Attempt>,
@@ -311,20 +307,17 @@ pub struct Build {
     pub artifact: Option<Digest>,
     /// The release, once it exists.
     pub release: Option<ReleaseId>,
-    /// Who asked for it.
     pub by: Principal,
-    /// When it was asked for.
     pub created_at: Timestamp,
     /// When it last entered the queue.
     pub queued_at: Timestamp,
-    /// When it ended.
     pub ended_at: Option<Timestamp>,
     /// The log index of its last change: its ETag.
     pub revision: u64,
 }
 
 impl Build {
-    /// The attempt that is at work, if any is.
+    /// The attempt that has not ended, if there is one.
     pub fn live_attempt(&self) -> Option<&Attempt> {
         self.attempts.last().filter(|attempt| attempt.end.is_none())
     }
@@ -338,6 +331,7 @@ impl Build {
 impl Record for Build {
     const TABLE: Table = Table::Builds;
     const IS_FOLLOWED: bool = true;
+    const HAS_USES: bool = true;
 
     fn key(&self) -> Key {
         key(self.id.0)
@@ -346,14 +340,17 @@ impl Record for Build {
     fn change(record: Arc<Self>) -> Option<Change> {
         Some(Change::Build(record))
     }
+
+    fn uses(&self) -> Uses {
+        let ended = self.ended_at.map(|at| (Archivable::Build(self.id), self.pipeline.clone(), at));
+        Uses { named: self.release.iter().cloned().collect(), ended, ..Uses::default() }
+    }
 }
 
 /// The newest build of a commit of a pipeline.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BuildByCommit {
-    /// Whose.
     pub pipeline: PipelineName,
-    /// Which commit.
     pub commit: CommitId,
     /// Its build.
     pub build: BuildId,
@@ -367,36 +364,12 @@ impl Record for BuildByCommit {
     }
 }
 
-/// A build that has not ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct OpenBuild {
-    /// Which.
-    pub build: BuildId,
-    /// Whose.
-    pub pipeline: PipelineName,
-}
-
-impl Record for OpenBuild {
-    const TABLE: Table = Table::OpenBuilds;
-    const IS_FOLLOWED: bool = true;
-
-    fn key(&self) -> Key {
-        key(self.build.0)
-    }
-
-    fn change(record: Arc<Self>) -> Option<Change> {
-        Some(Change::OpenBuild(record))
-    }
-}
-
 /// A machine that runs builds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Runner {
-    /// Its name.
     pub name: RunnerName,
-    /// The room that it has in all.
+    /// What it offers to builds.
     pub resources: Resources,
-    /// When it registered.
     pub registered_at: Timestamp,
 }
 
@@ -418,7 +391,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ends_are_ends_and_every_running_state_can_be_stopped() {
+    fn build_state_that_is_an_end_has_no_successor_and_every_other_can_be_canceled() {
         for state in BuildState::ALL {
             if state.is_end() {
                 assert!(BuildState::ALL.iter().all(|next| !state.may_become(*next)), "{state} is an end");
@@ -429,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn phases_lead_from_the_queue_to_ready() {
+    fn phases_in_order_lead_from_the_queue_to_ready() {
         let mut state = BuildState::Queued;
         for phase in Phase::ALL {
             assert!(state == phase.state() || state.may_become(phase.state()), "{state} → {phase}");

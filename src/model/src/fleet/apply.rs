@@ -10,7 +10,7 @@ use crate::{
 use crate::{
     build::Runner,
     command::FleetAction,
-    event::Subject,
+    event::{DataKey, EventKind, Subject},
     fleet::{
         Environment, Presence, Target, TargetByName, TargetInfo,
         observation::{Observation, TargetReports, observation_key},
@@ -34,7 +34,10 @@ pub(crate) fn apply<T: Tables>(context: &mut Context<'_, T>, action: &FleetActio
             let before = context.tables.get::<Presence>(&key(*server))?.unwrap_or_default().connected;
             context.tables.put(&Presence { server: *server, connected: connected.clone() })?;
             let (came, went) = ((connected - &before).len(), (&before - connected).len());
-            context.event(Subject::Cluster, "fleet.presence").data("connected", came).data("disconnected", went);
+            context
+                .event(Subject::Cluster, EventKind::FleetPresenceChanged)
+                .data(DataKey::Connected, came)
+                .data(DataKey::Disconnected, went);
             Ok(Subject::Cluster)
         }
         FleetAction::Report { targets } => report(context, targets),
@@ -44,7 +47,7 @@ pub(crate) fn apply<T: Tables>(context: &mut Context<'_, T>, action: &FleetActio
             if kept.as_ref().is_none_or(|kept| kept.resources != *resources) {
                 let registered_at = kept.map_or(context.at, |kept| kept.registered_at);
                 context.tables.put(&Runner { name: name.clone(), resources: *resources, registered_at })?;
-                context.event(subject.clone(), "runner.registered");
+                context.event(subject.clone(), EventKind::RunnerRegistered);
             }
             Ok(subject)
         }
@@ -82,7 +85,7 @@ fn join<T: Tables>(context: &mut Context<'_, T>, info: &TargetInfo) -> Result<Su
         }
     };
     context.tables.put(&target)?;
-    context.event(subject.clone(), "target.joined").data("zone", &info.zone).data("region", &info.region);
+    context.event(subject.clone(), EventKind::TargetJoined).data(DataKey::Zone, &info.zone).data(DataKey::Region, &info.region);
     let mut joined = Vec::new();
     for mut environment in context.tables.scan::<Environment>(&Scan::all(), SCAN_RECORDS_MAX)? {
         let was_member = environment.members.contains(target.index);
@@ -146,8 +149,8 @@ fn cordon<T: Tables>(
     let subject = Subject::Target(name.clone());
     context.check_revision(&subject, target.revision)?;
     match &why {
-        Some(why) => context.event(subject.clone(), "target.cordoned").note(why),
-        None => context.event(subject.clone(), "target.uncordoned"),
+        Some(why) => context.event(subject.clone(), EventKind::TargetCordoned).note(why),
+        None => context.event(subject.clone(), EventKind::TargetUncordoned),
     };
     let freed = why.is_none();
     target.cordoned = why;
@@ -198,6 +201,7 @@ fn report<T: Tables>(context: &mut Context<'_, T>, targets: &[TargetReports]) ->
         }
     }
     progress.save(context)?;
-    context.event(Subject::Cluster, "fleet.reported").data("targets", targets.len()).data("reports", newer);
+    let event = context.event(Subject::Cluster, EventKind::FleetReported);
+    event.data(DataKey::Targets, targets.len()).data(DataKey::Reports, newer);
     Ok(Subject::Cluster)
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::apply::context::{Context, invalid};
 use crate::{
     command::EnvironmentAction,
-    event::Subject,
+    event::{DataKey, EventKind, Subject},
     fleet::{Environment, Freeze, LABELS_MAX, PolicyLimits, Target},
     ids::EnvironmentName,
     rejection::{Rejection, RuleError},
@@ -35,7 +35,7 @@ pub(crate) fn apply<T: Tables>(context: &mut Context<'_, T>, action: &Environmen
             context.tables.put(&deployment)?;
             environment.revision = context.index;
             context.tables.put(&environment)?;
-            context.event(subject.clone(), "environment.quarantine_cleared").data("release", release);
+            context.event(subject.clone(), EventKind::EnvironmentQuarantineCleared).data(DataKey::Release, release);
             Ok(subject)
         }
     }
@@ -69,7 +69,7 @@ fn create<T: Tables>(
             environment.members.insert(target.index);
         }
     }
-    context.event(subject.clone(), "environment.created").data("targets", environment.members.len());
+    context.event(subject.clone(), EventKind::EnvironmentCreated).data(DataKey::Targets, environment.members.len());
     context.tables.put(&environment)?;
     context.created.push(subject.clone());
     Ok(subject)
@@ -85,8 +85,8 @@ fn set_frozen<T: Tables>(
     context.check_revision(&subject, environment.revision)?;
     match &freeze {
         Some(freeze) if freeze.why.trim().is_empty() => return Err(invalid("why", "say why nothing may be deployed")),
-        Some(freeze) => context.event(subject.clone(), "environment.frozen").note(&freeze.why),
-        None => context.event(subject.clone(), "environment.unfrozen"),
+        Some(freeze) => context.event(subject.clone(), EventKind::EnvironmentFrozen).note(&freeze.why),
+        None => context.event(subject.clone(), EventKind::EnvironmentUnfrozen),
     };
     environment.frozen = freeze;
     environment.revision = context.index;

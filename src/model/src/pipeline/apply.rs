@@ -1,13 +1,13 @@
-//! Pipelines: registering, forgetting, and remembering which pushes were looked at.
+//! Pipelines: registering, forgetting, and remembering which refs were considered.
 
 use crate::apply::context::{Context, invalid};
 use crate::{
-    build::OpenBuild,
+    build::PipelineLoad,
     command::PipelineAction,
-    event::Subject,
+    event::{DataKey, EventKind, Subject},
     fleet::Environment,
     ids::PipelineName,
-    pipeline::{CONCURRENCY_MAX, ConsideredRef, Pipeline, Source, considered_key},
+    pipeline::{CONCURRENCY_MAX, ConsideredRef, Pipeline, RETAINED_RELEASES_MAX, Source, considered_key},
     rejection::{Rejection, RuleError},
     release::Release,
     repository::{CommitId, Repository},
@@ -37,9 +37,9 @@ pub(crate) fn apply<T: Tables>(context: &mut Context<'_, T>, action: &PipelineAc
             context.pipeline(name)?;
             consider(context, name, git_ref, commit.as_ref())?;
             let subject = Subject::Pipeline(name.clone());
-            let event = context.event(subject.clone(), "pipeline.push_skipped").data("ref", git_ref).note(why);
+            let event = context.event(subject.clone(), EventKind::PipelinePushSkipped).data(DataKey::Ref, git_ref).note(why);
             if let Some(commit) = commit {
-                event.data("commit", commit);
+                event.data(DataKey::Commit, commit);
             }
             Ok(subject)
         }
@@ -59,6 +59,9 @@ fn create<T: Tables>(context: &mut Context<'_, T>, draft: Pipeline) -> Result<Su
         let least = format!("at least {FORMER_RELEASES_KEPT} releases must be kept, or there is nothing to roll back to");
         return Err(invalid("retention", least));
     }
+    if draft.retention.releases > RETAINED_RELEASES_MAX {
+        return Err(invalid("retention", format!("at most {RETAINED_RELEASES_MAX} releases can be kept")));
+    }
     match &draft.source {
         Source::Hosted(repository) => {
             if context.tables.get::<Repository>(&key(repository.as_str()))?.is_none() {
@@ -76,7 +79,7 @@ fn create<T: Tables>(context: &mut Context<'_, T>, draft: Pipeline) -> Result<Su
     let newest: Vec<Release> = context.tables.scan(&of_the_name, 1)?;
     let next_release = newest.first().map_or(1, |release| release.id.number + 1);
     context.tables.put(&Pipeline { created_at: context.at, revision: context.index, next_release, ..draft })?;
-    context.event(subject.clone(), "pipeline.created");
+    context.event(subject.clone(), EventKind::PipelineCreated);
     context.created.push(subject.clone());
     Ok(subject)
 }
@@ -93,7 +96,7 @@ fn remove<T: Tables>(context: &mut Context<'_, T>, name: &PipelineName) -> Resul
     let pipeline = context.pipeline(name)?;
     let subject = Subject::Pipeline(name.clone());
     context.check_revision(&subject, pipeline.revision)?;
-    if context.tables.scan::<OpenBuild>(&Scan::all(), SCAN_RECORDS_MAX)?.iter().any(|open| open.pipeline == *name) {
+    if context.tables.get::<PipelineLoad>(&key(name.as_str()))?.is_some() {
         return Err(Rejection::Needed { subject, by: "a build that has not ended".into() }.into());
     }
     for environment in context.tables.scan::<Environment>(&Scan::all(), SCAN_RECORDS_MAX)? {
@@ -106,7 +109,7 @@ fn remove<T: Tables>(context: &mut Context<'_, T>, name: &PipelineName) -> Resul
         context.tables.delete::<ConsideredRef>(&considered_key(name, &seen.git_ref))?;
     }
     context.tables.delete::<Pipeline>(&key(name.as_str()))?;
-    context.event(subject.clone(), "pipeline.removed");
+    context.event(subject.clone(), EventKind::PipelineRemoved);
     Ok(subject)
 }
 

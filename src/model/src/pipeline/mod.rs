@@ -4,4 +4,4 @@ pub(crate) mod apply;
 pub mod push;
 mod state;
 
-pub use self::state::{CONCURRENCY_MAX, ConsideredRef, Pipeline, Retention, Source, considered_key};
+pub use self::state::{CONCURRENCY_MAX, ConsideredRef, Pipeline, RETAINED_RELEASES_MAX, Retention, Source, considered_key};

@@ -1,4 +1,4 @@
-//! Which refs of a hosted repository a pipeline has not looked at yet, and whether what a push changed concerns it.
+//! Which refs of a hosted repository a pipeline has not considered yet, and whether what a push changed concerns it.
 
 use std::collections::BTreeMap;
 
@@ -27,7 +27,7 @@ pub struct Moved {
 /// Whether a push concerns a pipeline.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Concern {
-    /// It is built, with this room.
+    /// It is built, with these resources.
     Builds(Resources),
     /// It is not, and why.
     Skips(String),
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn only_branches_that_moved_or_are_gone_are_looked_at() {
+    fn branch_that_moved_or_is_gone_is_considered_and_others_are_not() {
         let seen = [seen("refs/heads/same", 1), seen("refs/heads/moved", 2), seen("refs/heads/gone", 3)];
         let refs =
             [branch("refs/heads/moved", 4), branch("refs/heads/new", 5), branch("refs/heads/same", 1), branch("refs/tags/v1", 6)];
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn however_many_branches_there_are_each_is_looked_at_once() {
+    fn each_of_many_branches_is_considered_once() {
         let (mut world, _) = World::with_fleet(0, FILE);
         let refs: Vec<Ref> = (0..3000).map(|number| branch(&format!("refs/heads/b{number}"), 1)).collect();
         for git_ref in &refs {
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_told_is_built_and_what_does_not_concern_it_is_not() {
+    fn push_is_built_when_its_filter_cannot_be_evaluated_and_skipped_when_it_does_not_concern_the_pipeline() {
         let (world, _) = World::with_fleet(0, FILE);
         let pipeline: Pipeline = world.get(key("shop"));
         let file = "paths = [\"services/shop/**\"]\n[build]\nrun = \"make\"\ncpu = 1.5\nmemory = \"2GiB\"\n";

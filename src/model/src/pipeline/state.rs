@@ -3,9 +3,9 @@
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
-use crate::change::Change;
+use crate::{change::Change, release::Uses};
 use crate::{
-    ids::{PipelineName, RepositoryName},
+    ids::{PipelineName, ReleaseId, RepositoryName},
     repository::CommitId,
     tables::{Key, Record, Table, key},
     units::{Millis, Timestamp},
@@ -24,25 +24,34 @@ pub enum Source {
 /// How many builds of one pipeline may run at once, at the most.
 pub const CONCURRENCY_MAX: u32 = 64;
 
+/// The most releases whose artifacts a pipeline's retention keeps.
+pub const RETAINED_RELEASES_MAX: u32 = 1000;
+
 /// What a pipeline keeps. An artifact that any environment runs or could roll back to is kept whatever this says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Retention {
-    /// So many of the newest releases keep their artifacts.
+    /// So many of the newest releases keep their artifacts; at most [`RETAINED_RELEASES_MAX`].
     pub releases: u32,
     /// Artifacts younger than this are kept.
     pub age: Millis,
+    /// How long builds, rollouts and releases stay in state after their end, before they leave it for the archive.
+    #[serde(default = "history_default")]
+    pub history: Millis,
+}
+
+fn history_default() -> Millis {
+    Retention::default().history
 }
 
 impl Default for Retention {
     fn default() -> Self {
-        Self { releases: 10, age: Millis(30 * 86_400_000) }
+        Self { releases: 10, age: Millis(30 * 86_400_000), history: Millis(30 * 86_400_000) }
     }
 }
 
 /// A registered pipeline.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pipeline {
-    /// Its name.
     pub name: PipelineName,
     /// Where its commits come from.
     pub source: Source,
@@ -56,7 +65,6 @@ pub struct Pipeline {
     pub retention: Retention,
     /// The number of the next release.
     pub next_release: u64,
-    /// When it was created.
     pub created_at: Timestamp,
     /// The log index of its last change: its ETag.
     pub revision: u64,
@@ -65,6 +73,7 @@ pub struct Pipeline {
 impl Record for Pipeline {
     const TABLE: Table = Table::Pipelines;
     const IS_FOLLOWED: bool = true;
+    const HAS_USES: bool = true;
 
     fn key(&self) -> Key {
         key(self.name.as_str())
@@ -73,13 +82,19 @@ impl Record for Pipeline {
     fn change(record: Arc<Self>) -> Option<Change> {
         Some(Change::Pipeline(record))
     }
+
+    /// The newest releases, as many as its retention keeps.
+    fn uses(&self) -> Uses {
+        let oldest = self.next_release.saturating_sub(self.retention.releases.into()).max(1);
+        let of_number = |number| ReleaseId { pipeline: self.name.clone(), number };
+        Uses { needed: (oldest..self.next_release).map(of_number).collect(), ..Uses::default() }
+    }
 }
 
-/// The newest commit of one ref that was considered for a pipeline, so that a new leader knows which pushes are still to be looked at.
+/// The newest commit of one ref that was considered for a pipeline, so that a new leader knows which pushes are still to be considered.
 /// As many as its repository has refs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConsideredRef {
-    /// Whose.
     pub pipeline: PipelineName,
     /// The ref's full name.
     pub git_ref: String,

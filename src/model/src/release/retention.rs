@@ -7,68 +7,22 @@ use crate::{
     build::Build,
     digest::Digest,
     fleet::observation::Observation,
-    ids::ReleaseId,
-    pipeline::Pipeline,
-    release::{Artifact, Release, release_key},
+    release::{Artifact, ArtifactExpiry},
     repository::Bundle,
-    rollout::{Deployment, OpenRollout, Rollout},
-    tables::{ReadTables, SCAN_RECORDS_MAX, Scan, TablesError, key},
+    rollout::Rollout,
+    tables::{ReadTables, Scan, TablesError},
     units::Timestamp,
 };
 
 pub use crate::rollout::FORMER_RELEASES_KEPT;
 
-/// The artifacts that must stay: of every stable release, of every release in an open rollout, and of the last good releases
-/// of every deployment.
-pub fn protected_artifacts<T: ReadTables>(tables: &T) -> Result<BTreeSet<Digest>, TablesError> {
-    let mut releases: BTreeSet<ReleaseId> = BTreeSet::new();
-    for deployment in tables.scan::<Deployment>(&Scan::all(), SCAN_RECORDS_MAX)? {
-        releases.extend(deployment.rollback_candidates().into_iter().cloned());
-        releases.extend(deployment.held.into_iter().filter_map(|(release, _)| release));
-    }
-    for open in tables.scan::<OpenRollout>(&Scan::all(), SCAN_RECORDS_MAX)? {
-        if let Some(rollout) = tables.get::<Rollout>(&key(open.rollout.0))? {
-            releases.extend(rollout.before.iter().filter_map(|(release, _)| release.clone()));
-            releases.extend(rollout.stable);
-            releases.insert(rollout.release);
-        }
-    }
-    let mut digests = BTreeSet::new();
-    for release in releases {
-        digests.extend(tables.get::<Release>(&release_key(&release))?.map(|release| release.artifact));
-    }
-    Ok(digests)
-}
-
-/// The artifacts of `pipeline` that its retention no longer keeps and nothing protects, at most `limit`.
-pub fn expired_artifacts<T: ReadTables>(
-    tables: &T,
-    pipeline: &Pipeline,
-    now: Timestamp,
-    limit: usize,
-) -> Result<Vec<Digest>, TablesError> {
-    let mut keep = protected_artifacts(tables)?;
-    let newest_first = Scan::prefix(key(pipeline.name.as_str())).backwards();
-    let releases: Vec<Release> = tables.scan(&newest_first, SCAN_RECORDS_MAX)?;
-    // Two releases can have the same artifact: the younger one keeps it.
-    let is_young = |release: &&Release| now.since(release.created_at) <= pipeline.retention.age;
-    keep.extend(releases.iter().take(pipeline.retention.releases as usize).map(|release| release.artifact));
-    keep.extend(releases.iter().filter(is_young).map(|release| release.artifact));
-    let mut expired = BTreeSet::new();
-    for release in releases {
-        if keep.contains(&release.artifact) {
-            continue;
-        }
-        let artifact: Option<Artifact> = tables.get(&key(release.artifact.hex().as_str()))?;
-        // An artifact that two pipelines made is the last one's to delete.
-        if artifact.is_some_and(|artifact| artifact.deleted_at.is_none() && artifact.pipeline == pipeline.name) {
-            expired.insert(release.artifact);
-        }
-        if expired.len() >= limit {
-            break;
-        }
-    }
-    Ok(expired.into_iter().collect())
+/// The artifacts that nothing needs and that no retention keeps at `now`, at most `limit`. Reads no more than it returns.
+///
+/// # Errors
+/// When state cannot be read.
+pub fn expired_artifacts<T: ReadTables>(tables: &T, now: Timestamp, limit: usize) -> Result<Vec<Digest>, TablesError> {
+    let entries: Vec<ArtifactExpiry> = tables.scan(&Scan::all(), limit)?;
+    Ok(entries.into_iter().take_while(|entry| entry.expires_at <= now).map(|entry| entry.digest).collect())
 }
 
 /// Those of `stored` that no record names: bytes of artifacts that were deleted or refused, bundles of pushes that lost, and the like.

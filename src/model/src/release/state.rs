@@ -25,12 +25,12 @@ pub struct Artifact {
     pub unpacked_size: ByteSize,
     /// The manifest's content.
     pub manifest: Digest,
-    /// Whose.
     pub pipeline: PipelineName,
-    /// From which commit.
     pub commit: CommitId,
     /// When it was first stored.
     pub created_at: Timestamp,
+    /// Until when the retention of the pipelines that built it keeps its bytes, the longest of them.
+    pub expires_at: Timestamp,
     /// When its bytes were deleted; the record stays, so that history can be read.
     pub deleted_at: Option<Timestamp>,
 }
@@ -51,13 +51,13 @@ impl Record for Artifact {
 /// Artifact, configuration, run and health settings under one number. Never changes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Release {
-    /// Its id.
     pub id: ReleaseId,
     /// What is unpacked on the targets.
     pub artifact: Digest,
+    /// The artifact's manifest when the release was made.
+    pub manifest: Digest,
     /// The build that made it.
     pub build: BuildId,
-    /// From which commit.
     pub commit: CommitId,
     /// The ref that led to it.
     pub git_ref: String,
@@ -65,7 +65,6 @@ pub struct Release {
     pub file: PipelineFile,
     /// Who asked for the build.
     pub by: Principal,
-    /// When it was made.
     pub created_at: Timestamp,
 }
 

@@ -3,7 +3,7 @@
 use crate::apply::context::{Context, invalid};
 use crate::{
     command::RepositoryAction,
-    event::Subject,
+    event::{DataKey, EventKind, Subject},
     ids::RepositoryName,
     rejection::{Rejection, RuleError},
     repository::{Bundle, Ref, RefUpdate, Repository},
@@ -29,7 +29,7 @@ pub(crate) fn apply<T: Tables>(context: &mut Context<'_, T>, action: &Repository
             if updates.is_empty() || updates.len() > REF_UPDATES_MAX {
                 return Err(invalid("push", format!("it must move between 1 and {REF_UPDATES_MAX} refs")));
             }
-            check_room(context, repository, updates)?;
+            check_capacity(context, repository, updates)?;
             if let Some((digest, size)) = bundle {
                 let bundle = Bundle { repository: repository.clone(), number: kept.next_bundle, digest: *digest, size: *size };
                 context.tables.put(&bundle)?;
@@ -60,7 +60,7 @@ fn create<T: Tables>(context: &mut Context<'_, T>, name: &RepositoryName, defaul
         next_bundle: 0,
         created_at: context.at,
     })?;
-    context.event(subject.clone(), "repository.created");
+    context.event(subject.clone(), EventKind::RepositoryCreated);
     context.created.push(subject.clone());
     Ok(subject)
 }
@@ -84,12 +84,19 @@ fn move_ref<T: Tables>(context: &mut Context<'_, T>, repository: &RepositoryName
         None => context.tables.delete::<Ref>(&ref_key)?,
     }
     let text = |commit: &Option<crate::repository::CommitId>| commit.as_ref().map_or(String::new(), ToString::to_string);
-    context.event(subject, "repository.ref").moved(text(&update.old), text(&update.new)).data("ref", &update.name);
+    context
+        .event(subject, EventKind::RepositoryRefMoved)
+        .moved(text(&update.old), text(&update.new))
+        .data(DataKey::Ref, &update.name);
     Ok(())
 }
 
 /// A pipeline looks at every branch whenever one moved, so there are not endlessly many.
-fn check_room<T: Tables>(context: &Context<'_, T>, repository: &RepositoryName, updates: &[RefUpdate]) -> Result<(), RuleError> {
+fn check_capacity<T: Tables>(
+    context: &Context<'_, T>,
+    repository: &RepositoryName,
+    updates: &[RefUpdate],
+) -> Result<(), RuleError> {
     let new = updates.iter().filter(|update| update.old.is_none() && update.new.is_some()).count();
     if new == 0 {
         return Ok(());

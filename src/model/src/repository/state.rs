@@ -64,7 +64,6 @@ pub struct Repository {
     pub default_branch: String,
     /// The number of the next bundle.
     pub next_bundle: u64,
-    /// When it was created.
     pub created_at: Timestamp,
 }
 
@@ -84,7 +83,6 @@ impl Record for Repository {
 /// One ref of a hosted repository.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ref {
-    /// Whose.
     pub repository: RepositoryName,
     /// Its full name, such as `refs/heads/main`.
     pub name: String,
@@ -92,7 +90,6 @@ pub struct Ref {
     pub commit: CommitId,
     /// When it was last moved.
     pub moved_at: Timestamp,
-    /// Who moved it.
     pub moved_by: Principal,
 }
 
@@ -112,13 +109,10 @@ impl Record for Ref {
 /// A git bundle in the content store. All of a repository's bundles, in order, hold all of its objects.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bundle {
-    /// Whose.
     pub repository: RepositoryName,
     /// Its place in the order, from 0.
     pub number: u64,
-    /// Its content.
     pub digest: Digest,
-    /// Its size.
     pub size: ByteSize,
 }
 

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     cluster::Cluster,
     digest::Digest,
-    event::{Event, Subject},
+    event::{Event, EventKind, Subject},
     fleet::{Environment, PortLease, Target},
     ids::{EnvironmentName, PipelineName, PortName, ReleaseId, ServiceName, TargetName},
     pipeline_file::{Port, Service},
@@ -326,11 +326,11 @@ pub enum Concerned {
 
 /// Whose desired state `event` may have changed.
 pub fn concerned(event: &Event) -> Concerned {
-    match (&event.subject, event.kind.as_str()) {
+    use EventKind::{EnvironmentCreated, RolloutTargetsChanged, RolloutTargetsReverted};
+    match (&event.subject, event.kind) {
         (Subject::Target(name), _) => Concerned::Target(name.clone()),
-        (_, "environment.created" | "rollout.state" | "rollout.targets_changed" | "rollout.targets_reverted") => {
-            Concerned::Everyone
-        }
+        (_, EnvironmentCreated | RolloutTargetsChanged | RolloutTargetsReverted) => Concerned::Everyone,
+        (_, kind) if kind.is_rollout_transition() => Concerned::Everyone,
         _ => Concerned::Nobody,
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use roaring::RoaringBitmap;
 use serde::{Deserialize, Serialize};
 
-use crate::change::Change;
+use crate::{archive::Archivable, change::Change, release::Uses};
 use crate::{
     fleet::{Freeze, observation::TargetFailure},
     ids::{EnvironmentName, PipelineName, ReleaseId, RolloutId},
@@ -366,6 +366,7 @@ impl Rollout {
 impl Record for Rollout {
     const TABLE: Table = Table::Rollouts;
     const IS_FOLLOWED: bool = true;
+    const HAS_USES: bool = true;
 
     fn key(&self) -> Key {
         key(self.id.0)
@@ -373,6 +374,18 @@ impl Record for Rollout {
 
     fn change(record: Arc<Self>) -> Option<Change> {
         Some(Change::Rollout(record))
+    }
+
+    fn uses(&self) -> Uses {
+        let before = self.before.iter().filter_map(|(release, _)| release.as_ref());
+        let releases = before.chain(&self.stable).chain([&self.release]).cloned().collect();
+        match self.ended_at {
+            None => Uses { needed: releases, ..Uses::default() },
+            Some(at) => {
+                let ended = Some((Archivable::Rollout(self.id), self.pipeline.clone(), at));
+                Uses { named: releases, ended, ..Uses::default() }
+            }
+        }
     }
 }
 
@@ -516,6 +529,7 @@ impl Deployment {
 impl Record for Deployment {
     const TABLE: Table = Table::Deployments;
     const IS_FOLLOWED: bool = true;
+    const HAS_USES: bool = true;
 
     fn key(&self) -> Key {
         deployment_key(&self.environment, &self.pipeline)
@@ -523,6 +537,14 @@ impl Record for Deployment {
 
     fn change(record: Arc<Self>) -> Option<Change> {
         Some(Change::Deployment(record))
+    }
+
+    fn uses(&self) -> Uses {
+        let held = self.held.iter().filter_map(|(release, _)| release.as_ref());
+        let needed = self.rollback_candidates().into_iter().chain(held).cloned().collect();
+        let quarantined = self.quarantined.iter().map(|kept| &kept.release);
+        let named = self.history.iter().map(|past| &past.release).chain(quarantined).cloned().collect();
+        Uses { needed, named, ended: None }
     }
 }
 

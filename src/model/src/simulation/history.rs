@@ -24,7 +24,7 @@ use crate::{
     command::{Action, ClusterAction, Command, EnvironmentAction, FleetAction, RolloutAction},
     fleet::{Environment, TARGET_GRACE, Target, TargetInfo},
     ids::{ReleaseId, RolloutId},
-    pipeline::Pipeline,
+    pipeline::{Pipeline, Retention},
     pipeline_file::PipelineFile,
     principal::Principal,
     rejection::Rejection,
@@ -96,6 +96,8 @@ impl History {
         let mut random = Random(seed);
         let count = 3 + random.below(6) as u32;
         let (mut world, _) = World::with_fleet(count, crate::apply::testing::FILE);
+        // As little is kept as may be, so that retention has something to delete.
+        world.retain(Retention { releases: 3, age: Millis(0), ..Retention::default() });
         let mut pipeline: Pipeline = world.get(key("shop"));
         pipeline.concurrency = 1 + random.below(2) as u32;
         world.tables.put(&pipeline).unwrap();

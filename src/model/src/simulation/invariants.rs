@@ -100,20 +100,20 @@ impl Checks {
                 return Err(format!("time ran backwards at {}", event.seq));
             }
             self.at = event.at;
-            if !matches!(event.kind.as_str(), "build.state" | "rollout.state") {
+            if !event.kind.is_build_transition() && !event.kind.is_rollout_transition() {
                 continue;
             }
             let (Some(from), Some(to)) = (&event.from, &event.to) else {
                 return Err(format!("10: {} says no states", event.seq));
             };
             let known = self.states.get(&event.subject).cloned();
-            let first = if event.kind == "build.state" { "" } else { "blocked" };
+            let first = if event.kind.is_build_transition() { "" } else { "blocked" };
             if known.as_deref().unwrap_or(first) != from {
                 return Err(format!("10: {} goes from {from} to {to}, but it was {known:?}", event.subject));
             }
             self.states.insert(event.subject.clone(), to.clone());
             self.moved.push((event.subject.clone(), to.clone()));
-            let half = if event.kind == "build.state" { "build" } else { "rollout" };
+            let half = if event.kind.is_build_transition() { "build" } else { "rollout" };
             self.transitions.insert((half, from.clone(), to.clone()));
         }
         Ok(())

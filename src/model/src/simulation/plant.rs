@@ -168,7 +168,7 @@ pub fn apply(history: &mut History, plant: Plant, mut command: Command) -> Resul
             }
         }
         Plant::TwoEvents => {
-            if let Some(event) = applied.events.iter().find(|event| event.kind == "rollout.state").cloned() {
+            if let Some(event) = applied.events.iter().find(|event| event.kind.is_rollout_transition()).cloned() {
                 applied.events.push(event);
             }
         }

@@ -10,20 +10,21 @@ use super::*;
 use swell_model::{
     actor_failure::ActorFailure,
     apply::testing::{FILE, World, artifact, commit, name},
-    build::{Build, BuildByCommit, OpenBuild, Runner},
+    archive::ArchiveEntry,
+    build::{Build, BuildByCommit, LiveAttempt, OpenBuild, PipelineLoad, QueuedBuild, QueuedByRef, Runner, RunnerLoad},
     cluster::{Answer, AnswerByTime, Cluster},
-    command::{ClusterAction, Command, RepositoryAction},
+    command::{BuildAction, ClusterAction, Command, RepositoryAction},
     event::{Event, Subject},
     fleet::{
         Environment, PortLease, Presence, Target, TargetByName,
         observation::{Observation, Progress},
     },
     pipeline::{ConsideredRef, Pipeline},
-    release::{Artifact, Release},
+    release::{Artifact, ArtifactExpiry, ArtifactUse, Release, ReleaseUse},
     repository::{Bundle, Ref, RefUpdate, Repository},
     rollout::{Deployment, OpenRollout, Purpose, Rollout},
-    tables::{ReadTables, Record, Scan, Table},
-    units::ByteSize,
+    tables::{ReadTables, Record, Scan, Table, Tables},
+    units::{ByteSize, Timestamp},
 };
 
 /// One line a table: its name, a key, a value. Add lines for new formats (`print_golden` prints them); never change one.
@@ -69,6 +70,15 @@ macro_rules! of_table {
             Table::Events => $function::<Event>($argument),
             Table::Answers => $function::<Answer>($argument),
             Table::AnswersByTime => $function::<AnswerByTime>($argument),
+            Table::QueuedBuilds => $function::<QueuedBuild>($argument),
+            Table::QueuedByRef => $function::<QueuedByRef>($argument),
+            Table::PipelineLoads => $function::<PipelineLoad>($argument),
+            Table::LiveAttempts => $function::<LiveAttempt>($argument),
+            Table::RunnerLoads => $function::<RunnerLoad>($argument),
+            Table::ReleaseUses => $function::<ReleaseUse>($argument),
+            Table::ArtifactUses => $function::<ArtifactUse>($argument),
+            Table::ArtifactExpiries => $function::<ArtifactExpiry>($argument),
+            Table::ArchiveEntries => $function::<ArchiveEntry>($argument),
         }
     };
 }
@@ -98,7 +108,11 @@ fn print_golden() {
     let release = world.release(1, &file);
     world.start(&release, Purpose::Deploy).unwrap();
     world.report(0, None, Progress::Fetching, false);
-    world.request(2);
+    let live = world.request(2);
+    world.ok(BuildAction::Assign { build: live, runner: name("r1") });
+    world.request(3);
+    let expiry = ArtifactExpiry { expires_at: Timestamp(7), digest: artifact(9).digest };
+    world.tables.put(&expiry).unwrap();
     world.ok(ClusterAction::RecordActorFailure { subject: Subject::Cluster, why: Some("it fails".into()) });
     let with_key = RepositoryAction::Create { name: name("docs"), default_branch: "main".into() };
     let command = Command { idempotency_key: Some("again".into()), ..world.command(with_key) };

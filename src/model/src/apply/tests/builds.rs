@@ -1,11 +1,17 @@
 //! Builds: attempts, phases, ends, and what a commit that is known leads to.
 
+use std::collections::BTreeSet;
+
 use crate::{
     apply::testing::*,
-    build::{AttemptEnd, Build, BuildFailure, BuildState, Cause, OpenBuild, Phase, Resources},
+    build::{
+        AttemptEnd, Build, BuildFailure, BuildState, Cause, LiveAttempt, OpenBuild, Phase, PipelineLoad, QueuedBuild,
+        QueuedByRef, Resources, RunnerLoad,
+    },
     command::*,
-    event::Subject,
+    event::{EventKind, Subject},
     ids::BuildId,
+    pipeline::Pipeline,
     rollout::{OpenRollout, Purpose},
     tables::{ReadTables, Scan, key},
 };
@@ -39,7 +45,7 @@ fn end(build: BuildId, attempt: u32, end: AttemptEnd) -> BuildAction {
 }
 
 #[test]
-fn lost_attempts_go_back_to_the_queue_three_times() {
+fn build_with_lost_attempts_is_requeued_three_times() {
     let mut world = world();
     let build = world.request(1);
     for attempt in 1..=4 {
@@ -55,7 +61,7 @@ fn lost_attempts_go_back_to_the_queue_three_times() {
 }
 
 #[test]
-fn attempts_that_nobody_acknowledged_count_too() {
+fn unacknowledged_attempt_counts_when_it_is_lost() {
     let mut world = world();
     let build = world.request(1);
     for attempt in 1..=4 {
@@ -67,7 +73,7 @@ fn attempts_that_nobody_acknowledged_count_too() {
 }
 
 #[test]
-fn assignments_keep_to_the_concurrency_and_to_one_live_attempt() {
+fn assignment_is_refused_beyond_the_concurrency_and_beside_a_live_attempt() {
     let mut world = world();
     let (first, second) = (world.request(1), {
         world.ok(request(1));
@@ -99,7 +105,7 @@ fn other_branch(world: &mut World, number: u8) -> BuildId {
 }
 
 #[test]
-fn a_commit_is_built_once_and_a_newer_push_takes_the_place_of_a_queued_one() {
+fn commit_is_built_once_and_queued_build_is_superseded_by_a_newer_push() {
     let mut world = world();
     let first = world.request(1);
     assert_eq!(world.request(1), first);
@@ -112,7 +118,7 @@ fn a_commit_is_built_once_and_a_newer_push_takes_the_place_of_a_queued_one() {
 }
 
 #[test]
-fn phases_only_go_forward_and_what_ended_has_ended() {
+fn phase_that_ended_is_not_reported_again_and_never_goes_back() {
     let mut world = world();
     let build = world.request(1);
     reach(&mut world, build, 1, Phase::Test);
@@ -126,7 +132,7 @@ fn phases_only_go_forward_and_what_ended_has_ended() {
 }
 
 #[test]
-fn a_failure_ends_the_build_in_whatever_phase_it_was() {
+fn failed_phase_ends_the_build_in_every_phase() {
     for reached in Phase::ALL {
         for phase in Phase::ALL {
             let mut world = world();
@@ -144,7 +150,7 @@ fn a_failure_ends_the_build_in_whatever_phase_it_was() {
 }
 
 #[test]
-fn a_build_is_canceled_at_once_or_as_soon_as_its_runner_has_stopped() {
+fn running_build_is_canceled_once_its_runner_has_stopped_it() {
     let mut world = world();
     let queued = world.request(1);
     world.ok(BuildAction::Cancel { build: queued });
@@ -161,7 +167,7 @@ fn a_build_is_canceled_at_once_or_as_soon_as_its_runner_has_stopped() {
 }
 
 #[test]
-fn what_was_canceled_does_not_become_a_release() {
+fn canceled_build_that_succeeds_late_makes_no_release() {
     let (mut world, file) = World::with_fleet(2, &format!("{FILE}auto = [\"main\"]\n"));
     let build = world.request(1);
     reach(&mut world, build, 1, Phase::Upload);
@@ -172,7 +178,7 @@ fn what_was_canceled_does_not_become_a_release() {
 }
 
 #[test]
-fn only_what_failed_is_retried_and_an_end_says_what_ended() {
+fn retry_is_refused_for_a_build_that_did_not_fail() {
     let (mut world, file) = World::with_fleet(2, FILE);
     let build = world.request(1);
     assert_eq!(world.refused(BuildAction::Retry { build }), "illegal_transition");
@@ -186,19 +192,19 @@ fn only_what_failed_is_retried_and_an_end_says_what_ended() {
 }
 
 #[test]
-fn a_pushed_artifact_is_a_release_at_once() {
+fn imported_artifact_is_a_release_at_once() {
     let (mut world, file) = World::with_fleet(2, FILE);
     let (pipeline, git_ref, file) = (name("shop"), "refs/heads/main".to_owned(), Box::new(file));
     let applied = world.ok(BuildAction::ImportArtifact { pipeline, commit: commit(1), git_ref, artifact: artifact(1), file });
     let Subject::Build(id) = applied.outcome.subject else { panic!("not a build") };
     let states: Vec<_> =
-        applied.events.iter().filter(|event| event.kind == "build.state").filter_map(|event| event.to.clone()).collect();
+        applied.events.iter().filter(|event| event.kind.is_build_transition()).filter_map(|event| event.to.clone()).collect();
     assert_eq!(states, ["queued", "uploading", "ready-to-deploy"]);
     assert!(world.get::<Build>(key(id.0)).release.is_some());
 }
 
 #[test]
-fn branches_deploy_by_themselves_and_an_older_build_does_not_take_a_newer_ones_place() {
+fn older_build_that_ends_later_does_not_replace_a_newer_one_automatically() {
     let (mut world, file) = World::with_fleet(2, &format!("{FILE}auto = [\"main\", \"release/*\"]\n"));
     let old = world.request(1);
     take(&mut world, old, 1);
@@ -220,11 +226,11 @@ fn branches_deploy_by_themselves_and_an_older_build_does_not_take_a_newer_ones_p
     assert!(world.ok(push_to("release/7", 2)).outcome.created.is_empty(), "said twice");
     reach(&mut world, old, 2, Phase::Upload);
     let late = world.ok(succeed(old, 2, 1));
-    assert!(late.events.iter().any(|event| event.kind == "release.not_deployed"), "{:?}", late.events);
+    assert!(late.events.iter().any(|event| event.kind == EventKind::ReleaseDeploySkipped), "{:?}", late.events);
 }
 
 #[test]
-fn a_deploy_that_cannot_start_by_itself_leaves_nothing_behind() {
+fn automatic_deploy_that_cannot_start_leaves_nothing_behind() {
     let text = FILE.replace("ports = { http = \"auto\" }", "ports = { http = \"auto\", a = \"auto\", b = \"auto\" }");
     let (mut world, file) = World::with_fleet(2, &format!("{text}auto = [\"main\"]\n"));
     let mut narrow = info(0);
@@ -235,4 +241,90 @@ fn a_deploy_that_cannot_start_by_itself_leaves_nothing_behind() {
     assert_eq!(world.start(&release, Purpose::Deploy).unwrap_err().code(), "invalid");
     assert!(!world.story().iter().any(|line| line.contains("rollout.created")), "{:#?}", world.story());
     world.report(0, None, crate::fleet::observation::Progress::Stopped, false);
+}
+
+/// The indexes as the builds in state say that they must be.
+fn check_indexes(world: &World) {
+    let builds: Vec<Build> = world.tables.scan(&Scan::all(), 1000).unwrap();
+    let open: Vec<&Build> = builds.iter().filter(|build| !build.state.is_end()).collect();
+    let live: Vec<&Build> = open.iter().filter(|build| build.live_attempt().is_some()).copied().collect();
+    let mut queued: Vec<_> = open.iter().filter(|build| build.live_attempt().is_none()).map(|build| build.id).collect();
+    queued.sort();
+    let found: Vec<OpenBuild> = world.tables.scan(&Scan::all(), 1000).unwrap();
+    assert_eq!(found.iter().map(|open| open.build).collect::<Vec<_>>(), open.iter().map(|build| build.id).collect::<Vec<_>>());
+    let found: Vec<QueuedBuild> = world.tables.scan(&Scan::all(), 1000).unwrap();
+    assert!(found.is_sorted_by_key(|queued| queued.queued_at), "the longest waiting first");
+    assert_eq!(found.iter().map(|queued| queued.build).collect::<BTreeSet<_>>(), queued.iter().copied().collect());
+    let found: Vec<QueuedByRef> = world.tables.scan(&Scan::all(), 1000).unwrap();
+    assert_eq!(found.iter().map(|queued| queued.build).collect::<BTreeSet<_>>(), queued.iter().copied().collect());
+    let found: Vec<LiveAttempt> = world.tables.scan(&Scan::all(), 1000).unwrap();
+    assert_eq!(found.iter().map(|live| live.build).collect::<Vec<_>>(), live.iter().map(|build| build.id).collect::<Vec<_>>());
+    let load: Option<PipelineLoad> = world.tables.get(&key("shop")).unwrap();
+    let counts = load.map_or((0, 0), |load| (load.open as usize, load.running as usize));
+    assert_eq!(counts, (open.len(), live.len()));
+    let load: Option<RunnerLoad> = world.tables.get(&key("r1")).unwrap();
+    let cpu: u32 = live.iter().map(|build| build.resources.cpu_millis).sum();
+    assert_eq!(load.map_or((0, 0), |load| (load.attempts as usize, load.resources.cpu_millis)), (live.len(), cpu));
+}
+
+#[test]
+fn indexes_follow_builds_through_every_state() {
+    let (mut world, file) = World::with_fleet(2, FILE);
+    let mut pipeline: Pipeline = world.get(key("shop"));
+    pipeline.concurrency = 2;
+    world.put(&pipeline);
+    let first = world.request(1);
+    check_indexes(&world);
+    take(&mut world, first, 1);
+    check_indexes(&world);
+    let superseded = other_branch(&mut world, 2);
+    let second = other_branch(&mut world, 3);
+    assert_eq!(world.get::<Build>(key(superseded.0)).state, BuildState::Superseded);
+    check_indexes(&world);
+    take(&mut world, second, 1);
+    assert_eq!(world.get::<PipelineLoad>(key("shop")).running, 2);
+    check_indexes(&world);
+    world.ok(end(first, 1, lost()));
+    check_indexes(&world);
+    world.ok(BuildAction::Cancel { build: first });
+    check_indexes(&world);
+    world.ok(BuildAction::Cancel { build: second });
+    world.ok(end(second, 1, AttemptEnd::Canceled));
+    check_indexes(&world);
+    world.release(4, &file);
+    check_indexes(&world);
+    assert_eq!(world.tables.get::<PipelineLoad>(&key("shop")).unwrap(), None);
+}
+
+#[test]
+fn assignment_reads_the_same_number_of_records_whatever_is_open() {
+    let reads = |open: u8| {
+        let (mut world, _) = World::with_fleet(1, FILE);
+        for number in 0..open {
+            world.ok(push_to(&format!("b{number}"), number));
+        }
+        let build = world.request(200);
+        let requested = world.reads;
+        world.ok(BuildAction::Assign { build, runner: name("r1") });
+        let assigned = world.reads;
+        world.ok(BuildAction::Cancel { build });
+        (requested, assigned, world.reads)
+    };
+    assert_eq!(reads(1), reads(100));
+}
+
+#[test]
+fn batch_assigns_what_can_be_assigned_and_leaves_out_the_rest() {
+    let (mut world, _) = World::with_fleet(1, FILE);
+    let [first, second] = [push_to("a", 1), push_to("b", 2)].map(|push| match world.ok(push).outcome.subject {
+        Subject::Build(id) => id,
+        other => panic!("{other}"),
+    });
+    let assignments = vec![(first, name("r1")), (second, name("r1")), (first, name("r1")), (second, name("gone"))];
+    let applied = world.ok(BuildAction::AssignBatch { assignments: assignments.clone() });
+    let kinds: Vec<_> = applied.events.iter().map(|event| (event.kind, event.subject.clone())).collect();
+    assert_eq!(kinds, [(EventKind::BuildAssigned, Subject::Build(first))], "its concurrency is one");
+    check_indexes(&world);
+    let many = assignments.into_iter().cycle().take(501).collect();
+    assert_eq!(world.refused(BuildAction::AssignBatch { assignments: many }), "invalid");
 }

@@ -7,7 +7,7 @@ use crate::{
     cluster::{ANSWER_AGE_MAX, Answer, Cluster, Epoch},
     command::*,
     digest::Digest,
-    event::{Event, Subject},
+    event::{Event, EventKind, Subject},
     pipeline::{Retention, Source},
     principal::Role,
     repository::{Ref, RefUpdate},
@@ -16,7 +16,7 @@ use crate::{
 };
 
 #[test]
-fn a_retry_gets_the_first_answer_and_is_forgotten_after_a_day() {
+fn retried_command_gets_the_first_answer_for_a_day() {
     let (mut world, _) = World::with_fleet(1, FILE);
     let mut command = world.command(request(1));
     command.idempotency_key = Some("k".into());
@@ -36,7 +36,7 @@ fn a_retry_gets_the_first_answer_and_is_forgotten_after_a_day() {
 }
 
 #[test]
-fn a_rejection_is_not_remembered_and_changes_nothing() {
+fn rejected_command_changes_nothing_and_is_not_remembered() {
     let mut world = World::new();
     let mut command = world.command(request(1));
     command.idempotency_key = Some("k".into());
@@ -50,7 +50,7 @@ fn a_rejection_is_not_remembered_and_changes_nothing() {
 }
 
 #[test]
-fn only_the_present_epoch_is_obeyed_and_epochs_only_grow() {
+fn command_of_another_epoch_is_refused_and_epochs_only_grow() {
     let (mut world, _) = World::with_fleet(1, FILE);
     world.ok(ClusterAction::BeginEpoch { epoch: Epoch(5), server: 2 });
     assert_eq!(world.refused(ClusterAction::BeginEpoch { epoch: Epoch(5), server: 3 }), "stale_epoch");
@@ -65,7 +65,7 @@ fn only_the_present_epoch_is_obeyed_and_epochs_only_grow() {
 }
 
 #[test]
-fn what_keeps_failing_is_marked_until_it_does_so_no_longer() {
+fn failing_actor_is_recorded_until_it_recovers() {
     let (mut world, _) = World::with_fleet(1, FILE);
     let subject = Subject::Pipeline(name("shop"));
     let mark = |why: Option<String>| ClusterAction::RecordActorFailure { subject: subject.clone(), why };
@@ -80,12 +80,12 @@ fn what_keeps_failing_is_marked_until_it_does_so_no_longer() {
     world.ok(mark(None));
     assert_eq!(world.tables.get::<ActorFailure>(&actor_failure_key(&subject)).unwrap(), None);
     let events: Vec<Event> = world.tables.scan(&Scan::all(), 1000).unwrap();
-    let kinds: Vec<&str> = events.iter().rev().take(3).map(|event| event.kind.as_str()).collect();
-    assert_eq!(kinds, ["actor.recovered", "actor.failing", "actor.failing"]);
+    let kinds: Vec<EventKind> = events.iter().rev().take(3).map(|event| event.kind).collect();
+    assert_eq!(kinds, [EventKind::ActorRecovered, EventKind::ActorFailed, EventKind::ActorFailed]);
 }
 
 #[test]
-fn time_never_runs_backwards_and_the_events_are_one_chain() {
+fn events_are_one_chain_in_time_that_never_runs_backwards() {
     let (mut world, file) = World::with_fleet(2, FILE);
     world.release(1, &file);
     world.now = Timestamp(5);
@@ -102,7 +102,7 @@ fn time_never_runs_backwards_and_the_events_are_one_chain() {
 }
 
 #[test]
-fn if_match_refuses_what_changed_and_a_promotion_counts_once() {
+fn if_match_refuses_what_changed_so_a_promotion_counts_once() {
     let (mut world, file) = World::with_fleet(3, FILE);
     let release = world.release(1, &file);
     let id = world.start(&release, crate::rollout::Purpose::Deploy).unwrap();
@@ -166,7 +166,7 @@ fn refs_move_by_compare_and_swap_all_or_none() {
 }
 
 #[test]
-fn a_ref_is_never_a_folder_of_refs() {
+fn ref_is_refused_where_its_name_is_a_folder_of_refs() {
     let mut world = World::new();
     create_repository(&mut world);
     world.ok(push(&[("refs/heads/a/b", None, Some(1))]));
@@ -182,7 +182,7 @@ fn create(concurrency: u32, source: Source, file: &str, releases: u32) -> Pipeli
 }
 
 #[test]
-fn a_pipeline_is_checked_when_it_is_registered() {
+fn pipeline_with_an_unusable_setting_is_refused() {
     let mut world = World::new();
     let remote = || Source::Remote("https://git.example/p".into());
     assert_eq!(world.refused(create(0, remote(), "swell.toml", 10)), "invalid");
@@ -198,7 +198,7 @@ fn a_pipeline_is_checked_when_it_is_registered() {
 }
 
 #[test]
-fn a_pipeline_that_runs_somewhere_stays_and_a_new_one_of_its_name_counts_on() {
+fn pipeline_that_is_deployed_stays_and_a_new_one_of_its_name_continues_its_numbers() {
     let (mut world, file) = World::with_fleet(1, FILE);
     let build = world.request(1);
     assert_eq!(world.refused(PipelineAction::Remove { name: name("shop") }), "needed");

@@ -151,5 +151,5 @@ fn an_old_commit_that_is_built_once_more_does_not_take_the_place_of_a_newer_one(
     let Subject::Build(again) = world.ok(BuildAction::Retry { build: old }).outcome.subject else { panic!("not a build") };
     world.built(again, 1, &file);
     assert_eq!((world.deployment().stable, world.deployment().rollout), (Some(newer), None));
-    assert!(world.story().iter().any(|event| event.contains("release.not_deployed")), "and it is said");
+    assert!(world.story().iter().any(|event| event.contains("release.deploy-skipped")), "and it is said");
 }

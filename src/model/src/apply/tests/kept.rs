@@ -9,7 +9,7 @@ use crate::{
     digest::Digest,
     fleet::observation::{InstanceObserved, InstanceState, Observation, Progress, Report, TargetFailure},
     ids::ReleaseId,
-    pipeline::{Pipeline, Retention},
+    pipeline::{Retention, Source},
     pipeline_file::PipelineFile,
     release::{
         Artifact, Release, release_key,
@@ -22,6 +22,9 @@ use crate::{
     units::{ByteSize, Millis, Timestamp},
 };
 
+/// Keeps as little as may be.
+const SHORT: Retention = Retention { releases: 3, age: Millis(0), history: Millis(1000) };
+
 fn digest(world: &World, release: &ReleaseId) -> Digest {
     world.get::<Release>(release_key(release)).artifact
 }
@@ -31,8 +34,9 @@ fn delete(digests: Vec<Digest>) -> ArtifactAction {
 }
 
 #[test]
-fn what_could_be_gone_back_to_is_never_deleted() {
+fn artifact_that_could_be_gone_back_to_is_never_deleted() {
     let (mut world, file) = World::with_fleet(2, FILE);
+    world.retain(SHORT);
     let releases: Vec<_> = (1..=6).map(|number| world.deployed(number, &file)).collect();
     let waiting = world.release(7, &file);
     let id = world.start(&waiting, Purpose::Deploy).unwrap();
@@ -52,31 +56,84 @@ fn what_could_be_gone_back_to_is_never_deleted() {
         let quarantined = crate::rollout::Quarantined { release, rollout, why: "bad".into(), at: Timestamp(0) };
         deployment.quarantined.push(quarantined);
     }
-    world.tables.put(&deployment).unwrap();
+    world.put(&deployment);
     assert_eq!(deployment.former(Some(&waiting)), Some(&releases[2]));
     let former = digest(&world, &releases[2]);
     assert_eq!(world.refused(delete(vec![former])), "needed");
 }
 
 #[test]
-fn retention_names_only_old_artifacts_that_nothing_younger_has() {
+fn artifact_expires_once_no_release_needs_it_and_no_retention_keeps_it() {
     let (mut world, file) = World::with_fleet(1, FILE);
-    let first = world.release(1, &file);
-    for number in 2..=5 {
-        world.release(number, &file);
-    }
-    let mut pipeline: Pipeline = world.get(key("shop"));
-    pipeline.retention = Retention { releases: 3, age: Millis(1000) };
-    let later = Timestamp(world.now.0 + 1_000_000);
-    let expired = expired_artifacts(&world.tables, &pipeline, later, 10).unwrap();
-    assert_eq!(expired.len(), 2);
-    assert!(expired_artifacts(&world.tables, &pipeline, later, 1).unwrap().len() == 1);
-    // The same bytes again, in a young release that is not among the newest.
-    let release: Release = world.get(release_key(&first));
-    let young = Release { id: ReleaseId { number: 3, ..first.clone() }, created_at: later, ..release };
-    world.tables.put(&young).unwrap();
-    let left = expired_artifacts(&world.tables, &pipeline, later, 10).unwrap();
-    assert!(!left.contains(&young.artifact), "{left:?}");
+    world.retain(Retention { releases: 3, age: Millis(100_000), ..Retention::default() });
+    let releases: Vec<_> = (1..=5).map(|number| world.release(number, &file)).collect();
+    let digests: Vec<_> = releases.iter().map(|release| digest(&world, release)).collect();
+    assert_eq!(expired_artifacts(&world.tables, world.now, 10).unwrap(), [], "they are young");
+    let later = Timestamp(world.now.0 + 100_000);
+    assert_eq!(expired_artifacts(&world.tables, later, 10).unwrap(), digests[..2]);
+    assert_eq!(expired_artifacts(&world.tables, later, 1).unwrap(), digests[..1]);
+    assert_eq!(world.refused(delete(digests[..1].to_vec())), "needed", "a view that is ahead of state deletes nothing early");
+    world.now = later;
+    assert_eq!(world.refused(delete(vec![digests[4]])), "needed", "the newest stays, however old it is");
+    // The same bytes again: the younger release keeps them.
+    let (git_ref, file) = ("refs/heads/main".to_owned(), Box::new(file));
+    world.ok(BuildAction::ImportArtifact { pipeline: name("shop"), commit: commit(9), git_ref, artifact: artifact(1), file });
+    assert_eq!(expired_artifacts(&world.tables, later, 10).unwrap(), digests[1..3]);
+    assert_eq!(world.refused(delete(vec![digests[0]])), "needed");
+}
+
+#[test]
+fn artifact_of_two_pipelines_is_kept_for_the_longest_retention() {
+    let (mut world, file) = World::with_fleet(1, FILE);
+    world.retain(Retention { releases: 3, age: Millis(10_000_000), ..Retention::default() });
+    let release = world.release(1, &file);
+    let shared = digest(&world, &release);
+    world.ok(PipelineAction::Create {
+        name: name("blog"),
+        source: Source::Remote("https://git.example/blog".into()),
+        file: "swell.toml".into(),
+        concurrency: 1,
+        supersede: true,
+        retention: SHORT,
+    });
+    let (git_ref, file) = ("refs/heads/main".to_owned(), Box::new(file));
+    world.ok(BuildAction::ImportArtifact { pipeline: name("blog"), commit: commit(1), git_ref, artifact: artifact(1), file });
+    world.ok(PipelineAction::Remove { name: name("blog") });
+    world.ok(PipelineAction::Remove { name: name("shop") });
+    world.now = Timestamp(world.now.0 + 1_000_000);
+    assert_eq!(world.refused(delete(vec![shared])), "needed", "the other pipeline's retention is longer");
+    world.now = Timestamp(world.now.0 + 10_000_000);
+    assert_eq!(expired_artifacts(&world.tables, world.now, 9).unwrap(), [shared], "artifacts of removed pipelines expire too");
+    world.ok(delete(vec![shared]));
+}
+
+#[test]
+fn rebuild_of_the_same_bytes_leaves_the_manifest_of_what_runs() {
+    let (mut world, file) = World::with_fleet(1, FILE);
+    let release = world.deployed(1, &file);
+    let first: Artifact = world.get(key(digest(&world, &release).hex().as_str()));
+    let (git_ref, file) = ("refs/heads/main".to_owned(), Box::new(file));
+    let artifact = StoredArtifact { manifest: Digest::of(b"another manifest"), ..artifact(1) };
+    world.ok(BuildAction::ImportArtifact { pipeline: name("shop"), commit: commit(9), git_ref, artifact, file });
+    let now: Artifact = world.get(key(first.digest.hex().as_str()));
+    assert_eq!(now.manifest, first.manifest);
+    let of_number = |number| release_key(&ReleaseId { number, ..release.clone() });
+    assert_eq!([1, 2].map(|number| world.get::<Release>(of_number(number)).manifest), [first.manifest; 2]);
+}
+
+#[test]
+fn deletion_reads_the_same_number_of_records_whatever_is_deployed() {
+    let reads = |releases: u8| {
+        let (mut world, file) = World::with_fleet(1, FILE);
+        world.retain(SHORT);
+        for number in 1..=releases {
+            world.deployed(number, &file);
+        }
+        let digests = expired_artifacts(&world.tables, world.now, 1).unwrap();
+        world.ok(delete(digests));
+        world.reads
+    };
+    assert_eq!(reads(6), reads(20));
 }
 
 #[test]
@@ -116,6 +173,7 @@ fn routes_lead_to_what_answers_whichever_release_it_is_of() {
 #[test]
 fn content_is_garbage_once_no_record_names_it() {
     let (mut world, file) = World::with_fleet(1, FILE);
+    world.retain(SHORT);
     let first = world.deployed(1, &file);
     for number in 2..=6 {
         world.deployed(number, &file);

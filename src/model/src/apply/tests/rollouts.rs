@@ -32,7 +32,9 @@ fn a_canary_goes_wave_by_wave_and_each_transition_is_told_once() {
     let id = world.start(&release, Purpose::Deploy).unwrap();
     world.complete(id);
     let story = world.story();
-    let states: Vec<_> = story.iter().filter_map(|line| line.strip_prefix("rollout/r1 rollout.state ")).collect();
+    let is_state = |word: &&str| matches!(*word, "deploying" | "canary-check" | "rolling-out" | "deployed");
+    let of_rollout = story.iter().filter_map(|line| line.strip_prefix("rollout/r1 "));
+    let states: Vec<_> = of_rollout.filter_map(|line| line.split(' ').nth(1)).filter(is_state).collect();
     assert_eq!(states, ["deploying", "canary-check", "rolling-out", "deployed"]);
     let rollout = world.rollout(id);
     assert_eq!(rollout.plan.sizes(), [1, 2, 3]);

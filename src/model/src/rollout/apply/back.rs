@@ -5,7 +5,7 @@ use roaring::RoaringBitmap;
 use crate::rollout::apply::{end, illegal, move_to, open, save, start::quarantine};
 use crate::{
     apply::context::Context,
-    event::Subject,
+    event::{DataKey, EventKind, Subject},
     fleet::observation::{Observation, Progress, observation_key},
     ids::{ReleaseId, RolloutId},
     rejection::RuleError,
@@ -17,7 +17,7 @@ use crate::{
 /// Abort wins from every state that is not an end.
 pub(crate) fn abort<T: Tables>(context: &mut Context<'_, T>, id: RolloutId, why: &str) -> Result<Subject, RuleError> {
     let rollout = open(context, id, "be aborted")?;
-    context.event(Subject::Rollout(id), "rollout.abort_asked").note(why);
+    context.event(Subject::Rollout(id), EventKind::RolloutAbortRequested).note(why);
     match rollout.state {
         RolloutState::RollingBack => save(context, rollout),
         RolloutState::Blocked => end(context, rollout, RolloutState::Canceled, Some(why)),
@@ -65,7 +65,7 @@ pub(crate) fn revert_targets<T: Tables>(
     }
     rollout.sets.reverted |= targets;
     rollout.elapsed = Millis(0);
-    context.event(Subject::Rollout(id), "rollout.targets_reverted").data("targets", targets.len());
+    context.event(Subject::Rollout(id), EventKind::RolloutTargetsReverted).data(DataKey::Targets, targets.len());
     save(context, rollout)
 }
 

@@ -5,7 +5,7 @@ use roaring::RoaringBitmap;
 use crate::rollout::apply::{back, end, illegal, move_to, open, save};
 use crate::{
     apply::context::Context,
-    event::Subject,
+    event::{DataKey, EventKind, Subject},
     fleet::{
         Target,
         observation::{Observation, Progress, Report, observation_key},
@@ -66,8 +66,11 @@ pub(crate) fn change_targets<T: Tables>(
         // The deadline is a batch's: a new one has all of it.
         rollout.elapsed = Millis(0);
     }
-    let event = context.event(Subject::Rollout(id), "rollout.targets_changed");
-    event.data("wave", rollout.wave + 1).data("targets", targets.len()).data("unreachable", unreachable.len());
+    let event = context.event(Subject::Rollout(id), EventKind::RolloutTargetsChanged);
+    event
+        .data(DataKey::Wave, rollout.wave + 1)
+        .data(DataKey::Targets, targets.len())
+        .data(DataKey::Unreachable, unreachable.len());
     if rollout.state == RolloutState::Deploying && !rollout.settings.canary && !first_batch {
         move_to(context, &mut rollout, RolloutState::RollingOut, None)?;
     }
@@ -124,15 +127,15 @@ fn judge<T: Tables>(
     let by = context.principal.clone();
     let record = VerdictRecord { wave, gate, verdict, evidence: evidence.to_owned(), by, at: context.at };
     rollout.verdicts.push(record);
-    let event = context.event(Subject::Rollout(id), "rollout.verdict");
-    event.data("wave", wave + 1).data("gate", gate.name()).data("verdict", verdict.name()).note(evidence);
+    let event = context.event(Subject::Rollout(id), EventKind::RolloutGateJudged);
+    event.data(DataKey::Wave, wave + 1).data(DataKey::Gate, gate.name()).data(DataKey::Verdict, verdict.name()).note(evidence);
     match verdict {
         Verdict::Pass | Verdict::Overridden => pass(context, rollout),
         // There is nothing better to go back to: its targets stay told to run the release, and a person looks.
         Verdict::Fail if rollout.purpose == Purpose::Rollback => end(context, rollout, RolloutState::Failed, Some(evidence)),
         Verdict::Fail if rollout.settings.irreversible => {
             let why = format!("{evidence}; the release is irreversible, so a person decides: promote or abort");
-            context.event(Subject::Rollout(id), "rollout.paused").note(&why);
+            context.event(Subject::Rollout(id), EventKind::RolloutPaused).note(&why);
             rollout.paused = Some(Pause { why, by: context.principal.clone(), at: context.at });
             save(context, rollout)
         }
@@ -201,8 +204,8 @@ fn pass<T: Tables>(context: &mut Context<'_, T>, mut rollout: Rollout) -> Result
         move_to(context, &mut rollout, RolloutState::RollingOut, None)?;
     }
     context
-        .event(Subject::Rollout(rollout.id), "rollout.wave")
-        .data("wave", rollout.wave + 1)
-        .data("waves", rollout.plan.waves.len());
+        .event(Subject::Rollout(rollout.id), EventKind::RolloutWaveStarted)
+        .data(DataKey::Wave, rollout.wave + 1)
+        .data(DataKey::Waves, rollout.plan.waves.len());
     save(context, rollout)
 }

@@ -15,7 +15,7 @@ use std::collections::BTreeSet;
 use crate::apply::context::Context;
 use crate::{
     command::RolloutAction,
-    event::Subject,
+    event::{DataKey, EventKind, Subject},
     fleet::{PortLease, Target, lease_key, port_leases},
     rejection::{Rejection, RuleError},
     rollout::{Deployment, OpenRollout, Past, Pause, Purpose, Rollout, RolloutState, assignment::assigned_release},
@@ -47,7 +47,7 @@ pub(crate) fn apply<T: Tables>(context: &mut Context<'_, T>, action: &RolloutAct
             }
             let pause = Pause { why: why.clone(), by: context.principal.clone(), at: context.at };
             rollout.paused.get_or_insert(pause);
-            context.event(Subject::Rollout(rollout.id), "rollout.paused").note(why);
+            context.event(Subject::Rollout(rollout.id), EventKind::RolloutPaused).note(why);
             save(context, rollout)
         }
         RolloutAction::Resume { rollout } => {
@@ -55,7 +55,7 @@ pub(crate) fn apply<T: Tables>(context: &mut Context<'_, T>, action: &RolloutAct
             if rollout.paused.take().is_none() {
                 return Err(illegal(&rollout, "be resumed: it is not paused"));
             }
-            context.event(Subject::Rollout(rollout.id), "rollout.resumed");
+            context.event(Subject::Rollout(rollout.id), EventKind::RolloutResumed);
             save(context, rollout)
         }
         RolloutAction::Abort { rollout, why } => back::abort(context, *rollout, why),
@@ -88,8 +88,11 @@ fn move_to<T: Tables>(
     let (at, from) = (context.at, rollout.state);
     rollout.state = next;
     rollout.ended_at = next.is_end().then_some(at);
-    let event = context.event(Subject::Rollout(rollout.id), "rollout.state").moved(from, next);
-    event.data("pipeline", &rollout.pipeline).data("environment", &rollout.environment).data("release", &rollout.release);
+    let event = context.event(Subject::Rollout(rollout.id), EventKind::of_rollout_state(next)).moved(from, next);
+    event
+        .data(DataKey::Pipeline, &rollout.pipeline)
+        .data(DataKey::Environment, &rollout.environment)
+        .data(DataKey::Release, &rollout.release);
     if let Some(why) = why {
         event.note(why);
     }

@@ -6,7 +6,7 @@ use roaring::RoaringBitmap;
 
 use crate::{
     apply::context::Context,
-    event::Subject,
+    event::{DataKey, EventKind, Subject},
     fleet::observation::{Observation, Progress as Observed},
     ids::RolloutId,
     rejection::RuleError,
@@ -52,10 +52,13 @@ impl Progress {
                 continue;
             }
             let sets = &rollout.sets;
-            let event = context.event(Subject::Rollout(rollout.id), "rollout.progress");
-            event.data("changed", sets.changed.len()).data("healthy", sets.healthy.len()).data("failed", sets.failed.len());
+            let event = context.event(Subject::Rollout(rollout.id), EventKind::RolloutProgressed);
+            event
+                .data(DataKey::Changed, sets.changed.len())
+                .data(DataKey::Healthy, sets.healthy.len())
+                .data(DataKey::Failed, sets.failed.len());
             if rollout.state == RolloutState::RollingBack {
-                event.data("restored", sets.restored.len());
+                event.data(DataKey::Restored, sets.restored.len());
             }
             rollout.revision = context.index;
             context.tables.put(&rollout)?;

@@ -8,7 +8,7 @@ use crate::rollout::apply::{end, illegal, move_to, open, save};
 use crate::{
     apply::context::Context,
     digest::Digest,
-    event::{Subject, cut},
+    event::{DataKey, EventKind, Subject, cut},
     fleet::{PortLease, Target, port_leases::missing},
     ids::{EnvironmentName, ReleaseId, RolloutId},
     principal::Principal,
@@ -86,12 +86,12 @@ pub(crate) fn start<T: Tables>(context: &mut Context<'_, T>, request: Request<'_
     context.tables.put(&OpenRollout { rollout: id })?;
     let subject = Subject::Rollout(id);
     context.created.push(subject.clone());
-    let event = context.event(subject, "rollout.created");
+    let event = context.event(subject, EventKind::RolloutCreated);
     event
-        .data("pipeline", &rollout.pipeline)
-        .data("environment", &rollout.environment)
-        .data("release", &rollout.release)
-        .data("by", &rollout.by);
+        .data(DataKey::Pipeline, &rollout.pipeline)
+        .data(DataKey::Environment, &rollout.environment)
+        .data(DataKey::Release, &rollout.release)
+        .data(DataKey::By, &rollout.by);
     take_place(context, &rollout, &mut deployment)?;
     if rollout.blocked.is_none() {
         begin(context, &mut rollout, &mut deployment, leases)?;
@@ -145,7 +145,7 @@ fn take_place<T: Tables>(context: &mut Context<'_, T>, rollout: &Rollout, deploy
 fn wait<T: Tables>(context: &mut Context<'_, T>, rollout: &Rollout, deployment: &mut Deployment) {
     deployment.next = Some(rollout.id);
     let why = rollout.blocked.as_ref().map(ToString::to_string).unwrap_or_default();
-    context.event(Subject::Rollout(rollout.id), "rollout.blocked").note(why);
+    context.event(Subject::Rollout(rollout.id), EventKind::RolloutBlocked).note(why);
 }
 
 /// What blocked it is gone: it is planned again, for what is true now.
@@ -246,8 +246,8 @@ pub(crate) fn quarantine<T: Tables>(
     let why = cut(why, QUARANTINE_WHY_BYTES_MAX);
     let quarantined = Quarantined { release: release.clone(), rollout, why: why.clone(), at: context.at };
     deployment.quarantined.push(quarantined);
-    let event = context.event(Subject::Environment(deployment.environment.clone()), "environment.quarantined");
-    event.data("release", release).data("rollout", rollout).note(why);
+    let event = context.event(Subject::Environment(deployment.environment.clone()), EventKind::EnvironmentReleaseQuarantined);
+    event.data(DataKey::Release, release).data(DataKey::Rollout, rollout).note(why);
     Ok(())
 }
 
@@ -277,8 +277,8 @@ pub(crate) fn start_automatically<T: Tables>(
             Ok(_) => {}
             Err(RuleError::Rejected(rejection)) => {
                 let note = format!("{rejection}: {}", rejection.hint());
-                let event = context.event(Subject::Release(release.id.clone()), "release.not_deployed");
-                event.data("environment", environment).data("code", rejection.code()).note(note);
+                let event = context.event(Subject::Release(release.id.clone()), EventKind::ReleaseDeploySkipped);
+                event.data(DataKey::Environment, environment).data(DataKey::Code, rejection.code()).note(note);
             }
             Err(error) => return Err(error),
         }

@@ -5,12 +5,9 @@ use crate::{
     apply::testing::name,
     command::{ArtifactAction, BuildAction, EnvironmentAction, FleetAction, RolloutAction},
     ids::{BuildId, ReleaseId},
-    pipeline::Pipeline,
     release::{Release, release_key, retention::expired_artifacts},
     rollout::Purpose,
     simulation::agent::Agent,
-    tables::key,
-    units::Timestamp,
 };
 
 impl History {
@@ -61,8 +58,7 @@ impl History {
             }
             (37, ..) => {
                 // Retention at work, and someone who asks for more than it allows.
-                let pipeline: Pipeline = self.world.get(key("shop"));
-                let digests = expired_artifacts(&self.world.tables, &pipeline, Timestamp(u64::MAX), 3).unwrap();
+                let digests = expired_artifacts(&self.world.tables, self.world.now, 3).unwrap();
                 self.lead(ArtifactAction::Delete { digests })?;
                 let Some(release) = self.random.pick(&self.releases).cloned() else { return Ok(()) };
                 let digests = vec![self.world.get::<Release>(release_key(&release)).artifact];
