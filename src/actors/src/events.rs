@@ -3,11 +3,8 @@
 
 use tokio::sync::watch;
 
-use swell_model::{
-    event::{Event, EventSeq},
-    tables::{ReadTables, Scan, TablesError},
-};
-use swell_raft::Node;
+use swell_model::event::{Event, EventSeq};
+use swell_raft::{EventsError, Node};
 
 /// How many events one read returns at the most.
 const EVENTS_AT_ONCE: usize = 1000;
@@ -28,17 +25,17 @@ impl Follower {
     }
 
     /// Waits until there are events that were not seen, and returns them: at most [`EVENTS_AT_ONCE`]. None when the node stopped.
-    pub async fn next(&mut self) -> Option<Result<Vec<Event>, TablesError>> {
+    /// Events that this server never had, because it installed a snapshot, are passed over: actors compare with state now and then.
+    pub async fn next(&mut self) -> Option<Result<Vec<Event>, EventsError>> {
         loop {
-            let node = self.node.clone();
-            let scan = Scan::all().after(self.seen.key());
-            let read = tokio::task::spawn_blocking(move || node.view().scan::<Event>(&scan, EVENTS_AT_ONCE)).await.ok()?;
-            match read {
+            let (events, seen) = (self.node.events(), self.seen);
+            match tokio::task::spawn_blocking(move || events.range(seen, EVENTS_AT_ONCE)).await.ok()? {
                 Ok(events) if events.is_empty() => self.last.changed().await.ok()?,
                 Ok(events) => {
                     self.seen = events.last().map_or(self.seen, |event| event.seq);
                     return Some(Ok(events));
                 }
+                Err(EventsError::Gone { resume_after, .. }) => self.seen = resume_after,
                 Err(error) => return Some(Err(error)),
             }
         }
