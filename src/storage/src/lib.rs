@@ -2,6 +2,8 @@
 
 pub mod checkpoint;
 pub mod codec;
+#[cfg(any(test, feature = "testing"))]
+pub mod counting;
 mod error;
 pub mod events;
 mod files;
