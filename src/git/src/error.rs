@@ -70,10 +70,7 @@ pub enum GitError {
     State { what: String, detail: String },
     /// Any other failure.
     #[error("{what} failed: {detail}")]
-    Failed {
-        what: String,
-        detail: String,
-    },
+    Failed { what: String, detail: String },
 }
 
 impl GitError {

@@ -1,4 +1,4 @@
-//! What happened: one ordered, hash-chained log. It replaces a message queue and an audit database.
+//! What happened: one ordered, hash-chained log, kept beside state and not in it. It replaces a message queue and an audit database.
 
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
@@ -8,7 +8,6 @@ use crate::{
     digest::Digest,
     ids::{BuildId, EnvironmentName, IdError, PipelineName, ReleaseId, RepositoryName, RolloutId, RunnerName, TargetName},
     principal::Principal,
-    tables::{Key, Record, Table, key},
     units::Timestamp,
 };
 
@@ -21,13 +20,6 @@ pub struct EventSeq {
     pub index: u64,
     /// The place within the entry, from 0.
     pub ordinal: u32,
-}
-
-impl EventSeq {
-    /// The key it has in state.
-    pub fn key(self) -> Key {
-        key(self.index).then(self.ordinal)
-    }
 }
 
 impl fmt::Display for EventSeq {
@@ -135,14 +127,6 @@ impl Event {
     pub fn chain_hash(&self) -> Digest {
         // A struct of plain fields always serialises; the digest of nothing would show as a broken chain.
         Digest::of(&rmp_serde::to_vec_named(self).unwrap_or_default())
-    }
-}
-
-impl Record for Event {
-    const TABLE: Table = Table::Events;
-
-    fn key(&self) -> Key {
-        self.seq.key()
     }
 }
 

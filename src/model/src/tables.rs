@@ -55,8 +55,6 @@ pub enum Table {
     Runners,
     /// Subjects whose actors fail again and again.
     ActorFailures,
-    /// The ordered log of what was applied.
-    Events,
     /// Answers to commands that carried an idempotency key.
     Answers,
     /// The same, oldest first, so that they can be forgotten.
@@ -83,7 +81,7 @@ pub enum Table {
 
 impl Table {
     /// All of them.
-    pub const ALL: [Table; 34] = [
+    pub const ALL: [Table; 33] = [
         Table::Cluster,
         Table::Repositories,
         Table::Refs,
@@ -106,7 +104,6 @@ impl Table {
         Table::PortLeases,
         Table::Runners,
         Table::ActorFailures,
-        Table::Events,
         Table::Answers,
         Table::AnswersByTime,
         Table::QueuedBuilds,
@@ -145,7 +142,6 @@ impl Table {
             Table::PortLeases => "port_leases",
             Table::Runners => "runners",
             Table::ActorFailures => "actor_failures",
-            Table::Events => "events",
             Table::Answers => "answers",
             Table::AnswersByTime => "answers_by_time",
             Table::QueuedBuilds => "queued_builds",

@@ -1,5 +1,5 @@
 //! The feed of applied changes: every batch once, in order, shared by all subscribers. Bounded: a subscriber that falls behind by more
-//! than [`BATCHES_KEPT`] starts over from a view. Knows nothing of what subscribers make of it.
+//! than [`BATCHES_KEPT`] starts over from a view. Knows nothing of its subscribers.
 
 use std::sync::Arc;
 
@@ -8,10 +8,10 @@ use tokio::sync::broadcast;
 use super::{Node, View};
 use swell_model::change::AppliedBatch;
 
-/// How many batches wait for the slowest subscriber.
+/// Most batches that wait for the slowest subscriber.
 const BATCHES_KEPT: usize = 1024;
 
-/// What the state machine publishes.
+/// An item of the feed before a subscriber's place in it is known.
 #[derive(Debug, Clone)]
 enum Published {
     Applied(Arc<AppliedBatch>),
@@ -41,11 +41,11 @@ impl Publisher {
     }
 }
 
-/// What a subscriber gets.
+/// One item of the feed.
 pub enum FeedItem {
     /// Forget what was derived and derive it anew from this view; batches after it follow. Always the first item.
     StartOver(View),
-    /// What was applied next.
+    /// The batch that was applied next.
     Applied(Arc<AppliedBatch>),
 }
 

@@ -1,5 +1,5 @@
-//! What consensus keeps on disk, in types of our own: openraft's change between its versions, and these may not. The golden bytes
-//! in the tests notice a change. Knows nothing of where they are kept.
+//! Encodings of what consensus keeps on disk, in types of our own: openraft's types change between its versions, and these must not. The
+//! golden bytes in the tests notice a change.
 
 use std::{
     borrow::Cow,
@@ -14,33 +14,33 @@ use super::types::{Commands, Entry, LogId, Membership, Vote};
 use swell_model::command::Command;
 use swell_storage::codec;
 
-/// Where an entry stands.
+/// A log id.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 struct IdRecord {
     term: u64,
     index: u64,
 }
 
-/// For whom this server voted.
+/// The vote of this server.
 #[derive(Debug, Serialize, Deserialize)]
 struct VoteRecord {
     term: u64,
     node: u64,
-    /// Whether a majority did.
+    /// Whether a majority voted for the same.
     elected: bool,
 }
 
-/// Who belongs to the cluster: one set of voters, or two while it changes; the other nodes learn.
+/// The membership: one set of voters, or two while it changes; the other nodes are learners.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct MembersRecord {
     voters: Vec<BTreeSet<u64>>,
-    /// Every node and its address.
+    /// Addresses by node id.
     nodes: BTreeMap<u64, String>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 enum PayloadRecord<'a> {
-    /// The first entry of a leader.
+    /// A leader's first entry.
     Blank,
     Commands(Cow<'a, [Command]>),
     Members(MembersRecord),
@@ -55,7 +55,7 @@ struct EntryRecord<'a> {
 #[derive(Debug, Serialize, Deserialize)]
 struct PositionRecord {
     last: Option<IdRecord>,
-    /// The entry that made them members.
+    /// Log id of the membership entry.
     members_since: Option<IdRecord>,
     members: MembersRecord,
 }
@@ -97,7 +97,7 @@ pub fn decode_entry(bytes: &[u8]) -> io::Result<Entry> {
     let EntryRecord { id, payload } = decode(bytes)?;
     let payload = match payload {
         PayloadRecord::Blank => EntryPayload::Blank,
-        PayloadRecord::Commands(commands) => EntryPayload::Normal(Commands(commands.into_owned())),
+        PayloadRecord::Commands(commands) => EntryPayload::Normal(Commands(commands.into_owned().into())),
         PayloadRecord::Members(members) => EntryPayload::Membership(members_of(members)?),
     };
     Ok(Entry { log_id: id_of(id), payload })
@@ -181,13 +181,14 @@ mod tests {
     }
 
     #[test]
-    fn what_former_programs_wrote_is_read_and_written_the_same() {
+    fn former_values_are_read_and_written_the_same() {
         let position = Position {
             last: Some(LogId::new_term_index(2, 9)),
             membership: Membership::new(Some(LogId::new_term_index(1, 0)), members()),
         };
         let vote = Vote { leader_id: LeaderId { term: 2, voted_for: 3 }, committed: true };
-        let entries = [EntryPayload::Blank, EntryPayload::Normal(Commands(vec![command()])), EntryPayload::Membership(members())];
+        let entries =
+            [EntryPayload::Blank, EntryPayload::Normal(Commands([command()].into())), EntryPayload::Membership(members())];
         let mut written = vec![
             ("id", encode_id(LogId::new_term_index(2, 9)).unwrap()),
             ("vote", encode_vote(&vote).unwrap()),

@@ -1,4 +1,4 @@
-//! Whether the node still runs, and why not. The first reason counts: what follows is its consequence.
+//! Whether the node runs, or why it stopped. The first reason counts: later ones are its consequences.
 
 use std::{fmt, io};
 
@@ -6,7 +6,7 @@ use tokio::sync::watch;
 
 use swell_storage::StorageError;
 
-/// Shared by everything that may have to stop the node.
+/// Shared by everything that can stop the node.
 #[derive(Debug)]
 pub struct Health {
     stopped: watch::Sender<Option<String>>,
@@ -17,26 +17,26 @@ impl Health {
         Self { stopped: watch::Sender::new(None) }
     }
 
-    /// Stops the node. Nothing of what met the error is acknowledged.
+    /// Stops the node. Whatever met the error is not acknowledged.
     pub fn stop(&self, why: &impl fmt::Display) {
         self.stopped.send_if_modified(|stopped| {
             let first = stopped.is_none();
             if first {
                 let why = why.to_string();
-                tracing::error!(why, "this server steps aside");
+                tracing::error!(%why, "server stopped taking part in the cluster");
                 *stopped = Some(why);
             }
             first
         });
     }
 
-    /// Stops the node, and gives openraft its kind of error.
+    /// Stops the node, and returns openraft's kind of error.
     pub fn stopped_by(&self, error: StorageError) -> io::Error {
         self.stop(&error);
         error.into()
     }
 
-    /// Waits until it stops; why it did.
+    /// Waits until the node stops, and returns why.
     pub async fn until_stopped(&self) -> String {
         let mut stopped = self.stopped.subscribe();
         let why = stopped.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
@@ -44,7 +44,7 @@ impl Health {
         why.unwrap_or_default()
     }
 
-    /// Why it stopped, if it did.
+    /// Why the node stopped, if it did.
     pub fn stopped(&self) -> Option<String> {
         self.stopped.borrow().clone()
     }

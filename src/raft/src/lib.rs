@@ -1,4 +1,4 @@
-//! How state is agreed: openraft over storage, the network between servers, and the node as everyone else sees it.
+//! Consensus: openraft over storage, the network between servers, and the node as everyone else sees it. Nothing outside knows openraft.
 
 mod feed;
 mod format;
@@ -9,6 +9,7 @@ mod network;
 mod node;
 mod options;
 mod proposer;
+mod recent;
 mod status;
 mod types;
 
@@ -19,4 +20,4 @@ pub use feed::{ChangeFeed, FeedItem};
 pub use node::{Error, Node};
 pub use options::Options;
 pub use status::{Leadership, Status};
-pub use swell_storage::View;
+pub use swell_storage::{EventStore, EventsError, View};

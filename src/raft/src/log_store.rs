@@ -4,7 +4,7 @@ use std::{
     fmt::Debug,
     io,
     ops::{Bound, Range, RangeBounds},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use openraft::{
@@ -16,24 +16,39 @@ use openraft::{
 use super::{
     format::{decode_entry, decode_id, decode_vote, encode_entry, encode_id, encode_vote},
     health::Health,
+    recent::RecentEntries,
     types::{Entry, LogId, Types, Vote},
 };
-use swell_storage::{StateStore, log::RaftLog};
+use swell_storage::{EventStore, StateStore, log::RaftLog};
 
-/// What one message of replication carries at the most; one entry more than this still goes alone.
+/// Most bytes of entries in one replication message; a larger entry goes alone.
 const READ_BYTES_MAX: usize = 4 << 20;
 
-/// The log, and the state that must be on disk before entries are purged.
+/// The log, and the databases that must be on disk before entries are purged.
 #[derive(Clone)]
 pub struct LogStore {
-    pub log: RaftLog,
-    pub state: StateStore,
-    pub health: Arc<Health>,
+    log: RaftLog,
+    state: StateStore,
+    events: EventStore,
+    health: Arc<Health>,
+    recent: Arc<Mutex<RecentEntries>>,
 }
 
 impl LogStore {
-    /// Reads off the asynchronous threads: entries that are not in memory any more come from the disk.
+    pub fn new(log: RaftLog, state: StateStore, events: EventStore, health: Arc<Health>) -> Self {
+        Self { log, state, events, health, recent: Arc::default() }
+    }
+
+    fn recent(&self) -> MutexGuard<'_, RecentEntries> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Entries that were appended lately, as those to be applied and replicated are, come from memory at once. Others are read off the
+    /// asynchronous threads.
     async fn read(&self, range: Range<u64>, bytes: usize) -> io::Result<Vec<Entry>> {
+        if let Some(entries) = self.recent().read(range.clone(), bytes) {
+            return Ok(entries);
+        }
         let log = self.log.clone();
         let read =
             move || -> io::Result<Vec<Entry>> { log.read(range, bytes)?.iter().map(|entry| decode_entry(entry)).collect() };
@@ -81,29 +96,41 @@ impl RaftLogStorage<Types> for LogStore {
         saved.map_err(|error| self.health.stopped_by(error))
     }
 
-    /// Returns once the entries are queued, and so can be read; `flushed` is told once they are on disk.
+    /// Returns once the entries are queued and readable; `flushed` is completed once they are on disk.
     async fn append<I>(&mut self, entries: I, flushed: IOFlushed<Types>) -> io::Result<()>
     where
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        let entries =
-            entries.into_iter().map(|entry| Ok((entry.log_id.index, encode_entry(&entry)?))).collect::<io::Result<_>>()?;
+        let entries = entries.into_iter().map(|entry| Ok((encode_entry(&entry)?, entry))).collect::<io::Result<Vec<_>>>()?;
+        let entries = {
+            let mut recent = self.recent();
+            let note = |(bytes, entry): (Vec<u8>, Entry)| {
+                let index = entry.log_id.index;
+                recent.push(entry, bytes.len());
+                (index, bytes)
+            };
+            entries.into_iter().map(note).collect()
+        };
         let health = Arc::clone(&self.health);
         let done = Box::new(move |result: Result<(), _>| flushed.io_completed(result.map_err(|error| health.stopped_by(error))));
         self.log.append(entries, done).await.map_err(|error| self.health.stopped_by(error))
     }
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> io::Result<()> {
-        let truncated = self.log.truncate(last.map_or(0, |last| last.index + 1)).await;
+        let from = last.map_or(0, |last| last.index + 1);
+        self.recent().truncate(from);
+        let truncated = self.log.truncate(from).await;
         truncated.map_err(|error| self.health.stopped_by(error))
     }
 
-    /// What is purged can never be applied again: so state is brought to the disk first.
+    /// What is purged can never be applied again, so events and state are synced first.
     async fn purge(&mut self, last: LogId) -> io::Result<()> {
-        let state = self.state.current();
-        let synced = tokio::task::spawn_blocking(move || state.sync()).await.map_err(io::Error::other)?;
+        let (state, events) = (self.state.current(), self.events.clone());
+        let sync = move || events.sync().and_then(|()| state.sync());
+        let synced = tokio::task::spawn_blocking(sync).await.map_err(io::Error::other)?;
         synced.map_err(|error| self.health.stopped_by(error))?;
+        self.recent().purge(last.index);
         let purged = self.log.purge(last.index, encode_id(last)?).await;
         purged.map_err(|error| self.health.stopped_by(error))
     }

@@ -1,6 +1,6 @@
 //! The replicated state machine: applies entries in one transaction a batch, takes snapshots, installs them.
 //!
-//! What it does depends on the entries and on state alone; time and identity arrive inside the commands.
+//! The result depends on the entries and on state alone; time and identity arrive inside the commands.
 
 use std::{io, path::PathBuf, sync::Arc};
 
@@ -30,12 +30,13 @@ use swell_model::{
     tables::{Key, ReadTables},
 };
 use swell_storage::{
-    StateStore, StateTx, StorageError,
+    EventStore, StateStore, StateTx, StorageError,
     checkpoint::{SnapshotDir, SnapshotStore},
+    log::FlushedLog,
     state::{Applied, StateDb},
 };
 
-/// How many entries one transaction holds at the most: it is in memory until it is committed.
+/// Most entries of one transaction: it is in memory until it is committed.
 const BATCH_ENTRIES_MAX: usize = 64;
 
 fn position(db: &StateDb) -> io::Result<Position> {
@@ -52,6 +53,9 @@ fn position_of(applied: &Applied) -> io::Result<Position> {
 pub struct Machine {
     pub state: StateStore,
     pub snapshots: Arc<SnapshotStore>,
+    pub events: EventStore,
+    /// How far this server's own log is on disk.
+    flushed: FlushedLog,
     pub last_event: watch::Sender<EventSeq>,
     pub feed: Publisher,
     worker: Worker,
@@ -82,23 +86,35 @@ impl Worker {
     }
 }
 
-/// Who waits for an entry, and for what. Nobody does on a follower.
-type Waiting = (Option<ApplyResponder<Types>>, Answers);
+/// The responder of an entry's proposer (`None` on a follower) and the answers for it.
+type Answered = (Option<ApplyResponder<Types>>, Answers);
 
 impl Machine {
-    pub fn new(state: StateStore, snapshots: Arc<SnapshotStore>, health: Arc<Health>) -> io::Result<Self> {
+    pub fn new(
+        state: StateStore,
+        snapshots: Arc<SnapshotStore>,
+        events: EventStore,
+        flushed: FlushedLog,
+        health: Arc<Health>,
+    ) -> io::Result<Self> {
         let last_event = watch::Sender::new(EventSeq::default());
-        let machine = Self { last_event, feed: Publisher::new(), worker: Worker::start()?, state, snapshots, health };
+        let (feed, worker) = (Publisher::new(), Worker::start()?);
+        let machine = Self { state, snapshots, events, flushed, last_event, feed, worker, health };
         machine.announce()?;
         Ok(machine)
     }
 
-    /// Tells followers of the events that a view shows more now.
+    /// Shows the events that state shows, and tells whoever waits for more.
     fn announce(&self) -> io::Result<()> {
-        let cluster: Option<Cluster> = self.state.view().get(&Key::all()).map_err(io::Error::other)?;
-        let last = cluster.unwrap_or_default().last_event;
+        let last = last_event(&self.state)?;
+        self.events.show_up_to(last);
         self.last_event.send_if_modified(|seen| std::mem::replace(seen, last) != last);
         Ok(())
+    }
+
+    /// Whether `node` is the only voter, as far as state knows.
+    pub fn is_sole_voter(&self, node: u64) -> io::Result<bool> {
+        Ok(position(&self.state.current())?.membership.membership().voter_ids().eq([node]))
     }
 
     /// Runs on a thread that may block; whatever goes wrong there stops the node.
@@ -114,34 +130,49 @@ impl Machine {
         self.worker.run(move || work(&machine)).await.inspect_err(|error| self.health.stop(error))
     }
 
-    fn apply_batch(&self, batch: Vec<EntryResponder<Types>>) -> io::Result<Vec<Waiting>> {
+    fn apply_batch(&self, batch: Vec<EntryResponder<Types>>) -> io::Result<()> {
         let db = self.state.current();
         let mut position = position(&db)?;
         let mut tx = db.transaction();
-        let mut waiting = Vec::with_capacity(batch.len());
+        let mut answered: Vec<Answered> = Vec::with_capacity(batch.len());
         let mut applied = AppliedBatch::default();
         for (entry, responder) in batch {
-            waiting.push((responder, apply_entry(&mut tx, &mut position, &mut applied, entry)?));
+            answered.push((responder, apply_entry(&mut tx, &mut position, &mut applied, entry)?));
         }
         applied.index = position.last.map_or(0, |last| last.index);
-        tx.commit(&Applied { index: applied.index, details: encode_position(&position)? })?;
+        // Before state: whoever dies in between applies the batch again, and writes the same events.
+        self.events.append(applied.events.iter().map(Arc::as_ref))?;
+        swell_system::crash::point("raft::events_appended");
+        let log_flushed = self.flushed.last().map(|last| last.min(applied.index));
+        tx.commit(&Applied { index: applied.index, log_flushed, details: encode_position(&position)? })?;
         let last = applied.events.last().map(|event| event.seq);
+        if let Some(last) = last {
+            self.events.show_up_to(last);
+        }
         self.feed.applied(applied);
         if let Some(last) = last {
             self.last_event.send_replace(last);
         }
-        Ok(waiting)
+        // From this thread: whoever proposed need not wait until openraft's task runs again.
+        for (responder, answers) in answered {
+            if let Some(responder) = responder {
+                responder.send(answers);
+            }
+        }
+        Ok(())
     }
 
-    /// Kept before it takes the place of state: a server that dies in between finishes it when it starts, see [`reconcile`]. The other
-    /// way around nothing would tell a state that is ahead of its log from a log that lost its end.
+    /// The snapshot counts before it takes the place of state: a server that dies in between finishes it when it starts, see
+    /// [`reconcile`].
     fn install(&self, snapshot: &SnapshotDir) -> io::Result<()> {
         snapshot.verify()?;
         let kept = self.snapshots.adopt(snapshot)?;
         swell_system::crash::point("raft::snapshot_adopted");
         self.state.install(&kept)?;
+        self.events.skip_to(last_event(&self.state)?)?;
+        self.announce()?;
         self.feed.installed();
-        self.announce()
+        Ok(())
     }
 
     fn newest(&self) -> io::Result<Option<Snapshot>> {
@@ -163,7 +194,7 @@ fn apply_entry(tx: &mut StateTx<'_>, position: &mut Position, batch: &mut Applie
     };
     let mut next = EventSeq { index: id.index, ordinal: 0 };
     let mut answers = Vec::with_capacity(commands.len());
-    for command in &commands {
+    for command in commands.iter() {
         tx.savepoint();
         match apply(tx, next, command) {
             Ok(applied) => {
@@ -206,11 +237,7 @@ impl RaftStateMachine<Types> for Machine {
         let mut batches = entries.ready_chunks(BATCH_ENTRIES_MAX);
         while let Some(batch) = batches.next().await {
             let batch = batch.into_iter().collect::<io::Result<Vec<_>>>().inspect_err(|error| self.health.stop(error))?;
-            for (responder, answers) in self.applying(move |machine| machine.apply_batch(batch)).await? {
-                if let Some(responder) = responder {
-                    responder.send(answers);
-                }
-            }
+            self.applying(move |machine| machine.apply_batch(batch)).await?;
         }
         Ok(())
     }
@@ -241,55 +268,122 @@ impl RaftSnapshotBuilder<Types> for Builder {
 
     async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
         let begun = self.begun.take().unwrap_or_else(|| Err(io::Error::other("a snapshot is built once")))?;
-        self.machine.blocking(move |machine| describe(machine.snapshots.finish(&begun)?)).await
+        let finish = move |machine: &Machine| {
+            // A server that lost events with its power goes back to this snapshot: what it covers must be there.
+            machine.events.sync()?;
+            describe(machine.snapshots.finish(&begun)?)
+        };
+        self.machine.blocking(finish).await
     }
 }
 
-/// Why a folder's parts do not belong together, and whether a snapshot mends it.
+/// The newest event that state shows.
+fn last_event(state: &StateStore) -> io::Result<EventSeq> {
+    let cluster: Option<Cluster> = state.view().get(&Key::all()).map_err(io::Error::other)?;
+    Ok(cluster.unwrap_or_default().last_event)
+}
+
+/// How far the log of a folder goes.
+#[derive(Debug, Clone, Copy)]
+pub struct LogBounds {
+    /// Index of its last entry, or of the last that was purged.
+    pub end: Option<u64>,
+    /// Index of the last entry that was purged.
+    pub purged: Option<u64>,
+}
+
+/// Makes sure that the log, state and snapshots of a folder belong together, before anything reads them.
 ///
 /// - State behind what was purged from the log: the entries between are gone; the newest snapshot that covers them takes the
 ///   state's place. openraft would go on without noticing.
+/// - The log ends before what it had on disk when state was written: acknowledged entries are missing. State that is only ahead of
+///   the log is healthy: openraft applies what a quorum of other servers has on disk.
 /// - State and log behind the newest snapshot: it came from another server and was not installed to the end; it is now.
-/// - State ahead of the log's end: acknowledged entries are missing from the log, unless the state came as a snapshot.
+///
+/// # Errors
+/// [`StorageError::LogLost`] and [`StorageError::StateBehindLog`], which name the folders and the way out.
 pub fn reconcile(
-    log_end: Option<u64>,
-    purged: Option<u64>,
+    log: LogBounds,
     state: &StateStore,
     snapshots: &SnapshotStore,
     log_path: &std::path::Path,
 ) -> Result<(), StorageError> {
     let db = state.current();
-    let applied = db.applied()?.map(|applied| applied.index);
+    let recorded = db.applied()?;
+    let applied = recorded.as_ref().map(|applied| applied.index);
+    let log_flushed = recorded.and_then(|applied| applied.log_flushed);
     let newest = snapshots.newest()?;
     let covered = newest.as_ref().map(|snapshot| snapshot.manifest().applied);
-    if purged > applied {
-        let Some(snapshot) = newest.filter(|snapshot| Some(snapshot.manifest().applied) >= purged) else {
-            let cause = format!(
-                "it goes to entry {}, but the log in {} was purged up to {} and no snapshot covers the entries between",
-                applied.unwrap_or(0),
-                log_path.display(),
-                purged.unwrap_or(0),
-            );
-            return Err(StorageError::Damaged { path: db.path().to_owned(), cause });
+    if log.purged > applied {
+        let Some(snapshot) = newest.filter(|snapshot| Some(snapshot.manifest().applied) >= log.purged) else {
+            return Err(StorageError::StateBehindLog {
+                state: db.path().to_owned(),
+                applied: applied.unwrap_or(0),
+                log: log_path.to_owned(),
+                purged: log.purged.unwrap_or(0),
+            });
         };
-        tracing::warn!(snapshot = %snapshot.path().display(), "state lacks entries that were purged: taking the snapshot");
+        tracing::warn!(snapshot = %snapshot.path().display(), ?applied, purged = ?log.purged, "state lacks purged entries, installing the snapshot");
         return state.install(&snapshot);
     }
-    if applied > log_end && applied != covered {
-        let cause = format!(
-            "it ends at entry {}, but {} has applied entry {}: acknowledged entries are missing",
-            log_end.map_or("none".to_owned(), |end| end.to_string()),
-            db.path().display(),
-            applied.unwrap_or(0),
-        );
-        return Err(StorageError::Damaged { path: log_path.to_owned(), cause });
+    if log_flushed > log.end {
+        return Err(StorageError::LogLost {
+            log: log_path.to_owned(),
+            end: log.end,
+            flushed: log_flushed.unwrap_or(0),
+            state: db.path().to_owned(),
+        });
     }
     if let Some(snapshot) = newest
         && covered > applied
-        && covered > log_end
+        && covered > log.end
     {
-        tracing::warn!(snapshot = %snapshot.path().display(), "a snapshot that was received is installed");
+        tracing::warn!(snapshot = %snapshot.path().display(), ?applied, "installing a received snapshot");
         return state.install(&snapshot);
     }
     Ok(())
 }
+
+/// Makes sure that every event that state shows is there, or that a gap says so. A power loss may take the events' tail and leave state:
+/// then an older state takes its place, and applying from there writes the events again.
+///
+/// # Errors
+/// When a database fails.
+pub fn recover_events(
+    log: LogBounds,
+    state: &StateStore,
+    snapshots: &SnapshotStore,
+    events: &EventStore,
+) -> Result<(), StorageError> {
+    let failed = |error: io::Error| StorageError::Failed {
+        tried: "read",
+        path: state.current().path().to_owned(),
+        cause: error.to_string(),
+    };
+    let written = events.last_written()?;
+    if last_event(state).map_err(failed)? <= written {
+        return Ok(());
+    }
+    let applied = state.current().applied()?.map(|applied| applied.index);
+    let newest = snapshots.newest()?.filter(|snapshot| {
+        let covers = Some(snapshot.manifest().applied);
+        covers >= log.purged && covers < applied
+    });
+    match newest {
+        // Only a log with every entry since the first leads to the same state again.
+        None if log.purged.is_none() && log.end >= applied => {
+            tracing::warn!(%written, ?applied, "events are missing, applying the whole log again");
+            state.start_over()?;
+        }
+        None => {}
+        Some(snapshot) => {
+            tracing::warn!(%written, ?applied, snapshot = %snapshot.path().display(), "events are missing, applying again from the snapshot");
+            state.install(&snapshot)?;
+        }
+    }
+    events.skip_to(last_event(state).map_err(failed)?)
+}
+
+#[cfg(test)]
+#[path = "tests/reconcile.rs"]
+mod reconcile_tests;

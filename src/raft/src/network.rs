@@ -12,7 +12,7 @@ use openraft::{
 use super::types::{Snapshot, Types, Vote};
 use swell_storage::checkpoint::SnapshotDir;
 
-/// Nobody can be reached.
+/// A network without peers.
 pub struct NoPeers;
 
 impl RaftNetworkFactory<Types> for NoPeers {
@@ -23,7 +23,7 @@ impl RaftNetworkFactory<Types> for NoPeers {
     }
 }
 
-/// A peer that cannot be reached, and why.
+/// openraft's error for a peer that cannot be reached.
 pub fn unreachable(why: &str) -> Unreachable<Types> {
     Unreachable::new(&AnyError::new(&io::Error::other(why.to_owned())))
 }

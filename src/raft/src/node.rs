@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
+    thread::{self, JoinHandle},
     time::Duration,
 };
 
@@ -19,7 +20,7 @@ use super::{
     format::decode_id,
     health::Health,
     log_store::LogStore,
-    machine::{Machine, reconcile},
+    machine::{LogBounds, Machine, reconcile, recover_events},
     network::NoPeers,
     proposer::Queue,
     types::{LogId, Raft, Types},
@@ -30,13 +31,14 @@ use swell_model::{
     interfaces::{Proposal, ProposeError, Proposer},
 };
 use swell_storage::{
-    StateStore, StorageError, View,
+    EventStore, StateStore, StorageError, View,
     checkpoint::{SnapshotDir, SnapshotStore},
     log::RaftLog,
     size_of_dir,
+    state::StateDb,
 };
 
-/// How long a snapshot may take on its way and to be installed.
+/// How long sending and installing a snapshot may take.
 const INSTALL_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// How long [`Node::shutdown`] waits for each of its steps.
@@ -44,16 +46,17 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(30);
 
 const LOG: &str = "raft";
 const STATE: &str = "state";
+const EVENTS: &str = "events";
 const SNAPSHOTS: &str = "snapshots";
 
-/// Why a node cannot start or go on.
+/// Why a node cannot start or continue.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// It cannot keep anything in its folder.
+    /// Its folder cannot be read or written.
     #[error(transparent)]
     Storage(#[from] StorageError),
     /// Its options contradict each other.
-    #[error("cannot start a node with these options: {0}")]
+    #[error("failed to start a node with these options: {0}")]
     Options(String),
     /// Consensus does not start, or has stopped.
     #[error("this server has stopped: {0}")]
@@ -67,8 +70,10 @@ struct Shared {
     queue: Queue,
     health: Arc<Health>,
     leadership: watch::Receiver<Leadership>,
-    /// Kept until the shutdown, which closes it.
+    /// `None` after the shutdown, which closes it.
     log: Mutex<Option<RaftLog>>,
+    /// Reads all of state once; waited for by the shutdown.
+    verifier: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// A member of the cluster. Cheap to clone; every clone is the same node.
@@ -87,7 +92,7 @@ impl Node {
         Self::start_with(options, NoPeers, Some(alone)).await
     }
 
-    /// Starts the node with a network. An empty folder becomes a cluster of `members`, or waits to be told of one.
+    /// Starts the node with a network. An empty folder becomes a cluster of `members`, or waits to be added to one.
     pub(super) async fn start_with<N>(
         options: Options,
         network: N,
@@ -101,20 +106,26 @@ impl Node {
         let health = Arc::new(Health::new());
         let data_dir = options.data_dir.clone();
         let opened = tokio::task::spawn_blocking(move || open(&data_dir)).await;
-        let (log, state, snapshots) = opened.map_err(|error| Error::Stopped(error.to_string()))??;
+        let Opened { log, state, snapshots, events } = opened.map_err(|error| Error::Stopped(error.to_string()))??;
         let stopped = |error: &dyn std::fmt::Display| Error::Stopped(error.to_string());
-        let machine = Machine::new(state.clone(), Arc::new(snapshots), Arc::clone(&health)).map_err(|error| stopped(&error))?;
-        let store = LogStore { log: log.clone(), state, health: Arc::clone(&health) };
+        let machine = Machine::new(state.clone(), Arc::new(snapshots), events.clone(), log.flushed(), Arc::clone(&health))
+            .map_err(|error| stopped(&error))?;
+        let verifier = verify_in_background(state.current(), Arc::clone(&health))?;
+        let store = LogStore::new(log.clone(), state, events, Arc::clone(&health));
         let raft = Raft::new(options.node_id, config, network, store, machine.clone()).await.map_err(|error| stopped(&error))?;
         if let Some(members) = members
             && !raft.is_initialized().await.map_err(|error| stopped(&error))?
         {
             raft.initialize(members).await.map_err(|error| stopped(&error))?;
         }
+        if machine.is_sole_voter(options.node_id).map_err(|error| stopped(&error))? {
+            // There is nobody else to wait for: the election need not wait for its timeout after a restart.
+            raft.trigger().elect(true).await.map_err(|error| stopped(&error))?;
+        }
         let leadership = follow_leadership(&raft, Arc::clone(&health));
         let queue = Queue::new(raft.clone(), options.clone(), Arc::clone(&health));
-        let log = Mutex::new(Some(log));
-        Ok(Node { shared: Arc::new(Shared { options, raft, machine, queue, health, leadership, log }) })
+        let (log, verifier) = (Mutex::new(Some(log)), Mutex::new(Some(verifier)));
+        Ok(Node { shared: Arc::new(Shared { options, raft, machine, queue, health, leadership, log, verifier }) })
     }
 
     /// Stops the node: no proposal is applied afterwards, everything is on disk, and the folder may be opened again once every
@@ -135,10 +146,14 @@ impl Node {
             }
         };
         tokio::time::timeout(SHUTDOWN_TIMEOUT, released).await.ok();
-        let state = shared.machine.state.current();
+        let (state, events) = (shared.machine.state.current(), shared.machine.events.clone());
+        let verifier = shared.verifier.lock().unwrap_or_else(PoisonError::into_inner).take();
         let close = move || {
             drop(log);
-            state.sync()
+            if verifier.is_some_and(|verifier| verifier.join().is_err()) {
+                tracing::error!("the thread that reads all of state panicked");
+            }
+            events.sync().and_then(|()| state.sync())
         };
         let synced = tokio::task::spawn_blocking(close).await;
         match (stopped, before) {
@@ -181,6 +196,11 @@ impl Node {
         }
     }
 
+    /// Everything that happened, as far as this server has it. Shows no event before a [`Node::view`] shows what it led to.
+    pub fn events(&self) -> EventStore {
+        self.shared.machine.events.clone()
+    }
+
     /// The newest event. It changes only after a [`Node::view`] shows the event.
     pub fn last_event(&self) -> watch::Receiver<EventSeq> {
         self.shared.machine.last_event.subscribe()
@@ -191,12 +211,12 @@ impl Node {
         ChangeFeed::new(self.clone(), &self.shared.machine.feed)
     }
 
-    /// Who leads.
+    /// The present leadership, as this node knows it.
     pub fn leadership(&self) -> watch::Receiver<Leadership> {
         self.shared.leadership.clone()
     }
 
-    /// How it is doing. Counts files: not for a hot path.
+    /// The node's status. Lists files: not for a hot path.
     pub fn status(&self) -> Status {
         let metrics = self.shared.raft.metrics().borrow_watched().clone();
         let size = |folder| size_of_dir(&self.shared.options.data_dir.join(folder));
@@ -210,9 +230,17 @@ impl Node {
             snapshot: metrics.snapshot.map(|id| id.index),
             log_bytes: size(LOG),
             state_bytes: size(STATE),
+            event_bytes: size(EVENTS),
             snapshot_bytes: size(SNAPSHOTS),
             stopped: self.shared.health.stopped(),
         }
+    }
+
+    /// Holds the writer of the log back.
+    #[cfg(test)]
+    pub(super) fn writer_gate(&self) -> swell_storage::log::gate::WriterGate {
+        let log = self.shared.log.lock().unwrap_or_else(PoisonError::into_inner);
+        log.as_ref().map(RaftLog::writer_gate).unwrap_or_default()
     }
 
     #[cfg(test)]
@@ -252,27 +280,47 @@ fn config(options: &Options) -> Result<Config, Error> {
         replication_lag_threshold: options.snapshot_every_entries + options.keep_entries,
         // A server that was cut off and returns must not depose a leader that works.
         enable_pre_vote: Some(true),
+        // A leader replicates entries before its own disk has them. Restarted, it must not resume its term without a vote: its log may lack
+        // an entry that a follower holds, and it would write another one under the same term and index, which no follower could tell apart.
+        enable_leader_restore: Some(false),
         ..Config::default()
     };
     config.validate().map_err(|error| Error::Options(error.to_string()))
 }
 
-/// Opens what is in the folder, and makes sure that its parts belong together. The log first: its lock guards the folder.
-fn open(data_dir: &Path) -> Result<(RaftLog, StateStore, SnapshotStore), Error> {
-    let log = RaftLog::open(&data_dir.join(LOG))?;
-    let (state, snapshots) = open_beside(&log, data_dir)?;
-    Ok((log, state, snapshots))
+/// What is in a node's folder.
+struct Opened {
+    log: RaftLog,
+    state: StateStore,
+    snapshots: SnapshotStore,
+    events: EventStore,
 }
 
-fn open_beside(log: &RaftLog, data_dir: &Path) -> Result<(StateStore, SnapshotStore), Error> {
+/// Opens what is in the folder, and makes sure that its parts belong together. The log first: its lock guards the folder.
+fn open(data_dir: &Path) -> Result<Opened, Error> {
+    let log = RaftLog::open(&data_dir.join(LOG))?;
     let state = StateStore::open(&data_dir.join(STATE))?;
     let snapshots = SnapshotStore::open(&data_dir.join(SNAPSHOTS))?;
+    let events = EventStore::open(&data_dir.join(EVENTS))?;
     let (held, purged) = log.bounds();
     let damaged = |error: std::io::Error| StorageError::Damaged { path: log.path().to_owned(), cause: error.to_string() };
     let purged: Option<LogId> = purged.as_deref().map(decode_id).transpose().map_err(damaged)?;
     let purged = purged.map(|id| id.index);
-    reconcile(held.last().or(purged), purged, &state, &snapshots, log.path())?;
-    Ok((state, snapshots))
+    let bounds = LogBounds { end: held.last().or(purged), purged };
+    reconcile(bounds, &state, &snapshots, log.path())?;
+    recover_events(bounds, &state, &snapshots, &events)?;
+    Ok(Opened { log, state, snapshots, events })
+}
+
+/// Reads all of state once, on a thread of its own, so that damage is found soon and a start does not wait for it.
+fn verify_in_background(state: Arc<StateDb>, health: Arc<Health>) -> Result<JoinHandle<()>, Error> {
+    let verify = move || {
+        if let Err(error) = state.verify(|| health.stopped().is_none()) {
+            health.stop(&error);
+        }
+    };
+    let thread = thread::Builder::new().name("verify-state".to_owned()).spawn(verify);
+    thread.map_err(|error| Error::Stopped(format!("failed to start a thread: {error}")))
 }
 
 /// Watches openraft's metrics for who leads. Ends with the node.

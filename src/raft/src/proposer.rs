@@ -1,4 +1,5 @@
-//! Groups what is waiting into log entries, so that throughput is not one disk sync a command; answers each one by itself.
+//! Groups waiting proposals into log entries, so that throughput is not one disk sync a command; answers each one by itself. A proposal
+//! that finds nobody waiting goes to consensus from its own task: no other task stands between it and its answer.
 
 use std::{
     io,
@@ -6,13 +7,14 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use futures::stream::{FuturesUnordered, StreamExt};
 use openraft::errors::{ClientWriteError, RaftError};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::{
     Options,
     health::Health,
-    types::{Commands, Raft},
+    types::{Commands, Raft, Types},
 };
 use swell_model::{
     command::{Command, Outcome},
@@ -20,7 +22,7 @@ use swell_model::{
     units::Timestamp,
 };
 
-/// How many entries are on their way at once: while one is synced and applied, the next is gathered and sent.
+/// How many entries are under way at once: while one is synced and applied, the next is gathered and sent.
 const ENTRIES_IN_FLIGHT_MAX: usize = 2;
 
 type Answer = Result<Outcome, ProposeError>;
@@ -34,44 +36,50 @@ struct Waiting {
 /// The queue of proposals. Its task ends when it is dropped.
 pub struct Queue {
     queue: mpsc::Sender<Waiting>,
-    health: Arc<Health>,
+    entries: Entries,
     options: Options,
 }
 
 impl Queue {
     pub fn new(raft: Raft, options: Options, health: Arc<Health>) -> Self {
         let (queue, waiting) = mpsc::channel(options.waiting_max);
-        let grouper = Grouper {
-            raft,
-            health: Arc::clone(&health),
-            commands_max: options.group_commands_max,
-            bytes_max: options.group_bytes_max,
-        };
+        let in_flight = Arc::new(Semaphore::new(ENTRIES_IN_FLIGHT_MAX));
+        let entries = Entries { raft, health, in_flight };
+        let grouper =
+            Grouper { entries: entries.clone(), commands_max: options.group_commands_max, bytes_max: options.group_bytes_max };
         tokio::spawn(grouper.run(waiting));
-        Self { queue, health, options }
+        Self { queue, entries, options }
     }
 
     pub async fn propose(&self, proposal: Proposal) -> Answer {
-        if let Some(why) = self.health.stopped() {
+        if let Some(why) = self.entries.health.stopped() {
             return Err(ProposeError::Stopped(why));
         }
         let Proposal { action, principal, idempotency_key, fingerprint, epoch, if_revision } = proposal;
         let command = Command { action, principal, at: now(), idempotency_key, fingerprint, epoch, if_revision };
+        match tokio::time::timeout(self.options.propose_timeout, self.answer(command)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(self.entries.health.stopped().map_or(ProposeError::TimedOut, ProposeError::Stopped)),
+        }
+    }
+
+    async fn answer(&self, command: Command) -> Answer {
+        let nobody_waits = self.queue.capacity() == self.queue.max_capacity();
+        if nobody_waits && let Ok(_permit) = self.entries.in_flight.try_acquire() {
+            let mut answers = self.entries.write(vec![command]).await;
+            return answers.pop().unwrap_or_else(|| Err(self.stopped()));
+        }
         let bytes = size_of(&command);
         let (answer, answered) = oneshot::channel();
         self.queue.try_send(Waiting { command, bytes, answer }).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => ProposeError::Busy,
             mpsc::error::TrySendError::Closed(_) => self.stopped(),
         })?;
-        match tokio::time::timeout(self.options.propose_timeout, answered).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(_)) => Err(self.stopped()),
-            Err(_) => Err(self.health.stopped().map_or(ProposeError::TimedOut, ProposeError::Stopped)),
-        }
+        answered.await.unwrap_or_else(|_| Err(self.stopped()))
     }
 
     fn stopped(&self) -> ProposeError {
-        ProposeError::Stopped(self.health.stopped().unwrap_or_else(|| "it was shut down".to_owned()))
+        ProposeError::Stopped(self.entries.health.stopped().unwrap_or_else(|| "it was shut down".to_owned()))
     }
 }
 
@@ -99,68 +107,106 @@ fn size_of(command: &Command) -> usize {
     count.0
 }
 
-struct Grouper {
+/// The way of entries into the log and back.
+#[derive(Clone)]
+struct Entries {
     raft: Raft,
     health: Arc<Health>,
+    in_flight: Arc<Semaphore>,
+}
+
+impl Entries {
+    /// Proposes one entry; the answers to its commands, in their order.
+    async fn write(&self, commands: Vec<Command>) -> Vec<Answer> {
+        let count = commands.len();
+        match self.raft.client_write(Commands(commands.into())).await {
+            Ok(written) => written.data.0.into_iter().map(|answer| answer.map_err(ProposeError::from)).collect(),
+            Err(error) => vec![Err(self.refused(error)); count],
+        }
+    }
+
+    fn refused(&self, error: RaftError<Types, ClientWriteError<Types>>) -> ProposeError {
+        match error {
+            // Discarded: another leader came. Whether the entry is agreed on all the same is not known.
+            RaftError::APIError(ClientWriteError::ForwardToLeader(_) | ClientWriteError::LogEntryDiscarded(_)) => {
+                ProposeError::NoLeader
+            }
+            RaftError::APIError(other) => ProposeError::Stopped(other.to_string()),
+            RaftError::Fatal(fatal) => ProposeError::Stopped(self.health.stopped().unwrap_or_else(|| fatal.to_string())),
+        }
+    }
+}
+
+struct Grouper {
+    entries: Entries,
     commands_max: usize,
     bytes_max: usize,
 }
 
 impl Grouper {
     async fn run(self, mut waiting: mpsc::Receiver<Waiting>) {
-        let in_flight = Arc::new(Semaphore::new(ENTRIES_IN_FLIGHT_MAX));
-        let mut held_over = None;
+        let mut under_way = FuturesUnordered::new();
+        let mut first = None;
         loop {
-            let first = match held_over.take() {
-                Some(first) => first,
-                None => match waiting.recv().await {
-                    Some(first) => first,
-                    None => return,
+            // Entries under way are polled by this task and none of their own, which saves each answer a hop.
+            let (next, permit) = tokio::select! {
+                gathered = self.next(&mut waiting, &mut first) => match gathered {
+                    Some(gathered) => gathered,
+                    None => break,
                 },
+                Some(()) = under_way.next() => continue,
             };
-            // While all entries are on their way, more proposals gather.
-            let Ok(permit) = Arc::clone(&in_flight).acquire_owned().await else { return };
-            let mut bytes = first.bytes;
-            let mut group = vec![first];
-            while group.len() < self.commands_max
-                && let Ok(next) = waiting.try_recv()
-            {
-                if bytes + next.bytes > self.bytes_max {
-                    held_over = Some(next);
-                    break;
-                }
-                bytes += next.bytes;
-                group.push(next);
-            }
-            tokio::spawn(write(self.raft.clone(), Arc::clone(&self.health), group, permit));
+            let group = self.gather(next, &mut waiting, &mut first);
+            under_way.push(async {
+                let _permit = permit;
+                self.write(group).await;
+            });
         }
+        while under_way.next().await.is_some() {}
     }
-}
 
-/// Proposes one entry and answers everyone in it. The permit ends when that is done.
-async fn write(raft: Raft, health: Arc<Health>, group: Vec<Waiting>, _permit: OwnedSemaphorePermit) {
-    // Whoever has given up waiting is left out: it was told that nothing is known.
-    let group: Vec<_> = group.into_iter().filter(|waiting| !waiting.answer.is_closed()).collect();
-    let (commands, waiting): (Vec<_>, Vec<_>) = group.into_iter().map(|waiting| (waiting.command, waiting.answer)).unzip();
-    if commands.is_empty() {
-        return;
-    }
-    let answers: Vec<Answer> = match raft.client_write(Commands(commands)).await {
-        Ok(written) => written.data.0.into_iter().map(|answer| answer.map_err(ProposeError::from)).collect(),
-        Err(error) => {
-            let error = match error {
-                // Discarded: another leader came. Whether the entry is agreed on all the same is not known.
-                RaftError::APIError(ClientWriteError::ForwardToLeader(_) | ClientWriteError::LogEntryDiscarded(_)) => {
-                    ProposeError::NoLeader
-                }
-                RaftError::APIError(other) => ProposeError::Stopped(other.to_string()),
-                RaftError::Fatal(fatal) => ProposeError::Stopped(health.stopped().unwrap_or_else(|| fatal.to_string())),
-            };
-            waiting.iter().map(|_| Err(error.clone())).collect()
+    /// The proposal that begins the next entry, once it may go. While all entries are under way, more proposals gather. Cancel safe.
+    async fn next<'s>(
+        &'s self,
+        waiting: &mut mpsc::Receiver<Waiting>,
+        first: &mut Option<Waiting>,
+    ) -> Option<(Waiting, tokio::sync::SemaphorePermit<'s>)> {
+        if first.is_none() {
+            *first = Some(waiting.recv().await?);
         }
-    };
-    for (waiting, answer) in waiting.into_iter().zip(answers) {
-        // Whoever has given up meanwhile proposes again with the same idempotency key.
-        waiting.send(answer).ok();
+        let permit = self.entries.in_flight.acquire().await.ok()?;
+        Some((first.take()?, permit))
+    }
+
+    /// Whoever waits besides `first`, as many as one entry may carry; the one that did not fit begins the next.
+    fn gather(&self, first: Waiting, waiting: &mut mpsc::Receiver<Waiting>, held_over: &mut Option<Waiting>) -> Vec<Waiting> {
+        let mut bytes = first.bytes;
+        let mut group = vec![first];
+        while group.len() < self.commands_max
+            && let Ok(next) = waiting.try_recv()
+        {
+            if bytes + next.bytes > self.bytes_max {
+                *held_over = Some(next);
+                break;
+            }
+            bytes += next.bytes;
+            group.push(next);
+        }
+        group
+    }
+
+    /// Proposes one entry and answers everyone in it.
+    async fn write(&self, group: Vec<Waiting>) {
+        // Whoever has given up waiting is left out: nothing is known there anyway.
+        let group = group.into_iter().filter(|waiting| !waiting.answer.is_closed());
+        let (commands, waiting): (Vec<_>, Vec<_>) = group.map(|waiting| (waiting.command, waiting.answer)).unzip();
+        if commands.is_empty() {
+            return;
+        }
+        let answers = self.entries.write(commands).await;
+        for (waiting, answer) in waiting.into_iter().zip(answers) {
+            // Whoever has given up meanwhile proposes again with the same idempotency key.
+            waiting.send(answer).ok();
+        }
     }
 }

@@ -1,11 +1,11 @@
-//! How the node is doing, for actors, `swell status` and `doctor`.
+//! A node's leadership and status, for actors, `swell status` and `doctor`.
 
 use serde::Serialize;
 
-/// Who leads, as this node knows.
+/// The leader, as this node knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct Leadership {
-    /// The Raft term.
+    /// Raft term.
     pub term: u64,
     /// Whether this node believes that it leads. It may have been deposed already: safety rests on epochs.
     pub is_leader: bool,
@@ -13,12 +13,11 @@ pub struct Leadership {
     pub leader: Option<u64>,
 }
 
-/// How the node is doing.
+/// Positions and sizes of a node.
 #[derive(Debug, Clone, Serialize)]
 pub struct Status {
-    /// Its number.
     pub node_id: u64,
-    /// The Raft term.
+    /// Raft term.
     pub term: u64,
     /// The leader, if one is known.
     pub leader: Option<u64>,
@@ -32,6 +31,8 @@ pub struct Status {
     pub log_bytes: u64,
     /// The size of the state's files, in bytes.
     pub state_bytes: u64,
+    /// The size of the event store's files, in bytes.
+    pub event_bytes: u64,
     /// The size of the snapshots' files, in bytes; those that state shares are counted in both.
     pub snapshot_bytes: u64,
     /// Why it stopped, if it did.

@@ -1,6 +1,6 @@
-//! openraft with our types: what an entry carries, what it is answered, who the nodes are.
+//! openraft with our types: commands, answers, nodes.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use openraft::type_config::alias;
 use serde::{Deserialize, Serialize};
@@ -12,9 +12,9 @@ use swell_model::{
 };
 use swell_storage::checkpoint::SnapshotDir;
 
-/// What one log entry carries: a group of commands, applied in order, each by itself.
+/// What one log entry carries: a group of commands, applied in order, each by itself. Cheap to clone.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
-pub struct Commands(pub Vec<Command>);
+pub struct Commands(pub Arc<[Command]>);
 
 impl fmt::Debug for Commands {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -28,12 +28,12 @@ impl fmt::Display for Commands {
     }
 }
 
-/// What the commands of an entry are answered, in their order.
+/// The answers to the commands of an entry, in their order.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Answers(pub Vec<Result<Outcome, Rejection>>);
 
 openraft::declare_raft_types!(
-    /// What this cluster agrees on, and with which types.
+    /// openraft's parameters.
     pub Types:
         D = Commands,
         R = Answers,

@@ -272,7 +272,7 @@ mod tests {
 
     /// Like receive-pack: not a word until all of a long upload is there.
     #[tokio::test]
-    async fn an_upload_may_take_longer_than_the_program_may_be_idle() {
+    async fn upload_may_take_longer_than_the_idle_limit() {
         let begun = Instant::now();
         let ticks = tokio_stream::wrappers::IntervalStream::new(tokio::time::interval(IDLE / 20));
         let lasts = futures::StreamExt::take_while(ticks, move |_| std::future::ready(begun.elapsed() < 4 * IDLE));
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn where_nothing_moves_the_exchange_is_given_up() {
+    async fn idle_exchange_times_out() {
         let upload = StreamBody::new(stream::pending());
         let said = run("printf 'Content-Type: text/plain\\n\\n'; exec sleep 1000", upload).await;
         assert_eq!(said.unwrap_err().kind(), io::ErrorKind::TimedOut);

@@ -30,9 +30,9 @@ use swell_git::{
 use swell_model::{digest::Digest, ids::RepositoryName, repository::CommitId};
 use swell_system::disk_space::{self, NoSpace, Room};
 
-/// So many fetches and pushes run at once; more wait.
+/// Most fetches and pushes that run at once; further ones wait.
 const RUNNING_MAX: usize = 64;
-/// How long a request waits for its turn before it is told to come back.
+/// How long a request waits for its turn before it is refused as busy.
 const TURN_TIMEOUT: Duration = Duration::from_secs(60);
 /// The largest pack that one push may send, in bytes.
 const PUSH_BYTES_MAX: u64 = 4 << 30;
@@ -43,7 +43,7 @@ const PUSH_COPIES: u64 = 3;
 /// The file in a cache that lists the bundles it has taken in, by their hexadecimal digests.
 const APPLIED: &str = "groundswell-bundles";
 
-/// What is agreed about a hosted repository.
+/// Refs of a hosted repository, as agreed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RepositoryState {
     /// Branches and tags by full name.
@@ -52,7 +52,7 @@ pub struct RepositoryState {
     pub default_branch: String,
 }
 
-/// What a client may do, as the caller has checked.
+/// What a client may do; the caller has checked it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Access {
     /// Fetch and clone.
@@ -64,7 +64,7 @@ pub enum Access {
     },
 }
 
-/// What is known of a repository's cache beside what lies on the disk.
+/// Locks and marks of a repository's cache on disk.
 #[derive(Clone)]
 pub(super) struct Cache {
     /// The right to change its refs.
@@ -169,7 +169,7 @@ impl HostedRepositories {
         match self.answer(name, sub_path, pusher.filter(|_| is_push), request).await {
             Ok(response) => response,
             Err(error) => {
-                tracing::warn!(%error, repository = %name, sub_path, "a repository could not be served");
+                tracing::warn!(%error, repository = %name, sub_path, "failed to serve a repository");
                 let status = match error {
                     GitError::NoRepository { .. } => StatusCode::NOT_FOUND,
                     GitError::TimedOut { .. } | GitError::State { .. } => StatusCode::SERVICE_UNAVAILABLE,
@@ -248,7 +248,8 @@ impl HostedRepositories {
         };
         // Read after the turn has come: a push that was just accepted is in it.
         let state = self.sink.state(name).await;
-        let state = state.map_err(|detail| GitError::State { what: format!("reading the refs of `{name}`"), detail })?;
+        let state = state
+            .map_err(|error| GitError::State { what: format!("reading the refs of `{name}`"), detail: error.to_string() })?;
         let git_dir = self.git_dir(name);
         let Some(state) = state else {
             // Deleted, or never there: nothing may be served from an old cache.
@@ -259,7 +260,7 @@ impl HostedRepositories {
             });
         };
         if cache.suspect.swap(false, Ordering::Relaxed) && !self.is_whole(&git_dir).await {
-            tracing::warn!(repository = %name, "the cache of a repository is broken and rebuilt");
+            tracing::warn!(repository = %name, "cache of the repository is broken, rebuilding it");
             remove_folder(&git_dir).await?;
         }
         let mut updated = self.update(name, &git_dir, &state).await;
@@ -272,7 +273,7 @@ impl HostedRepositories {
             Ok(()) => {}
             Err(error @ GitError::State { .. }) => return Err(error),
             Err(error) => {
-                tracing::warn!(%error, repository = %name, "the cache of a repository is rebuilt");
+                tracing::warn!(%error, repository = %name, "failed to update the cache of the repository, rebuilding it");
                 remove_folder(&git_dir).await?;
                 self.update(name, &git_dir, &state).await?;
             }
@@ -300,8 +301,10 @@ impl HostedRepositories {
         let wanted: BTreeSet<&CommitId> = changed.iter().map(|(_, id)| *id).collect();
         if !self.has_all(git_dir, &wanted, &present).await? {
             let bundles = self.sink.bundles(name).await;
-            let bundles =
-                bundles.map_err(|detail| GitError::State { what: format!("reading the bundles of `{name}`"), detail })?;
+            let bundles = bundles.map_err(|error| GitError::State {
+                what: format!("reading the bundles of `{name}`"),
+                detail: error.to_string(),
+            })?;
             self.apply_bundles(git_dir, &bundles).await?;
             if !self.has_all(git_dir, &wanted, &present).await? {
                 let detail = "objects of its refs are in none of its bundles".to_owned();
@@ -386,7 +389,9 @@ impl HostedRepositories {
             let got = self.sink.bundle(digest, &path).await;
             let result = match got {
                 Ok(()) => bundle::apply(&self.git, git_dir, &path).await,
-                Err(detail) => Err(GitError::State { what: format!("fetching the bundle {}", digest.short()), detail }),
+                Err(detail) => {
+                    Err(GitError::State { what: format!("fetching the bundle {}", digest.short()), detail: detail.to_string() })
+                }
             };
             if let Err(error) = tokio::fs::remove_file(&path).await
                 && result.is_ok()

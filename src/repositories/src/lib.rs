@@ -10,7 +10,7 @@ mod pushes;
 pub use cgi::GitBody;
 pub use commits::{Commits, FoundCommit, ResolveError};
 pub use hosted::{Access, HostedRepositories, RepositoryState};
-pub use push::{PushRequest, PushSink, UPDATES_MAX};
+pub use push::{PushRequest, PushSink, SinkError, UPDATES_MAX};
 pub use pushes::Pushes;
 
 #[cfg(test)]

@@ -37,12 +37,14 @@ use swell_git::{
 use swell_model::{
     digest::Digest,
     ids::RepositoryName,
+    interfaces::ProposeError,
+    rejection::Rejection,
     repository::{CommitId, RefUpdate},
 };
 
-/// So many refs may change in one push: they are one command of the state machine.
+/// The most refs that one push may change: they are one command of the state machine.
 pub const UPDATES_MAX: usize = 500;
-/// What the hook says fits in this: [`UPDATES_MAX`] lines of two ids and a name.
+/// The most bytes that the hook may send: [`UPDATES_MAX`] lines of two ids and a name.
 const HOOK_BYTES_MAX: u64 = 1 << 20;
 /// How long storing a bundle and agreeing on the refs may take before the pusher is told to try again.
 const SINK_TIMEOUT: Duration = Duration::from_secs(120);
@@ -64,7 +66,6 @@ while IFS= read -r line <&3; do printf '%s\\n' \"$line\" >&2; done
 /// A push that git has received and checked, and that waits to be accepted.
 #[derive(Debug, Clone)]
 pub struct PushRequest {
-    /// Where to.
     pub repository: RepositoryName,
     /// All or none of these are to be applied; between 1 and [`UPDATES_MAX`], no name twice. `old` is what the pusher saw. A
     /// tag may point at a tag's own object, a branch always points at a commit.
@@ -75,29 +76,65 @@ pub struct PushRequest {
     pub pusher: String,
 }
 
+/// Why a [`PushSink`] did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum SinkError {
+    /// The cluster refuses the push, now and when it is repeated unchanged.
+    #[error("{0}")]
+    Refused(Rejection),
+    /// The cluster did not agree in time, or is not reachable; whether the push was applied is not known. Pushing again is safe.
+    #[error("{0}")]
+    Undecided(ProposeError),
+    /// Reading or keeping something failed.
+    #[error("failed to {tried}: {cause}")]
+    Failed {
+        /// The verb and its object.
+        tried: &'static str,
+        #[source]
+        cause: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+impl SinkError {
+    /// For what failed while `tried` was tried.
+    pub fn failed<E: Into<Box<dyn std::error::Error + Send + Sync>>>(tried: &'static str) -> impl FnOnce(E) -> Self {
+        move |cause| Self::Failed { tried, cause: cause.into() }
+    }
+
+    /// What the pusher is shown: why not, and what to do.
+    fn for_pusher(&self) -> String {
+        match self {
+            Self::Refused(rejection) => format!("{self}: {}", rejection.hint()),
+            Self::Undecided(_) | Self::Failed { .. } => format!("{self}: push again"),
+        }
+    }
+}
+
 /// Where pushes become durable and agreed, and where the truth about a repository is read from.
 pub trait PushSink: Send + Sync + 'static {
-    /// Stores the bundle durably, then changes all refs if each still is `old`. What is returned is shown to the pusher: a
-    /// word on what happens now (may be empty), or why not and what to do. When it fails, nothing may have changed, or it must
-    /// be unknown: a push that is repeated after it was applied should be accepted again.
-    fn push(&self, request: PushRequest) -> BoxFuture<'_, Result<String, String>>;
+    /// Stores the bundle durably, then changes all refs if each still is `old`. Returns a line for the pusher on what happens
+    /// now, which may be empty. A push that is repeated after it was applied should be accepted again.
+    ///
+    /// # Errors
+    /// [`SinkError::Refused`] where nothing changed; after the others that may be unknown.
+    fn push(&self, request: PushRequest) -> BoxFuture<'_, Result<String, SinkError>>;
 
     /// The refs as agreed, read no earlier than now; nothing for an unknown name.
-    fn state<'a>(&'a self, repository: &'a RepositoryName) -> BoxFuture<'a, Result<Option<RepositoryState>, String>>;
+    fn state<'a>(&'a self, repository: &'a RepositoryName) -> BoxFuture<'a, Result<Option<RepositoryState>, SinkError>>;
 
     /// What pushes brought, the oldest first: each builds on those before it. At least what held the objects of the refs when they
     /// were read last. Asked only where objects are missing.
-    fn bundles<'a>(&'a self, repository: &'a RepositoryName) -> BoxFuture<'a, Result<Vec<Digest>, String>>;
+    fn bundles<'a>(&'a self, repository: &'a RepositoryName) -> BoxFuture<'a, Result<Vec<Digest>, SinkError>>;
 
     /// Writes a bundle's bytes, verified against its digest, to the new file `destination`.
-    fn bundle<'a>(&'a self, bundle: &'a Digest, destination: &'a Path) -> BoxFuture<'a, Result<(), String>>;
+    fn bundle<'a>(&'a self, bundle: &'a Digest, destination: &'a Path) -> BoxFuture<'a, Result<(), SinkError>>;
 }
 
 /// One run of git that may bring a push.
 pub(super) struct PushSession {
     pub git: Git,
     pub git_dir: PathBuf,
-    /// Where bundles are written; theirs alone.
+    /// Folder that holds bundles and nothing else.
     pub incoming: PathBuf,
     pub repository: RepositoryName,
     pub pusher: String,
@@ -105,7 +142,7 @@ pub(super) struct PushSession {
     pub cache: Cache,
 }
 
-/// What the hook tells.
+/// What the hook sends.
 struct HookRequest {
     quarantine: Option<PathBuf>,
     updates: Vec<RefUpdate>,
@@ -142,12 +179,12 @@ impl PushSession {
             let mut reader = BufReader::new(reader);
             // The pack is received before the hook runs, and that takes as long as the pusher's line is slow. It ends with git.
             if let Err(error) = reader.fill_buf().await {
-                tracing::debug!(%error, "a push broke off");
+                tracing::debug!(%error, "push ended before the hook ran");
             }
             let answer = self.attend(&mut reader, writer);
             let answered = tokio::time::timeout(NETWORK_TIMEOUT + SINK_TIMEOUT + END_TIMEOUT, answer).await;
             if answered.is_err() {
-                tracing::warn!(repository = %self.repository, "a push did not end in time");
+                tracing::warn!(repository = %self.repository, "push did not end in time");
             }
             until_end(&mut reader).await;
             drop(receiving);
@@ -182,7 +219,7 @@ impl PushSession {
             Ok(words) => ("accepted", words),
             Err(words) => ("refused", words),
         };
-        tracing::info!(repository = %self.repository, pusher = %self.pusher, updates, verdict, "a push was answered");
+        tracing::info!(repository = %self.repository, pusher = %self.pusher, updates, verdict, "push answered");
         send(&mut writer, verdict, &words).await;
         drop(writer);
         self.wait_for_end(reader, permit).await;
@@ -192,7 +229,7 @@ impl PushSession {
     /// Git now moves the objects in and changes its refs; nobody else may touch them until its processes have ended.
     async fn wait_for_end(&self, reader: &mut BufReader<OwnedReadHalf>, permit: OwnedSemaphorePermit) {
         if tokio::time::timeout(END_TIMEOUT, until_end(reader)).await.is_err() {
-            tracing::warn!(repository = %self.repository, "git still runs after a push was answered");
+            tracing::warn!(repository = %self.repository, "git still runs after the push was answered");
         }
         drop(permit);
     }
@@ -201,7 +238,7 @@ impl PushSession {
     async fn tidy(&self) {
         let tidy = self.git.command("tidying up").in_repository(&self.git_dir).args(["gc", "--auto", "--quiet"]);
         if let Err(error) = tidy.timeout(NETWORK_TIMEOUT).run_ok().await {
-            tracing::warn!(%error, repository = %self.repository, "the cache of a repository is not tidied");
+            tracing::warn!(%error, repository = %self.repository, "failed to tidy the cache of a repository");
         }
     }
 
@@ -227,7 +264,7 @@ impl PushSession {
             pusher: self.pusher.clone(),
         };
         match tokio::time::timeout(SINK_TIMEOUT, self.sink.push(push)).await {
-            Ok(answer) => answer,
+            Ok(answer) => answer.map_err(|error| error.for_pusher()),
             Err(_) => Err(format!(
                 "the cluster did not agree within {} s; fetch to see whether it did since, and push again",
                 SINK_TIMEOUT.as_secs()
@@ -343,7 +380,7 @@ async fn send(writer: &mut OwnedWriteHalf, verdict: &str, words: &str) {
         writer.shutdown().await
     });
     if !matches!(written.await, Ok(Ok(()))) {
-        tracing::info!(verdict, "the pusher left before the answer");
+        tracing::info!(verdict, "pusher left before the answer");
     }
 }
 
@@ -354,7 +391,7 @@ impl Drop for RemoveFile {
         if let Err(error) = std::fs::remove_file(&self.0)
             && error.kind() != std::io::ErrorKind::NotFound
         {
-            tracing::warn!(%error, path = %self.0.display(), "a bundle is left behind");
+            tracing::warn!(%error, path = %self.0.display(), "failed to remove a bundle");
         }
     }
 }
@@ -370,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn what_git_would_refuse_later_is_refused_first() {
+    fn names_that_git_would_refuse_later_are_refused_first() {
         let check = |updates: &[RefUpdate]| check_names(updates, ["refs/heads/a"].into_iter());
         assert!(check(&[update("refs/heads/b", true), update("refs/tags/a/x", true)]).is_ok());
         assert!(check(&[update("refs/heads/a", false)]).is_ok());

@@ -1,4 +1,4 @@
-//! What becomes of a push: its bundle goes to the content store, its refs through the state machine. Knows nothing of git.
+//! The [`PushSink`] of a server: bundles go to the content store, refs through the state machine. Knows nothing of git.
 
 use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
@@ -7,7 +7,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::{fs::File, io::AsyncWriteExt};
 use tokio_util::io::ReaderStream;
 
-use crate::{PushRequest, PushSink, RepositoryState};
+use crate::{PushRequest, PushSink, RepositoryState, SinkError};
 use swell_artifacts::store::{ContentStore, StoreError};
 use swell_model::{
     command::RepositoryAction,
@@ -21,53 +21,53 @@ use swell_model::{
     tables::{ReadTables, SCAN_RECORDS_MAX, Scan, TablesError, key},
     units::ByteSize,
 };
-use swell_raft::Node;
+use swell_raft::{Node, View};
 
 /// How long the disk may take for the next chunk of a bundle.
 const CHUNK_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Where this server's hosted repositories keep what is pushed, and read what is agreed.
+/// Keeps what is pushed to this server's hosted repositories, and reads what is agreed.
 pub struct Pushes {
-    /// State.
     pub node: Node,
-    /// Where refs are moved.
     pub proposer: Arc<dyn Proposer>,
     /// Where bundles are kept.
     pub content: Arc<dyn ContentStore>,
 }
 
 impl PushSink for Pushes {
-    fn push(&self, request: PushRequest) -> BoxFuture<'_, Result<String, String>> {
+    fn push(&self, request: PushRequest) -> BoxFuture<'_, Result<String, SinkError>> {
         Box::pin(async move { self.accept(request).await })
     }
 
-    fn state<'a>(&'a self, repository: &'a RepositoryName) -> BoxFuture<'a, Result<Option<RepositoryState>, String>> {
-        Box::pin(async move {
-            let view = self.node.linearizable_view().await.map_err(|error| error.to_string())?;
-            let name = repository.clone();
-            let read = tokio::task::spawn_blocking(move || state(&view, &name)).await.map_err(|error| error.to_string())?;
-            read.map_err(|error| error.to_string())
-        })
+    fn state<'a>(&'a self, repository: &'a RepositoryName) -> BoxFuture<'a, Result<Option<RepositoryState>, SinkError>> {
+        Box::pin(async move { self.read(repository, state).await })
     }
 
-    fn bundles<'a>(&'a self, repository: &'a RepositoryName) -> BoxFuture<'a, Result<Vec<Digest>, String>> {
-        Box::pin(async move {
-            let view = self.node.linearizable_view().await.map_err(|error| error.to_string())?;
-            let name = repository.clone();
-            let read = tokio::task::spawn_blocking(move || bundles(&view, &name)).await.map_err(|error| error.to_string())?;
-            read.map_err(|error| error.to_string())
-        })
+    fn bundles<'a>(&'a self, repository: &'a RepositoryName) -> BoxFuture<'a, Result<Vec<Digest>, SinkError>> {
+        Box::pin(async move { self.read(repository, bundles).await })
     }
 
-    fn bundle<'a>(&'a self, bundle: &'a Digest, destination: &'a Path) -> BoxFuture<'a, Result<(), String>> {
-        Box::pin(async move { self.fetch(*bundle, destination).await.map_err(|error| error.to_string()) })
+    fn bundle<'a>(&'a self, bundle: &'a Digest, destination: &'a Path) -> BoxFuture<'a, Result<(), SinkError>> {
+        Box::pin(async move { self.fetch(*bundle, destination).await.map_err(SinkError::failed("fetch a bundle")) })
     }
 }
 
 impl Pushes {
-    async fn accept(&self, request: PushRequest) -> Result<String, String> {
+    /// Reads what is agreed now about `repository`.
+    async fn read<T: Send + 'static>(
+        &self,
+        repository: &RepositoryName,
+        read: fn(&View, &RepositoryName) -> Result<T, TablesError>,
+    ) -> Result<T, SinkError> {
+        let view = self.node.linearizable_view().await.map_err(SinkError::Undecided)?;
+        let name = repository.clone();
+        let read = tokio::task::spawn_blocking(move || read(&view, &name)).await;
+        read.map_err(SinkError::failed("read a repository"))?.map_err(SinkError::failed("read a repository"))
+    }
+
+    async fn accept(&self, request: PushRequest) -> Result<String, SinkError> {
         let bundle = match &request.bundle_path {
-            Some(path) => Some(self.keep(path).await.map_err(|error| error.to_string())?),
+            Some(path) => Some(self.keep(path).await.map_err(SinkError::failed("keep the bundle of a push"))?),
             None => None,
         };
         let (repository, updates) = (request.repository.clone(), request.updates.clone());
@@ -77,14 +77,12 @@ impl Pushes {
             Err(ProposeError::Rejected(Rejection::RefMoved { .. })) if self.is_done(&request).await? => {
                 Ok("accepted before".to_owned())
             }
-            Err(error) => Err(match &error {
-                ProposeError::Rejected(rejection) => format!("{error}: {}", rejection.hint()),
-                _ => format!("{error}: push again"),
-            }),
+            Err(ProposeError::Rejected(rejection)) => Err(SinkError::Refused(rejection)),
+            Err(error) => Err(SinkError::Undecided(error)),
         }
     }
 
-    /// What the pusher is told: which pipelines look at the push.
+    /// The line for the pusher: which pipelines consider the push.
     fn what_happens_now(&self, request: &PushRequest) -> String {
         let repository = &request.repository;
         if !request.updates.iter().any(|update| update.new.is_some() && update.name.starts_with("refs/heads/")) {
@@ -102,7 +100,7 @@ impl Pushes {
     }
 
     /// Whether every ref is where the push wants it: it was applied, and its answer was lost.
-    async fn is_done(&self, request: &PushRequest) -> Result<bool, String> {
+    async fn is_done(&self, request: &PushRequest) -> Result<bool, SinkError> {
         let Some(now) = self.state(&request.repository).await? else { return Ok(false) };
         Ok(request.updates.iter().all(|update| now.refs.get(&update.name) == update.new.as_ref()))
     }
@@ -166,7 +164,7 @@ mod tests {
     };
 
     #[test]
-    fn a_repository_with_more_refs_than_one_scan_gives_loses_none() {
+    fn repository_with_more_refs_than_one_scan_is_read_whole() {
         let repository: RepositoryName = "shop".parse().unwrap();
         let mut tables = MemoryTables::new();
         let created_at = Timestamp(1);

@@ -18,8 +18,9 @@ use tokio::process::Command;
 
 use crate::*;
 use swell_git::{Checkout, GitError, Mirrors};
-use swell_model::{digest::Digest, ids::RepositoryName, repository::CommitId};
+use swell_model::{digest::Digest, ids::RepositoryName, rejection::Rejection, repository::CommitId};
 
+mod aborted;
 mod leftovers;
 
 /// The cluster, as one server's memory.
@@ -30,7 +31,7 @@ struct Cluster {
     /// Of `shop`.
     order: Mutex<Vec<Digest>>,
     pushes: Mutex<Vec<PushRequest>>,
-    refuse: Mutex<Option<String>>,
+    refuse: Mutex<Option<Rejection>>,
     /// Makes pushes wait, and tells that one does.
     hold: Mutex<Option<Arc<Hold>>>,
 }
@@ -42,10 +43,10 @@ struct Hold {
 }
 
 impl PushSink for Cluster {
-    fn push(&self, request: PushRequest) -> BoxFuture<'_, Result<String, String>> {
+    fn push(&self, request: PushRequest) -> BoxFuture<'_, Result<String, SinkError>> {
         Box::pin(async move {
             if let Some(why) = self.refuse.lock().unwrap().clone() {
-                return Err(why);
+                return Err(SinkError::Refused(why));
             }
             let hold = self.hold.lock().unwrap().clone();
             if let Some(hold) = hold {
@@ -60,7 +61,7 @@ impl PushSink for Cluster {
             let state = repositories.get_mut(request.repository.as_str()).unwrap();
             for update in &request.updates {
                 if state.refs.get(&update.name) != update.old.as_ref() {
-                    return Err(format!("{} has moved: fetch first", update.name));
+                    return Err(SinkError::failed("move a ref")(format!("{} has moved: fetch first", update.name)));
                 }
             }
             if let Some(bytes) = bundle {
@@ -79,18 +80,19 @@ impl PushSink for Cluster {
         })
     }
 
-    fn state<'a>(&'a self, repository: &'a RepositoryName) -> BoxFuture<'a, Result<Option<RepositoryState>, String>> {
+    fn state<'a>(&'a self, repository: &'a RepositoryName) -> BoxFuture<'a, Result<Option<RepositoryState>, SinkError>> {
         Box::pin(async move { Ok(self.repositories.lock().unwrap().get(repository.as_str()).cloned()) })
     }
 
-    fn bundles<'a>(&'a self, _: &'a RepositoryName) -> BoxFuture<'a, Result<Vec<Digest>, String>> {
+    fn bundles<'a>(&'a self, _: &'a RepositoryName) -> BoxFuture<'a, Result<Vec<Digest>, SinkError>> {
         Box::pin(async move { Ok(self.order.lock().unwrap().clone()) })
     }
 
-    fn bundle<'a>(&'a self, bundle: &'a Digest, destination: &'a Path) -> BoxFuture<'a, Result<(), String>> {
+    fn bundle<'a>(&'a self, bundle: &'a Digest, destination: &'a Path) -> BoxFuture<'a, Result<(), SinkError>> {
         Box::pin(async move {
-            let bytes = self.bundles.lock().unwrap().get(bundle).cloned().ok_or("lost")?;
-            tokio::fs::write(destination, bytes).await.map_err(|error| error.to_string())
+            let bytes = self.bundles.lock().unwrap().get(bundle).cloned();
+            let bytes = bytes.ok_or("it is lost").map_err(SinkError::failed("read a bundle"))?;
+            tokio::fs::write(destination, bytes).await.map_err(SinkError::failed("write a bundle"))
         })
     }
 }
@@ -229,7 +231,7 @@ async fn commit(folder: &Path, file: &str, text: &str) -> CommitId {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_push_is_agreed_and_cloned_back() {
+async fn accepted_push_can_be_cloned() {
     let world = World::new().await;
     let work = world.work_tree("work").await;
     // Larger than every buffer on the way, and more objects than git unpacks singly.
@@ -260,13 +262,14 @@ async fn a_push_is_agreed_and_cloned_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refused_push_says_why_and_changes_nothing() {
+async fn refused_push_says_why_and_changes_nothing() {
     let world = World::new().await;
     let work = world.work_tree("work").await;
     ok(&work, &["push", "-q", "swell", "main"]).await;
     let before = world.refs();
     commit(&work, "second", "x").await;
-    *world.cluster.refuse.lock().unwrap() = Some("production is frozen until Monday\nask grace@x to lift it".to_owned());
+    let (what, why) = ("production is frozen until Monday".to_owned(), "holidays\nask grace@x to lift it".to_owned());
+    *world.cluster.refuse.lock().unwrap() = Some(Rejection::Invalid { what, why });
     let error = fails(&work, &["push", "swell", "main"]).await;
     assert!(error.contains("remote: production is frozen until Monday"), "{error}");
     assert!(error.contains("remote: ask grace@x to lift it"), "{error}");
@@ -287,7 +290,7 @@ async fn a_refused_push_says_why_and_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lost_or_broken_cache_is_rebuilt_from_bundles() {
+async fn lost_or_broken_cache_is_rebuilt_from_bundles() {
     let world = World::new().await;
     let work = world.work_tree("work").await;
     ok(&work, &["push", "-q", "swell", "main"]).await;
@@ -349,7 +352,7 @@ async fn branches_can_be_rewound_and_deleted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_pushes_at_once_exactly_one_wins() {
+async fn concurrent_pushes_have_exactly_one_winner() {
     let world = World::new().await;
     let work = world.work_tree("work").await;
     ok(&work, &["push", "-q", "swell", "main"]).await;
@@ -369,7 +372,7 @@ async fn of_pushes_at_once_exactly_one_wins() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_mirror_answers_and_checks_out() {
+async fn mirror_lists_refs_and_checks_out() {
     let world = World::new().await;
     let work = world.work_tree("work").await;
     let first = commit(&work, "services/shop/swell.toml", "[build]\n").await;
@@ -409,7 +412,7 @@ async fn mirrored(folder: &Path) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_commit_outlives_its_branch() {
+async fn mirrored_commit_outlives_its_branch() {
     let world = World::new().await;
     let work = world.work_tree("work").await;
     ok(&work, &["push", "-q", "swell", "main"]).await;
@@ -437,7 +440,7 @@ async fn a_commit_outlives_its_branch() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_reached_is_told_apart() {
+async fn unreachable_repositories_get_distinct_errors() {
     let world = World::new().await;
     let mirrors = Mirrors::open(world.path("mirrors")).await.unwrap();
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -457,59 +460,4 @@ async fn what_cannot_be_reached_is_told_apart() {
         assert!(listed.contains(expected), "{url}: {listed}");
         assert!(fetched.contains(expected), "{url}: {fetched}");
     }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_dies_in_a_push_leaves_nothing_running_and_the_push_can_be_repeated() {
-    let world = World::new().await;
-    let work = world.work_tree("work").await;
-    // The hook without its server: what it meets when the server dies.
-    let hook = world.path("hosted/.hooks/pre-receive");
-    let status = Command::new(&hook).current_dir(&work).stderr(std::process::Stdio::null()).status().await.unwrap();
-    assert!(!status.success(), "a push past the server is refused");
-    let script = format!("exec 3</dev/null; GROUNDSWELL_PUSH=3 exec {} </dev/null", hook.display());
-    let hook_ends = Command::new("sh").args(["-c", &script]).stderr(std::process::Stdio::null()).kill_on_drop(true).status();
-    let status = tokio::time::timeout(std::time::Duration::from_secs(10), hook_ends).await.expect("the hook hangs").unwrap();
-    assert!(!status.success());
-    // Agreed, but git never heard of it: state wins, and the repeated push has nothing to do.
-    ok(&work, &["push", "-q", "swell", "main"]).await;
-    std::fs::remove_file(world.path("hosted/shop.git/refs/heads/main")).unwrap();
-    let repeated = git(&work, &["push", "swell", "main"]).await;
-    assert!(repeated.success && repeated.err.contains("up-to-date"), "{}", repeated.err);
-}
-
-/// Processes that were started for this world: their environment or command line names its folder.
-fn processes_in(folder: &Path) -> Vec<String> {
-    let names_it = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).contains(folder.to_str().unwrap());
-    let processes = std::fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    let processes = processes.filter(|id| id.bytes().all(|b| b.is_ascii_digit()));
-    let ours =
-        |id: &String| ["environ", "cmdline"].iter().any(|file| std::fs::read(format!("/proc/{id}/{file}")).is_ok_and(names_it));
-    processes.filter(ours).map(|id| std::fs::read_to_string(format!("/proc/{id}/comm")).unwrap_or_default()).collect()
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_pusher_who_leaves_takes_git_along_but_not_what_is_being_agreed() {
-    let world = World::new().await;
-    let work = world.work_tree("work").await;
-    let tip: CommitId = ok(&work, &["rev-parse", "HEAD"]).await.parse().unwrap();
-    let hold = Arc::new(Hold::default());
-    *world.cluster.hold.lock().unwrap() = Some(Arc::clone(&hold));
-    let mut push = Command::new("git");
-    push.current_dir(&work).args(["push", "-q", "swell", "main"]).stderr(std::process::Stdio::null()).process_group(0);
-    let mut push = push.spawn().unwrap();
-    hold.waits.notified().await;
-    // The pusher's git has a helper process that holds the connection: both go.
-    nix::sys::signal::killpg(nix::unistd::Pid::from_raw(push.id().unwrap() as i32), nix::sys::signal::Signal::SIGKILL).unwrap();
-    push.wait().await.unwrap();
-    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(20);
-    while !processes_in(world.folder.path()).is_empty() {
-        assert!(tokio::time::Instant::now() < deadline, "left running: {:?}", processes_in(world.folder.path()));
-        tokio::task::yield_now().await;
-    }
-    *world.cluster.hold.lock().unwrap() = None;
-    hold.go.notify_one();
-    // The answer had nobody to go to, yet the ref was agreed: whoever asks next sees it, with its objects.
-    ok(world.folder.path(), &["clone", "-q", &world.url("shop"), "copy"]).await;
-    assert_eq!(ok(&world.path("copy"), &["rev-parse", "HEAD"]).await, tip.as_str());
 }

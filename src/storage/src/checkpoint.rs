@@ -1,9 +1,10 @@
 //! Snapshots as folders: a checkpoint of the database in `db/`, and a manifest with the size and SHA-256 of each of its files.
-//! A snapshot counts once it was renamed to its number. Knows nothing of how it travels between servers.
+//! A snapshot counts once it was renamed to its log index. Knows nothing of how it is sent between servers.
 
 use std::{
     fs::{self, File},
     io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -23,28 +24,26 @@ const MANIFEST: &str = "manifest.json";
 /// The version of the manifest's format.
 const FORMAT: u32 = 1;
 
-/// How many snapshots are kept: another server may still be fetching the one before the newest.
+/// Snapshots kept: another server may still be fetching the one before the newest.
 const KEPT: usize = 2;
 
-/// What a snapshot consists of.
+/// The files of a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// The version of this format.
+    /// Version of this format.
     pub format: u32,
-    /// The index of the last log entry that it covers.
+    /// Index of the last log entry that the snapshot covers.
     pub applied: u64,
-    /// The files of the database.
     pub files: Vec<FileRecord>,
 }
 
 /// One file of a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileRecord {
-    /// Its name, without a folder.
+    /// Without a folder.
     pub name: String,
-    /// How many bytes it has.
+    /// In bytes.
     pub size: u64,
-    /// The SHA-256 of its content.
     pub sha256: Digest,
 }
 
@@ -78,7 +77,7 @@ impl SnapshotDir {
         &self.path
     }
 
-    /// What it consists of.
+    /// The list of its files.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
@@ -101,10 +100,10 @@ impl SnapshotDir {
         Ok(applied)
     }
 
-    /// Reads every file and compares it with the manifest.
+    /// Reads every file and compares it with the manifest. For a snapshot that came over the network.
     ///
     /// # Errors
-    /// Names the first file that differs.
+    /// [`StorageError::Damaged`] with the name of the first file that differs.
     pub fn verify(&self) -> Result<(), StorageError> {
         for record in &self.manifest.files {
             let path = self.file(&record.name);
@@ -117,19 +116,42 @@ impl SnapshotDir {
         Ok(())
     }
 
+    /// Compares the size of every file with the manifest.
+    fn verify_sizes(&self) -> Result<(), StorageError> {
+        for record in &self.manifest.files {
+            let path = self.file(&record.name);
+            let size = fs::metadata(&path).map_err(|error| StorageError::io("read", &path, &error))?.len();
+            if size != record.size {
+                return Err(StorageError::damaged(&path, format!("it has {size} bytes, not {}", record.size)));
+            }
+        }
+        Ok(())
+    }
+
     /// Copies the database to `to`, which must not exist. Files that never change again are shared.
     pub(super) fn copy_database(&self, to: &Path) -> Result<(), StorageError> {
-        self.verify()?;
+        self.verify_sizes()?;
         files::create_dir(to)?;
         for record in &self.manifest.files {
             let (from, to) = (self.file(&record.name), to.join(&record.name));
-            if record.name.ends_with(".sst") {
+            if never_changes(&record.name) {
                 files::link(&from, &to)?;
             } else {
                 files::copy(&from, &to)?;
             }
         }
         files::sync(to)
+    }
+
+    /// The record of the file `name` where this snapshot has the very same one as `path`: a hard link to it, which never changes.
+    fn record_of_same_file(&self, name: &str, path: &Path) -> Option<FileRecord> {
+        if !never_changes(name) {
+            return None;
+        }
+        let record = self.manifest.files.iter().find(|record| record.name == name)?;
+        let (ours, theirs) = (fs::metadata(self.file(name)).ok()?, fs::metadata(path).ok()?);
+        let same = ours.dev() == theirs.dev() && ours.ino() == theirs.ino() && theirs.len() == record.size;
+        same.then(|| record.clone())
     }
 
     /// Copies the whole snapshot to `to`, as the network does between servers.
@@ -150,6 +172,7 @@ impl SnapshotDir {
 pub struct SnapshotStore {
     dir: PathBuf,
     next: AtomicU64,
+    files_hashed: AtomicU64,
 }
 
 impl SnapshotStore {
@@ -162,7 +185,7 @@ impl SnapshotStore {
         for path in files::entries(dir)?.iter().filter(|path| index_of(path).is_none()) {
             files::remove(path)?;
         }
-        Ok(Self { dir: dir.to_owned(), next: AtomicU64::new(0) })
+        Ok(Self { dir: dir.to_owned(), next: AtomicU64::new(0), files_hashed: AtomicU64::new(0) })
     }
 
     /// A new name in the folder for a snapshot that is not finished.
@@ -191,13 +214,15 @@ impl SnapshotStore {
         Ok(path)
     }
 
-    /// The second half: hashes the files, and makes the snapshot count. May run while the next entries are applied.
+    /// The second half: hashes the files that the newest snapshot does not have, and makes this one count. May run while the next
+    /// entries are applied.
     ///
     /// # Errors
     /// When it cannot be read or written.
     pub fn finish(&self, unfinished: &Path) -> Result<SnapshotDir, StorageError> {
         let database = unfinished.join(DATABASE);
         let applied = applied_of_checkpoint(&database)?.unwrap_or_default().index;
+        let before = self.newest()?;
         let mut records = Vec::new();
         for path in files::entries(&database)? {
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
@@ -206,7 +231,12 @@ impl SnapshotStore {
                 files::remove(&path)?;
                 continue;
             }
+            if let Some(known) = before.as_ref().and_then(|before| before.record_of_same_file(&name, &path)) {
+                records.push(known);
+                continue;
+            }
             let (size, sha256) = hash(&path)?;
+            self.files_hashed.fetch_add(1, Ordering::Relaxed);
             files::sync(&path)?;
             records.push(FileRecord { name, size, sha256 });
         }
@@ -228,6 +258,11 @@ impl SnapshotStore {
         self.publish(&snapshot.path, snapshot.manifest.applied)
     }
 
+    /// How many files were hashed since this was opened: those that were new, not all of every snapshot.
+    pub fn files_hashed(&self) -> u64 {
+        self.files_hashed.load(Ordering::Relaxed)
+    }
+
     fn publish(&self, unfinished: &Path, applied: u64) -> Result<SnapshotDir, StorageError> {
         let path = self.dir.join(format!("{applied:020}"));
         if path == unfinished {
@@ -244,6 +279,11 @@ impl SnapshotStore {
         }
         SnapshotDir::open(&path)
     }
+}
+
+/// Whether RocksDB writes a file of this name once and never again: a table file, which other databases may link.
+fn never_changes(name: &str) -> bool {
+    name.ends_with(".sst")
 }
 
 fn index_of(path: &Path) -> Option<u64> {

@@ -1,23 +1,20 @@
-//! What can be wrong with files, and the way out. Knows nothing of what the files mean.
+//! Errors of files and databases, with the way out. Knows nothing of what the files mean.
 
 use std::{
     io,
     path::{Path, PathBuf},
 };
 
-/// Why something could not be kept or read.
+/// Why a file or database cannot be opened, read or written.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StorageError {
     /// Another process has the folder open.
-    #[error("cannot open {path}: another swell server uses this folder; stop it, or give this one another data folder", path = path.display())]
-    Locked {
-        /// The database's folder.
-        path: PathBuf,
-    },
-    /// What was read is not what was written.
+    #[error("failed to open {path}: another swell server uses this folder; stop it, or give this one another data folder", path = path.display())]
+    Locked { path: PathBuf },
+    /// The content is not what was written.
     #[error(
-        "cannot read {path}: it is damaged: {cause}; nothing was repaired; check the disk, then remove this server's data \
-         folder and let it join again, or restore a backup where it is the only server",
+        "failed to read {path}: it is damaged: {cause}; nothing was changed; check the disk, then move this server's \
+         data folder aside (keep it) and join the server again, or restore a backup where it is the only server",
         path = path.display()
     )]
     Damaged {
@@ -26,36 +23,70 @@ pub enum StorageError {
         /// What is wrong with it, with the file's name where it is known.
         cause: String,
     },
-    /// The system does not let us.
-    #[error("cannot use {path}: {cause}; give the user that runs swell read and write access to it", path = path.display())]
+    /// The log lacks entries that it had on disk: this server may have acknowledged them.
+    #[error(
+        "the log in {log} ends at entry {end}, but it had entry {flushed} on disk when {state} was written: acknowledged entries are missing; \
+         nothing was changed; check the disk, then move this server's data folder aside (keep it) and join the server again, or restore a \
+         backup where it is the only server",
+        log = log.display(), state = state.display(), end = end.map_or("none".to_owned(), |end| end.to_string())
+    )]
+    LogLost {
+        /// Folder of the log.
+        log: PathBuf,
+        /// Its last entry.
+        end: Option<u64>,
+        /// The last entry that it is known to have had.
+        flushed: u64,
+        /// Folder of the state that knows.
+        state: PathBuf,
+    },
+    /// State lacks entries that the log does not have any more either.
+    #[error(
+        "the state in {state} goes to entry {applied}, but the log in {log} was purged up to entry {purged} and no snapshot covers the \
+         entries between; nothing was changed; put the missing snapshots back where they were moved, else move this server's data folder \
+         aside (keep it) and join the server again, or restore a backup where it is the only server",
+        state = state.display(), log = log.display()
+    )]
+    StateBehindLog {
+        /// Folder of the state.
+        state: PathBuf,
+        /// Its last applied entry.
+        applied: u64,
+        /// Folder of the log.
+        log: PathBuf,
+        /// The last entry that was purged.
+        purged: u64,
+    },
+    /// The operating system denies access.
+    #[error("failed to use {path}: {cause}; give the user that runs swell read and write access to it", path = path.display())]
     Permission {
         /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The operating system's or RocksDB's message.
         cause: String,
     },
-    /// No space is left.
-    #[error("cannot write {path}: its disk is full: {cause}; free some space and start the server again", path = path.display())]
+    /// The disk or quota is full.
+    #[error("failed to write {path}: its disk is full: {cause}; free some space and start the server again", path = path.display())]
     Full {
         /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The operating system's or RocksDB's message.
         cause: String,
     },
     /// Anything else.
-    #[error("cannot {tried} {path}: {cause}", path = path.display())]
+    #[error("failed to {tried} {path}: {cause}", path = path.display())]
     Failed {
-        /// The verb.
+        /// A verb, such as `open`.
         tried: &'static str,
         /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The operating system's or RocksDB's message.
         cause: String,
     },
 }
 
 impl StorageError {
-    /// What RocksDB said of the database in `path`. Its errors carry a kind and a text; the system's reasons are in the text.
+    /// From RocksDB's error on the database in `path`. Its errors carry a kind and a text; the system's reasons are in the text.
     pub(super) fn rocks(tried: &'static str, path: &Path, error: rocksdb::Error) -> Self {
         let (path, kind, cause) = (path.to_owned(), error.kind(), error.into_string());
         let says = |text: &str| cause.contains(text);
@@ -76,7 +107,7 @@ impl StorageError {
         Self::Failed { tried, path, cause }
     }
 
-    /// What the system said of `path`.
+    /// From the operating system's error on `path`.
     pub(super) fn io(tried: &'static str, path: &Path, error: &io::Error) -> Self {
         let (path, cause) = (path.to_owned(), error.to_string());
         match error.kind() {
@@ -105,7 +136,9 @@ impl From<StorageError> for io::Error {
     fn from(error: StorageError) -> Self {
         let kind = match &error {
             StorageError::Locked { .. } => io::ErrorKind::ResourceBusy,
-            StorageError::Damaged { .. } => io::ErrorKind::InvalidData,
+            StorageError::Damaged { .. } | StorageError::LogLost { .. } | StorageError::StateBehindLog { .. } => {
+                io::ErrorKind::InvalidData
+            }
             StorageError::Permission { .. } => io::ErrorKind::PermissionDenied,
             StorageError::Full { .. } => io::ErrorKind::StorageFull,
             StorageError::Failed { .. } => io::ErrorKind::Other,

@@ -11,7 +11,7 @@ pub(super) fn create_dir(path: &Path) -> Result<(), StorageError> {
     fs::create_dir_all(path).map_err(|error| StorageError::io("create", path, &error))
 }
 
-/// What is in the folder, in the order of the names.
+/// Paths in the folder, ordered by name.
 pub(super) fn entries(dir: &Path) -> Result<Vec<PathBuf>, StorageError> {
     let failed = |error| StorageError::io("list", dir, &error);
     let mut paths = Vec::new();
@@ -50,7 +50,7 @@ pub(super) fn link(from: &Path, to: &Path) -> Result<(), StorageError> {
     fs::hard_link(from, to).map_err(|error| StorageError::io("link", from, &error))
 }
 
-/// How many bytes the files in and below `dir` have; what cannot be read counts nothing.
+/// Total size in bytes of the files in and below `dir`; unreadable ones count as 0.
 pub fn size_of_dir(dir: &Path) -> u64 {
     let Ok(entries) = fs::read_dir(dir) else { return 0 };
     let sizes = entries.flatten().map(|entry| match entry.metadata() {

@@ -14,7 +14,10 @@ use std::{
     collections::BTreeMap,
     ops::Range,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     thread,
 };
 
@@ -23,18 +26,21 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{StorageError, files, rocks};
 
+#[cfg(feature = "testing")]
+pub mod gate;
+
 const ENTRIES: &str = "entries";
 const META: &str = "meta";
 const VOTE: &[u8] = b"vote";
 const PURGED: &[u8] = b"purged";
 
-/// How many changes may wait for the writer; whoever has one more waits too.
+/// How many changes wait for the writer; further callers wait for a place.
 const QUEUE_MAX: usize = 1024;
 
-/// A group is closed at this many bytes, so that the first in it does not wait for a huge write.
+/// Bytes at which a group is written, so that the first change in it does not wait for a huge write.
 const GROUP_BYTES: usize = 4 << 20;
 
-/// Is told once a change is on disk, or that it is not. Must not block.
+/// Called once a change is on disk, or failed to get there. Must not block.
 pub type Done = Box<dyn FnOnce(Result<(), StorageError>) + Send>;
 
 enum Change {
@@ -81,7 +87,7 @@ impl Drop for Open {
     fn drop(&mut self) {
         self.queue = None;
         let Some(writer) = self.writer.take() else { return };
-        // Whoever is told by the writer may have held the last clone.
+        // A callback that the writer calls may hold the last clone.
         if writer.thread().id() != thread::current().id() && writer.join().is_err() {
             tracing::error!(path = %self.shared.path.display(), "the writer of the log panicked");
         }
@@ -92,6 +98,27 @@ struct Shared {
     db: DB,
     path: PathBuf,
     state: Mutex<State>,
+    flushed: FlushedLog,
+    #[cfg(feature = "testing")]
+    gate: gate::WriterGate,
+}
+
+/// How far the log is on disk. Cheap to clone; does not keep the log open.
+#[derive(Debug, Clone, Default)]
+pub struct FlushedLog {
+    /// Index after the last entry on disk.
+    end: Arc<AtomicU64>,
+}
+
+impl FlushedLog {
+    /// Index of the last entry that is on disk or was purged; `None` where there never was one.
+    pub fn last(&self) -> Option<u64> {
+        self.end.load(Ordering::Acquire).checked_sub(1)
+    }
+
+    fn set_end(&self, end: u64) {
+        self.end.store(end, Ordering::Release);
+    }
 }
 
 impl Shared {
@@ -119,7 +146,7 @@ impl Shared {
     /// Reads every entry, so that damage and holes are found now; returns the range of the indexes held.
     fn verify(&self, first: u64) -> Result<Range<u64>, StorageError> {
         let failed = |error| StorageError::rocks("read", &self.path, error);
-        rocks::verify(self.db.raw_iterator_cf_opt(self.family(META)?, rocks::once())).map_err(failed)?;
+        rocks::verify(self.db.raw_iterator_cf_opt(self.family(META)?, rocks::once()), || true).map_err(failed)?;
         let mut iterator = self.db.raw_iterator_cf_opt(self.family(ENTRIES)?, rocks::once());
         // From the purge point, never from the first key: nothing looks at the tombstones before it.
         iterator.seek(first.to_be_bytes());
@@ -151,7 +178,14 @@ impl RaftLog {
         let mut options = rocks::options();
         options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
         let db = DB::open_cf(&options, path, [ENTRIES, META]).map_err(|error| StorageError::rocks("open", path, error))?;
-        let shared = Shared { db, path: path.to_owned(), state: Mutex::default() };
+        let shared = Shared {
+            db,
+            path: path.to_owned(),
+            state: Mutex::default(),
+            flushed: FlushedLog::default(),
+            #[cfg(feature = "testing")]
+            gate: gate::WriterGate::default(),
+        };
         let mut state = State { vote: shared.meta(VOTE)?, ..State::default() };
         if let Some(value) = shared.meta(PURGED)? {
             let (first, id) = value.split_at_checked(8).ok_or_else(|| shared.damaged("the purge point is cut short"))?;
@@ -160,6 +194,7 @@ impl RaftLog {
         }
         let held = shared.verify(state.first)?;
         (state.first, state.next) = (held.start, held.end);
+        shared.flushed.set_end(state.next);
         *shared.state() = state;
         let shared = Arc::new(shared);
         let (queue, requests) = mpsc::channel(QUEUE_MAX);
@@ -195,6 +230,17 @@ impl RaftLog {
         (state.first..state.next, state.purged.clone())
     }
 
+    /// How far the log is on disk, also for whoever must not keep it open.
+    pub fn flushed(&self) -> FlushedLog {
+        self.shared().flushed.clone()
+    }
+
+    /// Where tests hold the writer back.
+    #[cfg(feature = "testing")]
+    pub fn writer_gate(&self) -> gate::WriterGate {
+        self.shared().gate.clone()
+    }
+
     /// The vote, if there ever was one.
     pub fn vote(&self) -> Option<Vec<u8>> {
         self.shared().state().vote.clone()
@@ -208,10 +254,10 @@ impl RaftLog {
         self.on_disk(|_| Some(Change::Vote(vote))).await
     }
 
-    /// Appends `entries`, whose indexes must continue the log. Readable when this returns, on disk when `done` is told.
+    /// Appends `entries`, whose indexes must continue the log. Readable when this returns, on disk when `done` is called.
     ///
     /// # Errors
-    /// When there would be a hole, or the writer has ended. `done` is told then too, unless nobody can.
+    /// When there would be a hole, or the writer has ended.
     pub async fn append(&self, entries: Vec<(u64, Vec<u8>)>, done: Done) -> Result<(), StorageError> {
         let permit = self.reserve().await?;
         let entries: Vec<(u64, Arc<[u8]>)> = entries.into_iter().map(|(index, bytes)| (index, bytes.into())).collect();
@@ -324,7 +370,7 @@ impl RaftLog {
         {
             let mut state = self.shared().state();
             let Some(change) = change(&mut state) else { return Ok(()) };
-            // Nobody is told where nobody waits any more.
+            // The receiver is gone where the caller does not wait any more.
             permit.send(Request { change, done: Box::new(move |result| drop(done.send(result))) });
         }
         written.await.map_err(|_| self.ended_error())?
@@ -354,10 +400,15 @@ impl Writer {
                 bytes += request.size();
                 group.push(request);
             }
+            #[cfg(feature = "testing")]
+            if self.shared.gate.wait() == gate::Passage::Dead {
+                // As in a killed process: nothing more reaches the disk, and no callback is called.
+                return;
+            }
             if self.failed.is_none()
                 && let Err(error) = self.write(&group)
             {
-                tracing::error!(%error, "cannot write the log: this server steps aside");
+                tracing::error!(%error, "failed to write the log, acknowledging nothing more");
                 self.failed = Some(error);
             }
             for request in group.drain(..) {
@@ -392,8 +443,15 @@ impl Writer {
         self.shared.db.write_opt(batch, &synced).map_err(|error| StorageError::rocks("write", &self.shared.path, error))?;
         swell_system::crash::point("storage::after_log_sync");
 
+        let mut end = self.shared.flushed.end.load(Ordering::Acquire);
         let mut state = self.shared.state();
         for request in group {
+            match &request.change {
+                Change::Append(appended) => end = appended.last().map_or(end, |(index, _)| index + 1),
+                Change::Truncate(removed) => end = end.min(removed.start),
+                Change::Purge(removed, _) => end = end.max(removed.end),
+                Change::Vote(_) => {}
+            }
             match &request.change {
                 // A truncated entry may have been queued again meanwhile: only what was written leaves.
                 Change::Append(appended) => {
@@ -407,6 +465,7 @@ impl Writer {
                 Change::Truncate(_) | Change::Purge(..) => {}
             }
         }
+        self.shared.flushed.set_end(end);
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! What both databases share of RocksDB: options, reading records in order. Knows nothing of what is kept.
+//! What the databases share of RocksDB: options, reading records in order. Knows nothing of the records.
 
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, DBAccess, DBCompressionType, DBRawIteratorWithThreadMode, LogLevel,
@@ -8,10 +8,10 @@ use rocksdb::{
 use super::codec::{CodecError, decode, encode_key, end_of_prefix};
 use swell_model::tables::{Key, Record, Scan, Table, TablesError};
 
-/// Files that one database keeps open at the most: a process may have 20,000 descriptors, and agents need most of them.
+/// Most files that one database keeps open: a process may have 20,000 descriptors, and connections need most of them.
 const OPEN_FILES_MAX: i32 = 512;
 
-/// How large the memory tables of one database may grow together.
+/// Most bytes of the memory tables of one database together.
 const WRITE_BUFFERS_BYTES: usize = 64 << 20;
 
 const BLOCK_CACHE_BYTES: usize = 64 << 20;
@@ -42,16 +42,21 @@ pub(super) fn options() -> Options {
     options
 }
 
-/// Reads the whole family, so that a damaged block is found now and not in the middle of the night.
-pub(super) fn verify<D: DBAccess>(mut iterator: DBRawIteratorWithThreadMode<'_, D>) -> Result<u64, rocksdb::Error> {
-    let mut records = 0;
+/// How many records are read between two questions whether to go on.
+const RECORDS_AT_ONCE: u64 = 1000;
+
+/// Reads the whole family while `go_on` says so; fails at the first damaged block.
+pub(super) fn verify<D: DBAccess>(
+    mut iterator: DBRawIteratorWithThreadMode<'_, D>,
+    go_on: impl Fn() -> bool,
+) -> Result<(), rocksdb::Error> {
+    let mut records: u64 = 0;
     iterator.seek_to_first();
-    while iterator.valid() {
+    while iterator.valid() && (!records.is_multiple_of(RECORDS_AT_ONCE) || go_on()) {
         records += 1;
         iterator.next();
     }
-    iterator.status()?;
-    Ok(records)
+    iterator.status()
 }
 
 /// For reading everything once: checksums are compared, and the cache is left to others.
@@ -62,7 +67,7 @@ pub(super) fn once() -> ReadOptions {
     options
 }
 
-/// Something that records are read from: a transaction, or a snapshot.
+/// A transaction or a snapshot, to read records from.
 pub(super) trait Source {
     type Db: DBAccess;
 

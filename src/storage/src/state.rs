@@ -1,4 +1,4 @@
-//! The database `state/`: what was applied, and how far. Knows nothing of how servers agreed on it.
+//! The database `state/`: entities, and the log index up to which entries were applied. Knows nothing of how servers agreed on it.
 //!
 //! Each time a snapshot of another server is installed, a new generation of the database takes the old one's place: a folder
 //! with a higher number. Renaming it into `state/` is what makes it count; the highest number is the present one. Readers of the
@@ -31,13 +31,18 @@ use swell_model::tables::Table;
 const META: &str = "meta";
 const APPLIED_INDEX: &[u8] = b"applied_index";
 const APPLIED: &[u8] = b"applied";
+const LOG_FLUSHED: &[u8] = b"log_flushed";
 
 /// How far state has come.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Applied {
-    /// The index of the last log entry that was applied.
+    /// Index of the last log entry that was applied.
     pub index: u64,
-    /// What consensus wants to know besides (the entry's id, the membership), in its own encoding.
+    /// Index of the last entry, up to [`Applied::index`], that this server's own log had on disk by then. It lags where the others
+    /// made a quorum without this server. A log that ends before it has lost entries; one that only ends before `index` has not.
+    /// `None` where that is not known: nothing was on disk, or state came as a snapshot of another server.
+    pub log_flushed: Option<u64>,
+    /// What consensus keeps beside the index (the entry's id, the membership), in its own encoding.
     pub details: Vec<u8>,
 }
 
@@ -45,7 +50,7 @@ pub struct Applied {
 pub struct StateDb {
     db: ManuallyDrop<OptimisticTransactionDB>,
     path: PathBuf,
-    /// Another generation took its place: the folder goes with the last reader.
+    /// Another generation took its place: the folder is removed with the last reader.
     retired: AtomicBool,
 }
 
@@ -56,11 +61,20 @@ impl StateDb {
         let failed = |error| StorageError::rocks("open", path, error);
         let families = Table::ALL.iter().map(|table| table.name()).chain([META]);
         let db = OptimisticTransactionDB::open_cf(&options, path, families).map_err(failed)?;
-        let db = Self { db: ManuallyDrop::new(db), path: path.to_owned(), retired: AtomicBool::new(false) };
+        Ok(Self { db: ManuallyDrop::new(db), path: path.to_owned(), retired: AtomicBool::new(false) })
+    }
+
+    /// Reads every record while `go_on` says so, so that a damaged block is found before somebody needs it. Takes as long as reading all
+    /// files once.
+    ///
+    /// # Errors
+    /// [`StorageError::Damaged`] with the name of the first file that is not as it was written.
+    pub fn verify(&self, go_on: impl Fn() -> bool) -> Result<(), StorageError> {
         for family in Table::ALL.iter().map(|table| table.name()).chain([META]) {
-            rocks::verify(db.db.raw_iterator_cf_opt(db.family(family)?, rocks::once())).map_err(failed)?;
+            let records = self.db.raw_iterator_cf_opt(self.family(family)?, rocks::once());
+            rocks::verify(records, &go_on).map_err(|error| StorageError::rocks("read", &self.path, error))?;
         }
-        Ok(db)
+        Ok(())
     }
 
     pub(super) fn rocks(&self) -> &OptimisticTransactionDB {
@@ -81,7 +95,7 @@ impl StateDb {
         StateTx::new(self)
     }
 
-    /// How far state has come; nothing where it is new.
+    /// How far state has come; `None` where nothing was applied yet.
     ///
     /// # Errors
     /// When that cannot be read.
@@ -104,10 +118,21 @@ impl StateDb {
         let failed = |error| StorageError::rocks("write", &self.path, error);
         let meta = self.family(META)?;
         transaction.put_cf(meta, APPLIED_INDEX, applied.index.to_be_bytes()).map_err(failed)?;
+        match applied.log_flushed {
+            Some(index) => transaction.put_cf(meta, LOG_FLUSHED, index.to_be_bytes()).map_err(failed)?,
+            None => transaction.delete_cf(meta, LOG_FLUSHED).map_err(failed)?,
+        }
         transaction.put_cf(meta, APPLIED, &applied.details).map_err(failed)
     }
 
-    /// Brings everything that was committed to the disk.
+    /// A snapshot says how far the log of the server that took it was on disk, which means nothing for this one.
+    fn forget_flushed_log(&self) -> Result<(), StorageError> {
+        let deleted = self.db.delete_cf(self.family(META)?, LOG_FLUSHED);
+        deleted.map_err(|error| StorageError::rocks("write", &self.path, error))?;
+        self.sync()
+    }
+
+    /// Syncs everything that was committed.
     ///
     /// # Errors
     /// When the disk refuses; nothing is known about it then, and the node must stop.
@@ -136,7 +161,7 @@ impl Drop for StateDb {
         if self.retired.load(Ordering::Acquire)
             && let Err(error) = fs::remove_dir_all(&self.path)
         {
-            tracing::warn!(path = %self.path.display(), %error, "cannot remove a former generation of state; the next start tries again");
+            tracing::warn!(path = %self.path.display(), %error, "failed to remove a former generation of state, the next start tries again");
         }
     }
 }
@@ -145,9 +170,13 @@ fn read_applied(
     path: &Path,
     get: impl Fn(&[u8]) -> Result<Option<Vec<u8>>, StorageError>,
 ) -> Result<Option<Applied>, StorageError> {
-    let Some(index) = get(APPLIED_INDEX)? else { return Ok(None) };
-    let index = index.try_into().map_err(|_| StorageError::damaged(path, "the applied position is no number"))?;
-    Ok(Some(Applied { index: u64::from_be_bytes(index), details: get(APPLIED)?.unwrap_or_default() }))
+    let number = |bytes: Vec<u8>| match bytes.try_into() {
+        Ok(bytes) => Ok(u64::from_be_bytes(bytes)),
+        Err(_) => Err(StorageError::damaged(path, "the applied index has not eight bytes")),
+    };
+    let Some(index) = get(APPLIED_INDEX)?.map(number).transpose()? else { return Ok(None) };
+    let log_flushed = get(LOG_FLUSHED)?.map(number).transpose()?;
+    Ok(Some(Applied { index, log_flushed, details: get(APPLIED)?.unwrap_or_default() }))
 }
 
 /// How far the state in a checkpoint has come, read from the checkpoint itself.
@@ -169,7 +198,8 @@ pub struct StateStore {
 }
 
 impl StateStore {
-    /// Opens the database in `dir`, and makes an empty one where there is none. Reads all of it once, to find damage now.
+    /// Opens the database in `dir`, and makes an empty one where there is none. Missing files and files of another size are found now,
+    /// damaged bytes when they are read or by [`StateDb::verify`]: a start does not take longer because state is large.
     ///
     /// # Errors
     /// When it is damaged, in use, or may not be written.
@@ -206,16 +236,32 @@ impl StateStore {
         Arc::strong_count(&self.current)
     }
 
-    /// Puts the snapshot in the place of what is there. The snapshot's files remain as they are.
+    /// Puts the snapshot in the place of what is there. The snapshot's files remain as they are. Verify a snapshot that came over the
+    /// network first, with [`SnapshotDir::verify`]: this compares sizes only.
     ///
     /// # Errors
     /// When the snapshot is damaged or cannot be copied: the present state remains.
     pub fn install(&self, snapshot: &SnapshotDir) -> Result<(), StorageError> {
+        self.replace(|coming| {
+            snapshot.copy_database(coming)?;
+            StateDb::open(coming)?.forget_flushed_log()
+        })
+    }
+
+    /// Puts an empty database in the place of what is there, for a log that still has every entry.
+    ///
+    /// # Errors
+    /// When it cannot be made: the present state remains.
+    pub fn start_over(&self) -> Result<(), StorageError> {
+        self.replace(|coming| StateDb::open(coming)?.sync())
+    }
+
+    fn replace(&self, fill: impl FnOnce(&Path) -> Result<(), StorageError>) -> Result<(), StorageError> {
         let old = self.current();
         let generation = generation_of(old.path()).unwrap_or(0) + 1;
         let coming = self.dir.join(format!("coming-{generation}"));
         files::remove(&coming)?;
-        snapshot.copy_database(&coming)?;
+        fill(&coming)?;
         let path = folder(&self.dir, generation);
         swell_system::crash::point("storage::before_install");
         files::rename(&coming, &path)?;

@@ -1,4 +1,4 @@
-//! A consistent look at state, for readers. Knows nothing of who writes.
+//! Consistent reads of state. Knows nothing of who writes.
 
 use std::sync::Arc;
 
@@ -10,8 +10,8 @@ use super::{
 };
 use swell_model::tables::{Key, ReadTables, Record, Scan, Table, TablesError};
 
-/// State as it was at one moment: whatever is applied later does not show. Cheap to clone; drop it soon, since it keeps old
-/// versions of records from being forgotten.
+/// State as it was at one moment: what is applied later does not show. Cheap to clone. Drop it soon: it keeps old versions of records
+/// on disk.
 #[derive(Clone)]
 pub struct View {
     inner: Arc<Inner>,
@@ -39,7 +39,7 @@ impl View {
         Self { inner: Arc::new(Inner { applied, snapshot, db }) }
     }
 
-    /// The index of the last log entry that this shows; 0 where nothing was applied yet.
+    /// Index of the last log entry that this shows; 0 where nothing was applied yet.
     pub fn applied(&self) -> u64 {
         self.inner.applied
     }

@@ -1,5 +1,5 @@
 //! `/v1/events`: the ordered log of everything that happened, a page at a time, as server-sent events, or over a WebSocket. All
-//! three read state with the same cursor, so none loses or repeats an event; `last_event` only says when to look again.
+//! three read the event store with the same cursor, so none loses or repeats an event; `last_event` only says when to look again.
 
 use std::{convert::Infallible, time::Duration};
 
@@ -27,16 +27,13 @@ use crate::{
     problem::{Problem, ProblemView},
     views::event::EventView,
 };
-use swell_model::{
-    cluster::Cluster,
-    digest::Digest,
-    event::{Event, EventSeq},
-    tables::{Key, ReadTables, Scan},
-};
-use swell_raft::View;
+use swell_model::event::{Event, EventSeq, Subject};
+use swell_raft::{EventStore, EventsError};
 
-/// How many events one look at state takes.
-const LOOK_EVENTS: usize = 256;
+/// How many events one read takes.
+const READ_EVENTS: usize = 256;
+/// How many events one page looks at, for a filter that few of them pass.
+const LOOKED_AT_MAX: usize = 10_000;
 /// How many subjects one filter names.
 const SUBJECTS_MAX: usize = 32;
 /// How long a client's WebSocket may take to accept a frame.
@@ -118,28 +115,48 @@ async fn one_page(
     limit: Option<usize>,
 ) -> Result<Json<Page<EventView>>, Problem> {
     let limit = page::limit(limit)?;
+    let events = app.node.events();
     app.read(move |view| {
-        if let Some(after) = after {
-            check_kept(view, after)?;
+        let mut cursor = match after {
+            Some(after) => after,
+            // Without a cursor a page begins with the oldest event that is kept.
+            None => match events.range(EventSeq::default(), 1) {
+                Err(EventsError::Gone { resume_after, .. }) => resume_after,
+                _ => EventSeq::default(),
+            },
+        };
+        let (mut items, mut looked_at) = (Vec::new(), 0);
+        loop {
+            let found = read(&events, cursor)?;
+            let is_last = found.is_empty();
+            for event in found {
+                cursor = event.seq;
+                looked_at += 1;
+                if wanted.has(&event) {
+                    items.push(EventView::from(event));
+                }
+                if items.len() >= limit || looked_at >= LOOKED_AT_MAX {
+                    break;
+                }
+            }
+            if is_last || items.len() >= limit || looked_at >= LOOKED_AT_MAX {
+                let next = (!is_last && cursor < events.last()).then(|| cursor.to_string());
+                return Ok(Json(Page { items, next, as_of: view.applied() }));
+            }
         }
-        let scan = page::scan(Key::all(), after.map(EventSeq::key));
-        let (events, last) = page::collect(view, scan, limit, |event| wanted.has(event))?;
-        let items = events.into_iter().map(EventView::from).collect();
-        Ok(Json(Page { items, next: last.map(|last: Event| last.seq.to_string()), as_of: view.applied() }))
     })
     .await
 }
 
-/// Refuses a cursor after which events were forgotten. The very first event names none before it.
-fn check_kept(view: &View, after: EventSeq) -> Result<(), Problem> {
-    let oldest: Vec<Event> = view.scan(&Scan::all(), 1)?;
-    let Some(oldest) = oldest.first().filter(|oldest| oldest.seq > after && oldest.previous != Digest([0; 32])) else {
-        return Ok(());
-    };
-    let last = view.get::<Cluster>(&Key::all())?.unwrap_or_default().last_event;
-    let detail = format!("events before {} are no longer kept", oldest.seq);
-    let hint = "read what there is now, then follow from `cursor`";
-    Err(Problem::new(StatusCode::GONE, "cursor_too_old", detail, hint).cursor(last))
+/// The events after `after`, or 410 with the present cursor where they are not kept.
+fn read(events: &EventStore, after: EventSeq) -> Result<Vec<Event>, Problem> {
+    events.range(after, READ_EVENTS).map_err(|error| match error {
+        EventsError::Gone { .. } => {
+            let hint = "read what there is now, then follow from `cursor`";
+            Problem::new(StatusCode::GONE, "cursor_too_old", error.to_string(), hint).cursor(events.last())
+        }
+        EventsError::Storage(error) => Problem::internal(error),
+    })
 }
 
 /// What a stream carries.
@@ -165,7 +182,8 @@ impl Feed {
     async fn start(app: App, after: Option<EventSeq>, wanted: Wanted) -> Result<Self, Problem> {
         let mut newest = app.node.last_event();
         let cursor = after.unwrap_or(*newest.borrow_and_update());
-        app.read(move |view| check_kept(view, cursor)).await?;
+        let events = app.node.events();
+        app.read(move |_| read(&events, cursor)).await?;
         let heartbeat_at = Instant::now() + app.options.heartbeat;
         Ok(Self { app, wanted, cursor, newest, heartbeat_at })
     }
@@ -188,12 +206,11 @@ impl Feed {
         loop {
             // Before the look, so that what is applied during it is not slept through.
             self.newest.mark_unchanged();
-            let (cursor, wanted) = (self.cursor, self.wanted.clone());
+            let (cursor, wanted, events) = (self.cursor, self.wanted.clone(), self.app.node.events());
             let (events, seen) = self
                 .app
-                .read(move |view| {
-                    check_kept(view, cursor)?;
-                    let events: Vec<Event> = view.scan(&Scan::all().after(cursor.key()), LOOK_EVENTS)?;
+                .read(move |_| {
+                    let events = read(&events, cursor)?;
                     let seen = events.last().map(|event| event.seq);
                     Ok((events.into_iter().filter(|event| wanted.has(event)).collect::<Vec<_>>(), seen))
                 })
@@ -262,31 +279,9 @@ async fn over_websocket(mut socket: WebSocket, feed: Feed) {
     }
 }
 
-/// The events about `subject` that happened since `since`, oldest first: the newest `limit` of the newest `looked_at_max` of all.
-pub fn about(
-    view: &View,
-    subject: &swell_model::event::Subject,
-    since: swell_model::units::Timestamp,
-) -> Result<Vec<EventView>, Problem> {
-    const KEPT_MAX: usize = 200;
-    const LOOKED_AT_MAX: usize = 20_000;
-    let mut scan = Scan::all().backwards();
-    let mut found: Vec<EventView> = Vec::new();
-    let mut looked_at = 0;
-    'looking: loop {
-        let events: Vec<Event> = view.scan(&scan, LOOK_EVENTS)?;
-        let Some(oldest) = events.last() else { break };
-        scan.after = Some(oldest.seq.key());
-        for event in events {
-            looked_at += 1;
-            if event.at < since || looked_at > LOOKED_AT_MAX || found.len() >= KEPT_MAX {
-                break 'looking;
-            }
-            if event.subject == *subject {
-                found.push(event.into());
-            }
-        }
-    }
-    found.reverse();
-    Ok(found)
+/// The newest events about `subject`, oldest first.
+pub fn about(events: &EventStore, subject: &Subject) -> Result<Vec<EventView>, Problem> {
+    const SHOWN_MAX: usize = 200;
+    let newest = events.by_subject(subject, None, true, SHOWN_MAX).map_err(Problem::internal)?;
+    Ok(newest.into_iter().rev().map(EventView::from).collect())
 }

@@ -15,7 +15,7 @@ use swell_model::{
     event::Subject,
     ids::{BuildId, RolloutId},
 };
-use swell_raft::View;
+use swell_raft::{EventStore, View};
 
 /// The evidence.
 #[derive(Debug, Serialize, ToSchema)]
@@ -41,18 +41,19 @@ pub struct WhyView {
     responses((status = OK, body = WhyView)),
 )]
 pub async fn get(State(app): State<App>, At(id): At<String>) -> Result<Json<WhyView>, Problem> {
+    let events = app.node.events();
     if let Ok(id) = id.parse::<BuildId>() {
-        return app.read(move |view| Ok(Json(of_build(view, id)?))).await;
+        return app.read(move |view| Ok(Json(of_build(view, &events, id)?))).await;
     }
     if let Ok(id) = id.parse::<RolloutId>() {
-        return app.read(move |view| Ok(Json(of_rollout(view, id)?))).await;
+        return app.read(move |view| Ok(Json(of_rollout(view, &events, id)?))).await;
     }
     Err(Problem::invalid(format!("`{id}` is neither a build nor a rollout"), "write an id such as `b42` or `r7`"))
 }
 
-fn of_build(view: &View, id: BuildId) -> Result<WhyView, Problem> {
+fn of_build(view: &View, events: &EventStore, id: BuildId) -> Result<WhyView, Problem> {
     let build = builds::of(view, id)?;
-    let events = events::about(view, &Subject::Build(id), build.created_at)?;
+    let events = events::about(events, &Subject::Build(id))?;
     let shown = builds::full(view, build)?;
     let failure = shown.attempts.last().and_then(|attempt| attempt.failure.as_ref());
     let because = shown.failure.as_ref().or(shown.waits_for.as_ref());
@@ -66,9 +67,9 @@ fn of_build(view: &View, id: BuildId) -> Result<WhyView, Problem> {
     })
 }
 
-fn of_rollout(view: &View, id: RolloutId) -> Result<WhyView, Problem> {
+fn of_rollout(view: &View, events: &EventStore, id: RolloutId) -> Result<WhyView, Problem> {
     let rollout = rollouts::of(view, id)?;
-    let events = events::about(view, &Subject::Rollout(id), rollout.created_at)?;
+    let events = events::about(events, &Subject::Rollout(id))?;
     let shown = RolloutView::full(view, &rollout)?;
     let failing = shown.verdicts.iter().rev().find(|verdict| verdict.verdict == "fail").map(|verdict| &verdict.evidence);
     let because = failing.or(shown.waits_for.as_ref()).or(shown.why.as_ref());

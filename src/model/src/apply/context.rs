@@ -126,7 +126,6 @@ impl<'a, T: Tables> Context<'a, T> {
             self.cluster.last_event = event.seq;
             self.cluster.event_count += 1;
             self.next.ordinal += 1;
-            self.tables.put(&event)?;
             events.push(event);
         }
         self.tables.put(&self.cluster)?;

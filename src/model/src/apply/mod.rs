@@ -18,7 +18,7 @@ use crate::{
     cluster::{ANSWER_AGE_MAX, ANSWERS_MAX, Answer, AnswerByTime, Cluster},
     command::{Action, ClusterAction, Command, IDEMPOTENCY_KEY_BYTES_MAX, Outcome},
     digest::Digest,
-    event::{DataKey, Event, EventKind, EventSeq, Subject, cut},
+    event::{DataKey, EventKind, EventSeq, Subject, cut},
     rejection::{Rejection, RuleError},
     release::uses::settle,
     tables::{Key, Record, Scan, Tables, TablesError, key},
@@ -28,7 +28,6 @@ use crate::{
 const ACTOR_FAILURE_BYTES_MAX: usize = 500;
 
 /// The most events that one command forgets, so that it costs little to apply.
-const EVENTS_FORGOTTEN_AT_ONCE_MAX: usize = 10_000;
 
 /// How many outdated answers one command forgets at the most.
 const ANSWERS_FORGOTTEN_AT_ONCE: usize = 4;
@@ -114,24 +113,20 @@ fn cluster<T: Tables>(context: &mut Context<'_, T>, action: &ClusterAction) -> R
     }
 }
 
-/// Drops sealed events from the log. The chain goes on from where it was cut.
+/// Agrees that sealed events may leave the servers' event stores. Events are not in state: whoever proposes this has compared `chain_head`
+/// with its own event store. The chain goes on from where it was cut.
 fn forget_events<T: Tables>(
     context: &mut Context<'_, T>,
     up_to: EventSeq,
     chain_head: Digest,
     segment: &Digest,
 ) -> Result<Subject, RuleError> {
-    let last: Option<Event> = context.tables.get(&up_to.key())?;
-    let last = last.ok_or_else(|| invalid("up_to", format!("there is no event {up_to} in the log")))?;
-    if last.chain_hash() != chain_head {
-        return Err(invalid("chain_head", format!("it is not the chain's hash at {up_to}: the segment holds other events")));
-    }
-    let first: Vec<Event> = context.tables.scan(&Scan::all(), EVENTS_FORGOTTEN_AT_ONCE_MAX)?;
-    if first.last().is_some_and(|beyond| beyond.seq < up_to) {
-        return Err(invalid("up_to", format!("at most {EVENTS_FORGOTTEN_AT_ONCE_MAX} events are forgotten at once")));
-    }
-    for event in first.iter().take_while(|event| event.seq <= up_to) {
-        context.tables.delete::<Event>(&event.key())?;
+    let (first, last) = (context.cluster.events_forgotten_to, context.cluster.last_event);
+    if up_to <= first || up_to > last {
+        return Err(invalid(
+            "up_to",
+            format!("it must lie after {first}, where the log begins, and not after {last}, where it ends"),
+        ));
     }
     context.cluster.events_forgotten_to = up_to;
     context.cluster.events_forgotten_head = chain_head;

@@ -1,15 +1,20 @@
 //! Three servers: they elect, replicate, survive the loss of the leader, and bring a laggard forward with a snapshot.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use openraft::BasicNode;
 use tempfile::TempDir;
 
 use super::{network::Network, *};
+use swell_storage::{
+    EventsError,
+    log::{RaftLog, gate::Passage},
+};
 
 pub struct Cluster {
     network: Network,
     nodes: BTreeMap<u64, Node>,
+    path: PathBuf,
     _dir: Option<TempDir>,
 }
 
@@ -22,17 +27,46 @@ impl Cluster {
 
     /// The cluster whose servers are in `dir`, which may be empty.
     pub async fn at(dir: &Path) -> Self {
-        let network = Network::default();
-        let mut nodes = BTreeMap::new();
+        let mut cluster = Self { network: Network::default(), nodes: BTreeMap::new(), path: dir.to_owned(), _dir: None };
         let members: BTreeMap<u64, BasicNode> = (1..=3).map(|id| (id, BasicNode::default())).collect();
         for id in 1..=3 {
-            let options = Options { snapshot_every_entries: 30, keep_entries: 5, ..Options::new(dir.join(id.to_string()), id) };
-            let members = (id == 3).then(|| members.clone());
-            let node = Node::start_with(options, network.end(id), members).await.unwrap();
-            network.add(id, &node);
-            nodes.insert(id, node);
+            cluster.start_node(id, (id == 3).then(|| members.clone())).await;
         }
-        Self { network, nodes, _dir: None }
+        cluster
+    }
+
+    async fn start_node(&mut self, id: u64, members: Option<BTreeMap<u64, BasicNode>>) {
+        let dir = self.path.join(id.to_string());
+        let options = Options { snapshot_every_entries: 30, keep_entries: 5, ..Options::new(dir, id) };
+        let node = Node::start_with(options, self.network.end(id), members).await.unwrap();
+        self.network.add(id, &node);
+        self.nodes.insert(id, node);
+    }
+
+    /// Ends a server as a kill does: what its log has not written yet never gets there.
+    async fn kill(&mut self, id: u64) {
+        self.network.remove(id);
+        let node = self.nodes.remove(&id).unwrap();
+        node.writer_gate().set(Passage::Dead);
+        // It may say that its log failed: that is how it dies.
+        node.shutdown().await.ok();
+    }
+
+    async fn restart(&mut self, id: u64) {
+        self.start_node(id, None).await;
+    }
+
+    /// The servers other than `id`.
+    fn others(&self, id: u64) -> [u64; 2] {
+        let others: Vec<u64> = self.nodes.keys().copied().filter(|other| *other != id).collect();
+        others.try_into().unwrap()
+    }
+
+    /// Waits until all servers have `name`, and the same repositories.
+    async fn agrees_on(&self, name: &str) {
+        self.all_have(name).await;
+        let all: Vec<_> = self.nodes.values().map(|node| names(&node.view())).collect();
+        assert!(all.windows(2).all(|pair| pair[0] == pair[1]), "the servers' states differ: {all:?}");
     }
 
     /// The leader that the nodes other than `without` agree on.
@@ -87,7 +121,7 @@ impl Cluster {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cluster_survives_its_leader_and_is_not_disturbed_when_it_returns() {
+async fn returning_leader_that_was_cut_off_deposes_nobody() {
     let cluster = Cluster::start().await;
     let (first, leader) = cluster.leader(None).await;
     applied(&leader, "one").await;
@@ -121,7 +155,7 @@ async fn a_cluster_survives_its_leader_and_is_not_disturbed_when_it_returns() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_was_away_for_long_is_brought_forward_by_a_snapshot() {
+async fn server_that_was_away_for_long_catches_up_with_a_snapshot() {
     let cluster = Cluster::start().await;
     let away = cluster.leave_one_behind().await;
     let was = cluster.nodes[&away].view();
@@ -134,8 +168,66 @@ async fn a_server_that_was_away_for_long_is_brought_forward_by_a_snapshot() {
     let (told, expected) = (cluster.nodes[&away].last_event(), leader.last_event());
     eventually("followers are told of the newest event", || *told.borrow() == *expected.borrow()).await;
     assert_eq!(names(&was), ["before"], "who read the former state still does");
+    let (ours, theirs) = (cluster.nodes[&away].events(), leader.events());
+    let all = theirs.range(EventSeq::default(), 1000).unwrap();
+    let known = ours.range(EventSeq::default(), 1000).unwrap();
+    assert!(!known.is_empty() && all.starts_with(&known) && known.len() < 100, "{} of {}", known.len(), all.len());
+    let gone = ours.range(known.last().unwrap().seq, 10);
+    let Err(EventsError::Gone { resume_after, .. }) = gone else { panic!("a gap was passed over: {gone:?}") };
+    assert!(resume_after > known.last().unwrap().seq);
     drop(was);
     applied(&leader, "after").await;
     cluster.all_have("after").await;
+    let after = ours.range(resume_after, 1000).unwrap();
+    assert!(
+        !after.is_empty()
+            && all.iter().chain(&theirs.range(all.last().unwrap().seq, 10).unwrap()).any(|event| *event == after[0])
+    );
+    cluster.stop().await;
+}
+
+/// With a leader that resumed its term, the follower would keep `unsynced` where the others have `next`: two states, unnoticed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leader_killed_before_its_own_sync_does_not_reuse_a_term_and_index() {
+    let mut cluster = Cluster::start().await;
+    let (first, leader) = cluster.leader(None).await;
+    applied(&leader, "before").await;
+    cluster.all_have("before").await;
+    let [holder, away] = cluster.others(first);
+    cluster.network.cut(away, true);
+    leader.writer_gate().set(Passage::Held);
+    let last = cluster.nodes[&holder].status().last_log;
+    let proposing = tokio::spawn(async move { leader.propose(create("unsynced")).await.map(drop) });
+    eventually("a follower holds the entry", || cluster.nodes[&holder].status().last_log > last).await;
+    cluster.kill(first).await;
+    assert!(proposing.await.unwrap().is_err(), "nobody was told that it is safe");
+
+    let log = RaftLog::open(&cluster.path.join(first.to_string()).join("raft")).unwrap();
+    assert_eq!(log.bounds().0.last(), last, "the leader lost what it had not synced");
+    drop(log);
+    cluster.restart(first).await;
+    cluster.network.cut(away, false);
+    let (_, leader) = cluster.leader(None).await;
+    applied(&leader, "next").await;
+    cluster.agrees_on("next").await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn follower_killed_with_state_ahead_of_its_log_starts_again() {
+    let mut cluster = Cluster::start().await;
+    let (first, leader) = cluster.leader(None).await;
+    applied(&leader, "before").await;
+    cluster.all_have("before").await;
+    let [slow, _] = cluster.others(first);
+    cluster.nodes[&slow].writer_gate().set(Passage::Held);
+    applied(&leader, "quorum").await;
+    let node = cluster.nodes[&slow].clone();
+    eventually("it applies what the others made safe", || names(&node.view()).contains(&"quorum".to_owned())).await;
+    drop(node);
+    cluster.kill(slow).await;
+    cluster.restart(slow).await;
+    applied(&leader, "after").await;
+    cluster.agrees_on("after").await;
     cluster.stop().await;
 }

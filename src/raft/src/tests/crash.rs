@@ -8,6 +8,7 @@ use std::{
 use tempfile::TempDir;
 
 use super::*;
+use swell_model::{cluster::Cluster, digest::Digest, tables::Key};
 
 const DIR: &str = "SWELL_TEST_CRASH_DIR";
 const ROUND: &str = "SWELL_TEST_CRASH_ROUND";
@@ -89,10 +90,12 @@ fn acknowledged(mut child: Child, kill_after: usize) -> Vec<String> {
 async fn assert_there(dir: &Path, expected: &[String]) {
     let node = Node::start(options(dir)).await.unwrap();
     leads(&node).await;
-    let there = names(&node.linearizable_view().await.unwrap());
+    let view = node.linearizable_view().await.unwrap();
+    let there = names(&view);
     for name in expected {
         assert!(there.contains(name), "{name} was acknowledged and is lost");
     }
+    assert_events_lead_to(&node, &view);
     // Asked again, it gets the first answer.
     if let Some(name) = expected.last() {
         assert!(node.propose(create_keyed(name, name)).await.unwrap().replayed);
@@ -100,8 +103,25 @@ async fn assert_there(dir: &Path, expected: &[String]) {
     node.shutdown().await.unwrap();
 }
 
+/// The events are one chain without holes, and its head is the one in state.
+fn assert_events_lead_to(node: &Node, view: &View) {
+    let cluster: Cluster = view.get(&Key::all()).unwrap().unwrap_or_default();
+    let (mut cursor, mut head, mut count) = (EventSeq::default(), Digest([0; 32]), 0);
+    loop {
+        let events = node.events().range(cursor, 1000).unwrap();
+        let Some(last) = events.last() else { break };
+        cursor = last.seq;
+        for event in &events {
+            assert_eq!(event.previous, head, "an event is missing before {}", event.seq);
+            head = event.chain_hash();
+        }
+        count += events.len() as u64;
+    }
+    assert!(cursor >= cluster.last_event && count >= cluster.event_count, "events are missing after {cursor}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn killed_at_random_moments_it_keeps_what_it_acknowledged() {
+async fn server_killed_at_random_moments_keeps_what_it_acknowledged() {
     let dir = TempDir::new().unwrap();
     let mut all = Vec::new();
     let mut random = u64::from(std::process::id());
@@ -119,12 +139,13 @@ async fn killed_at_random_moments_it_keeps_what_it_acknowledged() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn killed_around_every_sync_it_keeps_what_it_acknowledged() {
+async fn server_killed_around_every_sync_keeps_what_it_acknowledged() {
     let dir = TempDir::new().unwrap();
     let mut all = Vec::new();
     let points = [
         "storage::before_log_sync:7",
         "storage::after_log_sync:7",
+        "raft::events_appended:7",
         "storage::before_state_commit:7",
         "storage::after_state_commit:7",
         "storage::before_state_sync",
@@ -149,7 +170,7 @@ async fn killed_around_every_sync_it_keeps_what_it_acknowledged() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn killed_while_it_installs_what_another_server_sent_it_starts_again_and_finishes() {
+async fn server_killed_while_it_installs_a_snapshot_finishes_after_the_restart() {
     for point in ["raft::snapshot_adopted", "storage::before_install", "storage::after_install"] {
         let dir = TempDir::new().unwrap();
         let child = spawn_as("child_that_is_brought_forward", dir.path(), "0", Some(point));

@@ -8,13 +8,13 @@ use tempfile::TempDir;
 use super::*;
 
 /// Where the write-ahead log of the database is.
-fn write_ahead_log(dir: &Path) -> std::path::PathBuf {
+pub fn write_ahead_log(dir: &Path) -> std::path::PathBuf {
     let files = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
     files.filter(|path| path.extension().is_some_and(|extension| extension == "log")).max().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_damaged_or_cut_log_is_refused_by_name() {
+async fn damaged_or_cut_log_is_refused_by_folder_name() {
     let dir = TempDir::new().unwrap();
     let node = started(dir.path()).await;
     for name in ["one", "two", "three"] {
@@ -43,10 +43,11 @@ async fn a_damaged_or_cut_log_is_refused_by_name() {
     fs::write(&path, &good[..good.len() / 2]).unwrap();
     let cut = refused(dir.path()).await.to_string();
     assert!(cut.contains(&folder) && cut.contains("acknowledged entries are missing"), "{cut}");
+    assert!(cut.contains("move this server's data folder aside"), "it never advises to delete data: {cut}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_state_that_lost_its_tail_is_brought_forward_from_the_log() {
+async fn state_that_lost_its_tail_catches_up_from_the_log() {
     let dir = TempDir::new().unwrap();
     let node = started(dir.path()).await;
     for name in ["one", "three", "two"] {
@@ -104,7 +105,7 @@ fn large() -> Proposal {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_full_disk_stops_the_server_and_with_space_it_goes_on() {
+async fn full_disk_stops_the_server_until_there_is_space() {
     let Some(disk) = Disk::new(256) else { return };
     let dir = disk.0.path().join("data");
     let node = started(&dir).await;

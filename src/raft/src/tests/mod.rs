@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep};
 use super::{Error, Node, Options, View};
 use swell_model::{
     command::{Outcome, RepositoryAction},
+    event::EventSeq,
     interfaces::{Proposal, ProposeError, Proposer},
     principal::{Principal, Role},
     repository::Repository,

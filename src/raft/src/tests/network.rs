@@ -44,6 +44,10 @@ impl Network {
         self.links.lock().unwrap().nodes.insert(id, node.clone());
     }
 
+    pub fn remove(&self, id: u64) {
+        self.links.lock().unwrap().nodes.remove(&id);
+    }
+
     /// Cuts the node off from all others, or heals that.
     pub fn cut(&self, id: u64, cut: bool) {
         let mut links = self.links.lock().unwrap();

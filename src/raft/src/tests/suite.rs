@@ -9,7 +9,7 @@ use openraft::{
 use tempfile::TempDir;
 
 use super::super::{health::Health, log_store::LogStore, machine::Machine, types::Types};
-use swell_storage::{StateStore, checkpoint::SnapshotStore, log::RaftLog};
+use swell_storage::{EventStore, StateStore, checkpoint::SnapshotStore, log::RaftLog};
 
 struct Builder;
 
@@ -20,13 +20,14 @@ impl StoreBuilder<Types, LogStore, Machine, TempDir> for Builder {
         let log = RaftLog::open(&dir.path().join("raft")).unwrap();
         let state = StateStore::open(&dir.path().join("state")).unwrap();
         let snapshots = Arc::new(SnapshotStore::open(&dir.path().join("snapshots")).unwrap());
-        let machine = Machine::new(state.clone(), snapshots, Arc::clone(&health)).unwrap();
-        Ok((dir, LogStore { log, state, health }, machine))
+        let events = EventStore::open(&dir.path().join("events")).unwrap();
+        let machine = Machine::new(state.clone(), snapshots, events.clone(), log.flushed(), Arc::clone(&health)).unwrap();
+        Ok((dir, LogStore::new(log, state, events, health), machine))
     }
 }
 
 #[test]
-fn openrafts_suite_passes() {
+fn store_passes_the_suite_of_openraft() {
     // The suite brings its own runtimes.
     Suite::<Types, LogStore, Machine, Builder, TempDir>::test_all_blocking();
 }

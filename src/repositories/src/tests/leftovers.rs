@@ -32,7 +32,7 @@ fn ada() -> Access {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_push_that_breaks_off_leaves_no_half_of_it_on_the_disk() {
+async fn push_that_breaks_off_leaves_nothing_on_the_disk() {
     let world = World::new().await;
     let (sender, received) = tokio::sync::mpsc::channel::<Result<Frame<Bytes>, std::io::Error>>(4);
     let body = StreamBody::new(tokio_stream::wrappers::ReceiverStream::new(received));
@@ -46,12 +46,12 @@ async fn a_push_that_breaks_off_leaves_no_half_of_it_on_the_disk() {
 
     drop(response);
     until("git should remove what it received", || halves(&world) == 0).await;
-    until("git should end", || processes_in(world.folder.path()).is_empty()).await;
+    until("git should end", || super::aborted::processes_in(world.folder.path()).is_empty()).await;
     drop(sender);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_was_killed_finds_its_disk_tidy_at_the_next_start() {
+async fn restart_after_a_kill_removes_leftovers() {
     let world = World::new().await;
     let work = world.work_tree("work").await;
     ok(&work, &["push", "-q", "swell", "main"]).await;
@@ -74,7 +74,7 @@ async fn a_server_that_was_killed_finds_its_disk_tidy_at_the_next_start() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lock_that_a_killed_git_left_is_no_reason_to_rebuild_everything() {
+async fn lock_left_by_a_killed_git_is_removed_without_a_rebuild() {
     let world = World::new().await;
     let work = world.work_tree("work").await;
     ok(&work, &["push", "-q", "swell", "main"]).await;
@@ -91,7 +91,7 @@ async fn a_lock_that_a_killed_git_left_is_no_reason_to_rebuild_everything() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_mirror_drops_what_a_killed_fetch_left() {
+async fn mirror_removes_what_a_killed_fetch_left() {
     let world = World::new().await;
     let work = world.work_tree("work").await;
     ok(&work, &["push", "-q", "swell", "main"]).await;
@@ -106,7 +106,7 @@ async fn a_mirror_drops_what_a_killed_fetch_left() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_push_is_refused_where_the_disk_has_no_room_for_it() {
+async fn push_without_disk_space_is_refused() {
     fn room(available: u64) -> std::io::Result<Room> {
         Ok(Room { capacity: 1 << 40, free: available, available })
     }
@@ -126,7 +126,7 @@ async fn a_push_is_refused_where_the_disk_has_no_room_for_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn that_git_asks_before_a_large_push_is_no_reason_to_look_through_everything() {
+async fn probe_before_a_large_push_does_not_check_the_cache() {
     let world = World::new().await;
     let work = world.work_tree("work").await;
     ok(&work, &["push", "-q", "swell", "main"]).await;

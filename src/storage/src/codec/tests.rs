@@ -14,7 +14,7 @@ use swell_model::{
     build::{Build, BuildByCommit, LiveAttempt, OpenBuild, PipelineLoad, QueuedBuild, QueuedByRef, Runner, RunnerLoad},
     cluster::{Answer, AnswerByTime, Cluster},
     command::{BuildAction, ClusterAction, Command, RepositoryAction},
-    event::{Event, Subject},
+    event::Subject,
     fleet::{
         Environment, PortLease, Presence, Target, TargetByName,
         observation::{Observation, Progress},
@@ -67,7 +67,6 @@ macro_rules! of_table {
             Table::PortLeases => $function::<PortLease>($argument),
             Table::Runners => $function::<Runner>($argument),
             Table::ActorFailures => $function::<ActorFailure>($argument),
-            Table::Events => $function::<Event>($argument),
             Table::Answers => $function::<Answer>($argument),
             Table::AnswersByTime => $function::<AnswerByTime>($argument),
             Table::QueuedBuilds => $function::<QueuedBuild>($argument),
@@ -84,7 +83,7 @@ macro_rules! of_table {
 }
 
 #[test]
-fn what_former_programs_wrote_is_read_and_written_the_same() {
+fn former_values_are_read_and_written_the_same() {
     let mut seen = BTreeSet::new();
     for line in GOLDEN.lines() {
         let [table, key, value] = line.split(' ').collect::<Vec<_>>()[..] else { panic!("not three words: {line}") };
@@ -126,7 +125,7 @@ fn print_golden() {
 }
 
 #[test]
-fn a_newer_format_is_refused_by_name() {
+fn newer_format_is_refused_by_number() {
     let mut bytes = encode(&7_u64).unwrap();
     bytes[0] = 2;
     assert_eq!(decode::<u64>(&bytes), Err(CodecError::UnknownFormat(2)));
@@ -148,7 +147,7 @@ pub fn any_key() -> impl Strategy<Value = Key> {
 
 proptest! {
     #[test]
-    fn bytes_are_ordered_as_keys_are(a in any_key(), b in any_key()) {
+    fn encoded_keys_are_ordered_as_keys(a in any_key(), b in any_key()) {
         let (bytes_a, bytes_b) = (encode_key(&a).unwrap(), encode_key(&b).unwrap());
         prop_assert_eq!(a.cmp(&b), bytes_a.cmp(&bytes_b));
         let within = bytes_b >= bytes_a && bytes_b < end_of_prefix(bytes_a);

@@ -23,13 +23,15 @@ fn held(log: &RaftLog) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn it_appends_truncates_purges_and_is_the_same_after_a_restart() {
+async fn reopened_log_keeps_what_was_appended_truncated_and_purged() {
     let dir = TempDir::new().unwrap();
     let log = RaftLog::open(dir.path()).unwrap();
     assert_eq!(log.bounds(), (0..0, None));
     append(&log, 0..9).await;
     log.save_vote(vec![7]).await.unwrap();
+    assert_eq!(log.flushed().last(), Some(8));
     log.truncate(8).await.unwrap();
+    assert_eq!(log.flushed().last(), Some(7), "what was removed may be written again otherwise");
     append(&log, 8..11).await;
     log.purge(2, vec![2]).await.unwrap();
     assert_eq!(held(&log), [3, 4, 5, 6, 7, 8, 9, 10]);
@@ -42,14 +44,14 @@ async fn it_appends_truncates_purges_and_is_the_same_after_a_restart() {
     assert_eq!(held(&log), [3, 4, 5, 6, 7, 8, 9, 10]);
     // As after a snapshot was installed that goes further than the log.
     log.purge(50, vec![50]).await.unwrap();
-    assert_eq!(log.bounds(), (51..51, Some(vec![50])));
+    assert_eq!((log.bounds(), log.flushed().last()), ((51..51, Some(vec![50])), Some(50)));
     append(&log, 51..53).await;
     drop(log);
     assert_eq!(held(&RaftLog::open(dir.path()).unwrap()), [51, 52]);
 }
 
 #[tokio::test]
-async fn answers_keep_the_order_of_the_queue() {
+async fn callbacks_keep_the_order_of_the_queue() {
     let dir = TempDir::new().unwrap();
     let log = RaftLog::open(dir.path()).unwrap();
     let (told, order) = std_mpsc::channel();
@@ -71,7 +73,7 @@ fn newest(dir: &Path, extension: &str) -> PathBuf {
 }
 
 #[tokio::test]
-async fn a_flipped_byte_is_refused_by_name_wherever_it_is() {
+async fn flipped_byte_in_the_log_is_refused_by_file_name() {
     let dir = TempDir::new().unwrap();
     let log = RaftLog::open(dir.path()).unwrap();
     for index in 0..20 {
@@ -94,7 +96,7 @@ async fn a_flipped_byte_is_refused_by_name_wherever_it_is() {
 }
 
 #[tokio::test]
-async fn a_write_that_a_kill_cut_off_is_dropped() {
+async fn write_that_a_kill_cut_off_is_dropped() {
     let dir = TempDir::new().unwrap();
     let log = RaftLog::open(dir.path()).unwrap();
     append(&log, 0..1).await;
@@ -107,7 +109,7 @@ async fn a_write_that_a_kill_cut_off_is_dropped() {
 }
 
 #[tokio::test]
-async fn a_damaged_table_file_is_refused_by_name() {
+async fn damaged_table_file_of_the_log_is_refused_by_name() {
     let dir = TempDir::new().unwrap();
     let log = RaftLog::open(dir.path()).unwrap();
     append(&log, 0..50).await;

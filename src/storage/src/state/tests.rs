@@ -22,7 +22,7 @@ fn put(state: &StateStore, index: u64, name: &str) {
     let db = state.current();
     let mut tx = db.transaction();
     tx.put(&repository(name, index)).unwrap();
-    tx.commit(&Applied { index, details: vec![index as u8] }).unwrap();
+    tx.commit(&Applied { index, log_flushed: None, details: vec![index as u8] }).unwrap();
 }
 
 fn names(tables: &impl ReadTables) -> Vec<String> {
@@ -31,7 +31,7 @@ fn names(tables: &impl ReadTables) -> Vec<String> {
 }
 
 #[test]
-fn a_view_does_not_move_and_a_reopened_store_has_everything() {
+fn view_stays_as_it_was_and_reopened_store_has_everything() {
     let dir = TempDir::new().unwrap();
     let state = StateStore::open(dir.path()).unwrap();
     assert_eq!((state.view().applied(), state.current().applied().unwrap()), (0, None));
@@ -44,11 +44,11 @@ fn a_view_does_not_move_and_a_reopened_store_has_everything() {
 
     let state = StateStore::open(dir.path()).unwrap();
     assert_eq!(names(&state.view()), ["one", "two"]);
-    assert_eq!(state.current().applied().unwrap(), Some(Applied { index: 5, details: vec![5] }));
+    assert_eq!(state.current().applied().unwrap(), Some(Applied { index: 5, log_flushed: None, details: vec![5] }));
 }
 
 #[test]
-fn a_rejected_command_leaves_nothing_and_a_dropped_transaction_neither() {
+fn rejected_command_and_dropped_transaction_leave_nothing() {
     let dir = TempDir::new().unwrap();
     let state = StateStore::open(dir.path()).unwrap();
     put(&state, 1, "kept");
@@ -65,7 +65,7 @@ fn a_rejected_command_leaves_nothing_and_a_dropped_transaction_neither() {
     tx.savepoint();
     tx.put(&repository("second", 1)).unwrap();
     assert_eq!(names(&tx), ["first", "kept", "second"]);
-    tx.commit(&Applied { index: 2, details: Vec::new() }).unwrap();
+    tx.commit(&Applied { index: 2, ..Applied::default() }).unwrap();
     assert_eq!(names(&state.view()), ["first", "kept", "second"]);
 
     let mut dropped = db.transaction();
@@ -76,7 +76,7 @@ fn a_rejected_command_leaves_nothing_and_a_dropped_transaction_neither() {
 }
 
 #[test]
-fn an_installed_snapshot_takes_the_place_of_state_while_readers_go_on() {
+fn installed_snapshot_replaces_state_while_readers_keep_the_old_one() {
     let dir = TempDir::new().unwrap();
     let (ours, theirs) = (dir.path().join("ours"), dir.path().join("theirs"));
     let snapshots = SnapshotStore::open(&dir.path().join("snapshots")).unwrap();
@@ -103,7 +103,18 @@ fn an_installed_snapshot_takes_the_place_of_state_while_readers_go_on() {
 }
 
 #[test]
-fn a_second_server_on_the_folder_is_told_so() {
+fn state_that_starts_over_is_empty_and_stays_so_after_a_restart() {
+    let dir = TempDir::new().unwrap();
+    let state = StateStore::open(dir.path()).unwrap();
+    put(&state, 3, "one");
+    state.start_over().unwrap();
+    assert_eq!((names(&state.view()), state.current().applied().unwrap()), (vec![], None));
+    drop(state);
+    assert_eq!(StateStore::open(dir.path()).unwrap().current().applied().unwrap(), None);
+}
+
+#[test]
+fn second_open_of_a_folder_is_refused_as_in_use() {
     let dir = TempDir::new().unwrap();
     let _first = StateStore::open(dir.path()).unwrap();
     let second = StateStore::open(dir.path()).err().unwrap();
@@ -111,7 +122,7 @@ fn a_second_server_on_the_folder_is_told_so() {
 }
 
 #[test]
-fn a_damaged_table_file_is_refused_by_name() {
+fn damaged_table_file_is_refused_by_name() {
     let dir = TempDir::new().unwrap();
     let state = StateStore::open(dir.path()).unwrap();
     for index in 1..200 {
@@ -126,7 +137,8 @@ fn a_damaged_table_file_is_refused_by_name() {
         let mut bad = good.clone();
         bad[20] ^= 1;
         fs::write(&table, &bad).unwrap();
-        let flipped = StateStore::open(dir.path()).err().unwrap().to_string();
+        let flipped = StateStore::open(dir.path()).and_then(|state| state.current().verify(|| true));
+        let flipped = flipped.unwrap_err().to_string();
         fs::write(&table, &good[..good.len() / 2]).unwrap();
         let cut = StateStore::open(dir.path()).err().unwrap().to_string();
         fs::write(&table, &good).unwrap();
@@ -195,7 +207,7 @@ fn assert_same(memory: &MemoryTables, rocks: &impl ReadTables) -> Result<(), Tes
 proptest! {
     #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
     #[test]
-    fn it_behaves_as_tables_in_memory_do(steps in prop::collection::vec(step(), 1..40)) {
+    fn rocksdb_tables_behave_as_tables_in_memory(steps in prop::collection::vec(step(), 1..40)) {
         let dir = TempDir::new().unwrap();
         let state = StateStore::open(dir.path()).unwrap();
         let db = state.current();
@@ -219,7 +231,7 @@ proptest! {
                     memory = before;
                 },
                 Step::Commit => {
-                    tx.commit(&Applied { index: index as u64, details: Vec::new() }).unwrap();
+                    tx.commit(&Applied { index: index as u64, ..Applied::default() }).unwrap();
                     saved.clear();
                     assert_same(&memory, &state.view())?;
                     tx = db.transaction();
