@@ -101,8 +101,8 @@ async fn done(context: &Context, kind: ResourceKind, id: &str, action: &str, bod
     let value = context.client()?.post(&["v1", kind.collection(), id, action], &body).await?;
     let resource = FollowedResource::read(kind, &value)?;
     context.output.result(&value, || {
-        let waits_for = resource.waits_for().map(|waits_for| format!("; waiting for {waits_for}")).unwrap_or_default();
-        format!("{}{waits_for}\n", resource.sentence())
+        let waiting = resource.waiting().map(|waiting| format!("; {waiting}")).unwrap_or_default();
+        format!("{}{waiting}\n", resource.sentence())
     })?;
     Ok(Exit::Done)
 }

@@ -13,7 +13,7 @@ use crate::{
     output::table,
     views::{self, Build, Deployment, Rollout},
 };
-use swell_model::units::Millis;
+use swell_model::{rollout::RolloutState, units::Millis};
 
 /// How many open builds and rollouts are shown.
 const OPEN_MAX: usize = 50;
@@ -85,8 +85,12 @@ fn text(context: &Context, value: &Value) -> String {
     let row = |deployment: Deployment| {
         let open = deployment.rollout.as_deref().map(|id| match by_id.get(id) {
             Some(rollout) => {
-                let waits_for = rollout.waits_for.as_ref().map(|what| format!(", waiting for {what}")).unwrap_or_default();
-                format!("{id} {} to {}{waits_for}", rollout.state, rollout.release)
+                let is_blocked = rollout.state.get() == Some(RolloutState::Blocked);
+                let waiting = rollout.waits_for.as_ref().map(|reason| match is_blocked {
+                    true => format!(": {reason}"),
+                    false => format!(", waiting for {reason}"),
+                });
+                format!("{id} {} to {}{}", rollout.state, rollout.release, waiting.unwrap_or_default())
             }
             None => id.to_owned(),
         });

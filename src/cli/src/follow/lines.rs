@@ -19,8 +19,8 @@ pub fn changes(old: Option<&FollowedResource>, new: &FollowedResource) -> Vec<St
 /// What it waits for, repeated while nothing changes, so that a quiet log does not look like a hung one.
 pub fn heartbeat(resource: &FollowedResource, now_ms: u64) -> String {
     let passed = human::duration(now_ms.saturating_sub(resource.created_at()));
-    match resource.waits_for() {
-        Some(waits_for) => format!("{} {} for {passed}; waiting for {waits_for}", resource.id(), resource.state()),
+    match resource.waiting() {
+        Some(waiting) => format!("{} {} for {passed}; {waiting}", resource.id(), resource.state()),
         None => format!("{} {} for {passed}", resource.id(), resource.state()),
     }
 }

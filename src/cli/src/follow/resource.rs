@@ -121,6 +121,17 @@ impl FollowedResource {
         }
     }
 
+    /// What it waits for, as a clause. A blocked rollout says what blocks it, and how to cancel it.
+    pub fn waiting(&self) -> Option<String> {
+        let reason = self.waits_for()?;
+        Some(match self {
+            Self::Rollout(rollout) if rollout.state.get() == Some(RolloutState::Blocked) => {
+                format!("{reason}; cancel with `swell abort {}`", rollout.id)
+            }
+            _ => format!("waiting for {reason}"),
+        })
+    }
+
     /// When it was requested, in milliseconds since 1970.
     pub fn created_at(&self) -> u64 {
         match self {

@@ -60,7 +60,7 @@ impl Tree {
                 self.waves(output, rollout);
             }
         }
-        let foot = resource.waits_for().map(|waits_for| output.paint(Tone::Faint, &format!("waiting for {waits_for}")));
+        let foot = resource.waiting().map(|waiting| output.paint(Tone::Faint, &waiting));
         self.foot.set_message(foot.unwrap_or_default());
     }
 

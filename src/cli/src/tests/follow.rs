@@ -224,6 +224,19 @@ async fn heartbeat_repeats_reason_for_waiting() {
 }
 
 #[tokio::test]
+async fn blocked_rollout_says_what_blocks_it_and_how_to_cancel() {
+    let blocked = json!({ "waits_for": "the environment is frozen by admin: black friday" });
+    let server = Fake::start(script(vec![rollout("blocked", blocked)])).await;
+    let running = typed(&server.addr, DEPLOY).pace(|pace| pace.heartbeat_every = Duration::from_millis(30));
+    let (err, context) = (running.err(), Arc::clone(&running.context));
+    let end = tokio::spawn(running.run());
+    let expected = "; the environment is frozen by admin: black friday; cancel with `swell abort r7`";
+    until("a heartbeat", || err.text().contains(expected)).await;
+    context.interrupt.press();
+    assert_eq!(end.await.unwrap().exit, Exit::TimedOut);
+}
+
+#[tokio::test]
 async fn following_survives_server_restart() {
     let server = Fake::start(|seen| match (seen.method.as_str(), seen.path.as_str()) {
         ("POST", _) => Reply::Json(201, rollout("deploying", json!({}))),

@@ -1,5 +1,4 @@
-//! `/v1/events`: the ordered log of everything that happened, a page at a time, as server-sent events, or over a WebSocket. All
-//! three read state with the same cursor, so none loses or repeats an event; `last_event` only says when to look again.
+//! `/v1/events`: the event log in pages, as server-sent events, or over a WebSocket, all with the same cursors.
 
 use std::{convert::Infallible, time::Duration};
 
@@ -17,11 +16,12 @@ use axum::{
 use futures::{Stream, StreamExt, stream};
 use hyper::{HeaderMap, StatusCode, header::ACCEPT};
 use serde::Deserialize;
-use tokio::{sync::watch, time::Instant};
 use utoipa::IntoParams;
 
 use crate::{
     app::App,
+    event_stream::{EventStream, StreamItem, SubjectFilter},
+    event_tail::EncodedEvent,
     input::Params,
     page::{self, Page},
     problem::{Problem, ProblemView},
@@ -35,57 +35,31 @@ use swell_model::{
 };
 use swell_raft::View;
 
-/// How many events one look at state takes.
-const LOOK_EVENTS: usize = 256;
-/// How many subjects one filter names.
-const SUBJECTS_MAX: usize = 32;
-/// How long a client's WebSocket may take to accept a frame.
+/// How many events are read from state at once.
+const READ_EVENTS_MAX: usize = 256;
+/// How long a WebSocket client may take to accept a frame.
 const SEND_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Which events.
+/// Filters and position of an event list or stream.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct EventQuery {
-    /// Only events after this one, such as `120.3`; `0.0` for all that are kept. Streams begin with what happens from now on
-    /// unless given (or `Last-Event-ID` is), pages with the oldest.
+    /// Returns only events after this one, such as `120.3`; `0.0` starts with the oldest. Without it, a stream starts with the
+    /// next event (or after `Last-Event-ID`), and a page with the oldest.
     after: Option<String>,
-    /// Only about these, separated by commas: `rollout/r7`, or all of a kind: `build/`.
+    /// Returns only events about these subjects, separated by commas: `rollout/r7`, or all of a kind: `build/`.
     subject: Option<String>,
-    /// Pages only: where the page begins; the same as `after`.
+    /// Pages only: `next` of the previous page. Cannot be combined with `after`.
     cursor: Option<String>,
-    /// Pages only: how many items, 1 to 500; 50 unless given.
+    /// Pages only: number of items, 1 to 500. Default: 50.
+    #[param(minimum = 1, maximum = 500)]
     limit: Option<usize>,
 }
 
-/// Which subjects are wanted; none named: all.
-#[derive(Debug, Clone, Default)]
-pub struct Wanted(Vec<String>);
-
-impl Wanted {
-    /// The filter that `text` says.
-    fn parse(text: Option<&str>) -> Result<Self, Problem> {
-        let subjects: Vec<String> = text.into_iter().flat_map(|text| text.split(',')).map(str::to_owned).collect();
-        let good = |subject: &String| subject == "cluster" || subject.split_once('/').is_some_and(|(kind, _)| !kind.is_empty());
-        if subjects.len() > SUBJECTS_MAX || !subjects.iter().all(good) {
-            let hint = format!("write up to {SUBJECTS_MAX} of `rollout/r7`, `build/`, `cluster`, separated by commas");
-            return Err(Problem::invalid("`subject` is not a filter", hint));
-        }
-        Ok(Self(subjects))
-    }
-
-    fn has(&self, event: &Event) -> bool {
-        if self.0.is_empty() {
-            return true;
-        }
-        let subject = event.subject.to_string();
-        self.0.iter().any(|wanted| if wanted.ends_with('/') { subject.starts_with(wanted.as_str()) } else { subject == *wanted })
-    }
-}
-
-/// Events: as server-sent events (`Accept: text/event-stream`), over a WebSocket (an upgrade), or else one page. Streams send a
-/// `cursor` at the beginning and while nothing comes, so that a client resumes where it really was. A cursor older than what is
-/// kept is answered with 410 and the present one.
+/// Lists events, or follows them: as server-sent events (`Accept: text/event-stream`), over a WebSocket (an upgrade), or else as a
+/// page. Streams send a `cursor` at the start and as a heartbeat, from which a client can resume. A cursor after which events were
+/// deleted fails with 410 and the current one.
 #[utoipa::path(
     get, path = "/v1/events", tag = "events",
     params(EventQuery),
@@ -97,24 +71,28 @@ pub async fn events(
     headers: HeaderMap,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, Problem> {
-    let wanted = Wanted::parse(query.subject.as_deref())?;
+    let filter = SubjectFilter::parse(query.subject.as_deref())?;
+    if query.after.is_some() && query.cursor.is_some() {
+        let hint = "send `after` for the first page, then only `cursor`, with `next` of the previous page";
+        return Err(Problem::invalid("`after` and `cursor` are both given", hint));
+    }
     let last_id = headers.get("last-event-id").and_then(|id| id.to_str().ok()).filter(|id| !id.is_empty()).map(str::to_owned);
     let after: Option<EventSeq> = page::cursor(&last_id.or(query.after).or(query.cursor))?;
     let streams = headers.get(ACCEPT).and_then(|kind| kind.to_str().ok()).is_some_and(|kind| kind.contains("text/event-stream"));
     if upgrade.is_err() && !streams {
-        return one_page(&app, after, wanted, query.limit).await.map(IntoResponse::into_response);
+        return one_page(&app, after, filter, query.limit).await.map(IntoResponse::into_response);
     }
-    let feed = Feed::start(app, after, wanted).await?;
+    let stream = EventStream::start(app, after, filter).await?;
     match upgrade {
-        Ok(upgrade) => Ok(upgrade.max_message_size(4096).on_upgrade(move |socket| over_websocket(socket, feed))),
-        Err(_) => Ok(over_sse(feed)),
+        Ok(upgrade) => Ok(upgrade.max_message_size(4096).on_upgrade(move |socket| over_websocket(socket, stream))),
+        Err(_) => Ok(over_sse(stream)),
     }
 }
 
 async fn one_page(
     app: &App,
     after: Option<EventSeq>,
-    wanted: Wanted,
+    filter: SubjectFilter,
     limit: Option<usize>,
 ) -> Result<Json<Page<EventView>>, Problem> {
     let limit = page::limit(limit)?;
@@ -123,146 +101,82 @@ async fn one_page(
             check_kept(view, after)?;
         }
         let scan = page::scan(Key::all(), after.map(EventSeq::key));
-        let (events, last) = page::collect(view, scan, limit, |event| wanted.has(event))?;
+        let (events, last) = page::collect(view, scan, limit, |event| filter.matches(event))?;
         let items = events.into_iter().map(EventView::from).collect();
         Ok(Json(Page { items, next: last.map(|last: Event| last.seq.to_string()), as_of: view.applied() }))
     })
     .await
 }
 
-/// Refuses a cursor after which events were forgotten. The very first event names none before it.
-fn check_kept(view: &View, after: EventSeq) -> Result<(), Problem> {
+/// Refuses a cursor after which events were deleted. The first event of a cluster has no predecessor.
+pub fn check_kept(view: &View, after: EventSeq) -> Result<(), Problem> {
     let oldest: Vec<Event> = view.scan(&Scan::all(), 1)?;
     let Some(oldest) = oldest.first().filter(|oldest| oldest.seq > after && oldest.previous != Digest([0; 32])) else {
         return Ok(());
     };
     let last = view.get::<Cluster>(&Key::all())?.unwrap_or_default().last_event;
-    let detail = format!("events before {} are no longer kept", oldest.seq);
-    let hint = "read what there is now, then follow from `cursor`";
+    let detail = format!("events before {} were deleted", oldest.seq);
+    let hint = "read the current state, then follow events from `cursor`";
     Err(Problem::new(StatusCode::GONE, "cursor_too_old", detail, hint).cursor(last))
 }
 
-/// What a stream carries.
-enum Item {
-    Event(Box<EventView>),
-    /// Everything up to here was looked at.
-    Cursor(EventSeq),
-    /// The stream cannot go on; the client should ask again.
-    End(Problem),
-}
-
-/// One client's place in the log.
-struct Feed {
-    app: App,
-    wanted: Wanted,
-    /// Everything up to here was sent, or is not wanted.
-    cursor: EventSeq,
-    newest: watch::Receiver<EventSeq>,
-    heartbeat_at: Instant,
-}
-
-impl Feed {
-    async fn start(app: App, after: Option<EventSeq>, wanted: Wanted) -> Result<Self, Problem> {
-        let mut newest = app.node.last_event();
-        let cursor = after.unwrap_or(*newest.borrow_and_update());
-        app.read(move |view| check_kept(view, cursor)).await?;
-        let heartbeat_at = Instant::now() + app.options.heartbeat;
-        Ok(Self { app, wanted, cursor, newest, heartbeat_at })
-    }
-
-    /// The items one after the other, without end.
-    fn items(self) -> impl Stream<Item = Item> + Send {
-        let first = Item::Cursor(self.cursor);
-        let later = stream::unfold(Some(self), |feed| async move {
-            let mut feed = feed?;
-            match feed.next().await {
-                Ok(items) => Some((items, Some(feed))),
-                Err(problem) => Some((vec![Item::End(problem)], None)),
-            }
-        });
-        stream::iter([first]).chain(later.flat_map(stream::iter))
-    }
-
-    /// What follows the cursor; waits until something does, or until it is time to say that nothing did.
-    async fn next(&mut self) -> Result<Vec<Item>, Problem> {
-        loop {
-            // Before the look, so that what is applied during it is not slept through.
-            self.newest.mark_unchanged();
-            let (cursor, wanted) = (self.cursor, self.wanted.clone());
-            let (events, seen) = self
-                .app
-                .read(move |view| {
-                    check_kept(view, cursor)?;
-                    let events: Vec<Event> = view.scan(&Scan::all().after(cursor.key()), LOOK_EVENTS)?;
-                    let seen = events.last().map(|event| event.seq);
-                    Ok((events.into_iter().filter(|event| wanted.has(event)).collect::<Vec<_>>(), seen))
-                })
-                .await?;
-            self.cursor = seen.unwrap_or(self.cursor);
-            if !events.is_empty() {
-                self.heartbeat_at = Instant::now() + self.app.options.heartbeat;
-                return Ok(events.into_iter().map(|event| Item::Event(Box::new(event.into()))).collect());
-            }
-            if seen.is_some() && Instant::now() < self.heartbeat_at {
-                continue;
-            }
-            match tokio::time::timeout_at(self.heartbeat_at, self.newest.changed()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(_)) => {
-                    let hint = "ask another server, with the same cursor";
-                    return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "stopped", "this server stops", hint));
-                }
-                Err(_) => {
-                    self.heartbeat_at = Instant::now() + self.app.options.heartbeat;
-                    return Ok(vec![Item::Cursor(self.cursor)]);
-                }
-            }
+/// The items of a stream, without end: first its cursor, so that a client knows where it starts.
+fn items(stream: EventStream) -> impl Stream<Item = StreamItem> + Send {
+    let first = StreamItem::Cursor(stream.cursor());
+    let later = stream::unfold(Some(stream), |stream| async move {
+        let mut stream = stream?;
+        match stream.next().await {
+            Ok(items) => Some((items, Some(stream))),
+            Err(problem) => Some((vec![StreamItem::End(problem)], None)),
         }
-    }
+    });
+    stream::iter([first]).chain(later.flat_map(stream::iter))
 }
 
-fn over_sse(feed: Feed) -> Response {
-    let frames = feed.items().map(|item| {
+fn over_sse(stream: EventStream) -> Response {
+    let frames = items(stream).map(|item| {
         let frame = match item {
-            Item::Event(event) => sse::Event::default().id(&event.seq).event("event").json_data(&*event),
-            // An `id` of its own moves the client's `Last-Event-ID` past what it did not want.
-            Item::Cursor(seq) => Ok(sse::Event::default().id(seq.to_string()).event("cursor").data(seq.to_string())),
-            Item::End(problem) => sse::Event::default().event("problem").json_data(&problem),
+            StreamItem::Event(EncodedEvent { event, encoded }) => {
+                Ok(sse::Event::default().id(event.seq.to_string()).event("event").data(String::from_utf8_lossy(&encoded)))
+            }
+            // The `id` moves the client's `Last-Event-ID` past events that it does not want.
+            StreamItem::Cursor(seq) => Ok(sse::Event::default().id(seq.to_string()).event("cursor").data(seq.to_string())),
+            StreamItem::End(problem) => sse::Event::default().event("problem").json_data(&problem),
         };
         Ok::<_, Infallible>(frame.unwrap_or_else(|error| sse::Event::default().event("problem").data(error.to_string())))
     });
     let mut response = Sse::new(frames).into_response();
-    // Proxies that buffer would hold events back.
+    // Keeps proxies from buffering events.
     response.headers_mut().insert("x-accel-buffering", hyper::header::HeaderValue::from_static("no"));
     response
 }
 
-/// Text frames: `{"event": …}`, `{"cursor": "120.3"}`, `{"problem": …}`. What the client says is read for its close alone.
-async fn over_websocket(mut socket: WebSocket, feed: Feed) {
-    let items = feed.items();
+/// Sends text frames: `{"event": …}`, `{"cursor": "120.3"}`, `{"problem": …}`. The client's frames are ignored, except a close.
+async fn over_websocket(mut socket: WebSocket, stream: EventStream) {
+    let items = items(stream);
     let mut items = std::pin::pin!(items);
     loop {
         let item = tokio::select! {
             item = items.next() => item,
-            said = socket.recv() => match said {
+            received = socket.recv() => match received {
                 Some(Ok(Message::Close(_)) | Err(_)) | None => return,
                 Some(Ok(_)) => continue,
             },
         };
         let Some(item) = item else { return };
         let frame = match &item {
-            Item::Event(event) => serde_json::json!({ "event": event }),
-            Item::Cursor(seq) => serde_json::json!({ "cursor": seq }),
-            Item::End(problem) => serde_json::json!({ "problem": problem }),
+            StreamItem::Event(EncodedEvent { encoded, .. }) => format!("{{\"event\":{}}}", String::from_utf8_lossy(encoded)),
+            StreamItem::Cursor(seq) => serde_json::json!({ "cursor": seq }).to_string(),
+            StreamItem::End(problem) => serde_json::json!({ "problem": problem }).to_string(),
         };
-        let sent = tokio::time::timeout(SEND_TIMEOUT, socket.send(Message::text(frame.to_string()))).await;
+        let sent = tokio::time::timeout(SEND_TIMEOUT, socket.send(Message::text(frame))).await;
         if !matches!(sent, Ok(Ok(()))) {
             return;
         }
     }
 }
 
-/// The events about `subject` that happened since `since`, oldest first: the newest `limit` of the newest `looked_at_max` of all.
+/// The events about `subject` since `since`, oldest first: the newest 200 among the cluster's newest 20,000 events.
 pub fn about(
     view: &View,
     subject: &swell_model::event::Subject,
@@ -274,7 +188,7 @@ pub fn about(
     let mut found: Vec<EventView> = Vec::new();
     let mut looked_at = 0;
     'looking: loop {
-        let events: Vec<Event> = view.scan(&scan, LOOK_EVENTS)?;
+        let events: Vec<Event> = view.scan(&scan, READ_EVENTS_MAX)?;
         let Some(oldest) = events.last() else { break };
         scan.after = Some(oldest.seq.key());
         for event in events {

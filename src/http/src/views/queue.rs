@@ -1,5 +1,5 @@
-//! Why builds wait: the scheduler's own decision, asked about state. Which runners are connected is not in state, so all that
-//! registered count.
+//! What queued builds wait for: the scheduler's decision, computed from state. State does not tell which runners are connected, so all
+//! registered ones count.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use swell_model::{
     tables::{ReadTables, SCAN_RECORDS_MAX, Scan, TablesError},
 };
 
-/// What each queued build waits for, in a phrase.
+/// What each queued build waits for.
 pub fn waits<T: ReadTables>(tables: &T) -> Result<BTreeMap<BuildId, String>, TablesError> {
     let mut waits = BTreeMap::new();
     for open in tables.scan::<OpenBuild>(&Scan::all(), SCAN_RECORDS_MAX)? {
@@ -44,7 +44,7 @@ mod tests {
     };
 
     #[test]
-    fn a_queued_build_says_why_it_waits() {
+    fn queued_build_says_what_it_waits_for() {
         let (mut world, _) = World::with_fleet(1, FILE);
         let first = world.request(1);
         assert_eq!(waits(&world.tables).unwrap()[&first], "its turn on runner r1");
