@@ -103,7 +103,7 @@ pub async fn content(
 #[utoipa::path(
     get, path = "/v1/artifacts/{digest}/manifest", tag = "artifacts",
     params(("digest" = String, Path)),
-    responses((status = OK, content_type = "application/json")),
+    responses((status = OK, content_type = "application/octet-stream")),
 )]
 pub async fn manifest(
     State(app): State<App>,
