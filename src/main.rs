@@ -1,4 +1,4 @@
-//! The program `swell`: reads the command line and plays one role, or does what a client's command says.
+//! The program `swell`: parses the command line and runs a role or a client command.
 
 mod roles;
 
@@ -16,20 +16,20 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(exit) => return exit.into(),
     };
-    let played = match command {
-        Command::Dev(args) => roles::play(globals.json, |stop| roles::dev::run(roles::wanted::dev(args), stop)),
-        Command::Server(args) => roles::wanted::server(args)
+    let ended = match command {
+        Command::Dev(args) => roles::run(globals.json, |stop| roles::dev::run(roles::options::dev(args), stop)),
+        Command::Server(args) => roles::options::server(args)
             .map_err(roles::misconfigured)
-            .and_then(|options| roles::play(globals.json, |stop| roles::server::run(options, stop))),
-        Command::Agent(args) => roles::wanted::agent(args, &globals)
+            .and_then(|options| roles::run(globals.json, |stop| roles::server::run(options, stop))),
+        Command::Agent(args) => roles::options::agent(args, &globals)
             .map_err(roles::misconfigured)
-            .and_then(|options| roles::play(globals.json, |stop| roles::agent::run(options, stop))),
-        Command::Gateway(args) => roles::wanted::gateway(args, &globals)
+            .and_then(|options| roles::run(globals.json, |stop| roles::agent::run(options, stop))),
+        Command::Gateway(args) => roles::options::gateway(args, &globals)
             .map_err(roles::misconfigured)
-            .and_then(|config| roles::play(globals.json, |stop| roles::gateway::run(config, stop))),
+            .and_then(|config| roles::run(globals.json, |stop| roles::gateway::run(config, stop))),
         command => return client(&globals, command),
     };
-    match played {
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -38,7 +38,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// `swell shim DIR`, before anything else: it must never become multi-threaded.
+/// Runs `swell shim DIR` before anything else: the shim must stay single-threaded.
 fn shim_command() -> Option<ExitCode> {
     let mut args = std::env::args_os().skip(1);
     if args.next()? != OsStr::new("shim") {
@@ -53,7 +53,7 @@ fn client(globals: &swell_cli::Globals, command: Command) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("error: the runtime cannot start: {error}");
+            eprintln!("error: failed to start the async runtime: {error}");
             return ExitCode::FAILURE;
         }
     };

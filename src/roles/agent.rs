@@ -4,7 +4,7 @@ use anyhow::Result;
 use swell_agent::{Agent, AgentOptions};
 use tokio_util::sync::CancellationToken;
 
-/// Runs an agent until `stop`. What it started goes on without it.
+/// Runs an agent until `stop`. Instances that it started keep running.
 pub async fn run(options: AgentOptions, stop: CancellationToken) -> Result<()> {
     let agent = tokio::task::spawn_blocking(move || Agent::open(options)).await??;
     agent.run(stop).await?;

@@ -1,7 +1,8 @@
-//! `swell dev`: everything on one laptop. A server that is also a runner, a gateway and a few agents, each a process of its own, so
-//! that one can be killed and seen to come back.
+//! `swell dev`: everything on one machine, for trying it out. A server with a runner, a gateway and a few agents, each a process of its
+//! own, so that one can be killed and is seen to recover.
 
 use std::{
+    fs::File,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::Stdio,
@@ -9,6 +10,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+};
 use swell_model::principal::Role;
 use swell_sandbox::runtime;
 use tokio::process::{Child, Command};
@@ -28,68 +33,69 @@ const STOP_WITHIN: Duration = Duration::from_secs(20);
 /// How many ports the services of each target have.
 const PORTS_EACH: u16 = 200;
 
-/// What a laptop's cluster is made of.
+/// Options of `swell dev`.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Where everything is kept.
+    /// Folder for all data; one `swell dev` at a time may use it.
     pub data: PathBuf,
-    /// Where the API listens.
+    /// Address of the API.
     pub listen: SocketAddr,
-    /// Where the gateway takes requests.
+    /// Address that the gateway serves requests on.
     pub gateway: SocketAddr,
-    /// Where the gateway is asked about itself.
+    /// Address of the gateway's own endpoints.
     pub gateway_admin: SocketAddr,
-    /// How many targets to play, in two zones.
+    /// Number of targets, spread over two zones.
     pub agents: u16,
-    /// The first port of the first target's services.
+    /// First port for services of the first target.
     pub first_port: u16,
 }
 
 /// Runs everything until `stop`, then stops it and what it started.
 pub async fn run(options: Options, stop: CancellationToken) -> Result<()> {
     if !options.listen.ip().is_loopback() || !options.gateway.ip().is_loopback() {
-        let told =
+        let message =
             "`swell dev` listens on loopback addresses only: use `swell server`, `swell gateway` and `swell agent` for others";
-        return Err(misconfigured(anyhow!(told)));
+        return Err(misconfigured(anyhow!(message)));
     }
     passable_folder(&options.data)?;
-    // Told before anything is started, and by name.
+    let _lock = lock(&options.data)?;
+    // Checked before anything is started, so that the error names the flag.
     drop(bind(options.listen, "--listen").await?);
     drop(bind(options.gateway, "--gateway").await?);
     drop(bind(options.gateway_admin, "--gateway-admin").await?);
 
-    let program = std::env::current_exe().context("the program's own path is not known")?;
-    let server = Part::server(&program, &options);
+    let program = std::env::current_exe().context("failed to find the path of this program")?;
+    let server = ChildProcess::server(&program, &options);
     let tokens = options.data.join("server/tokens");
     let mut children = vec![tokio::spawn(keep(server, stop.clone()))];
     ready(&options, &stop).await?;
-    let token = |role: Role| std::fs::read_to_string(tokens.join(role.name())).context("the server's tokens cannot be read");
-    let gateway = Part::gateway(&program, &options, token(Role::Gateway)?.trim());
+    let token = |role: Role| std::fs::read_to_string(tokens.join(role.name())).context("failed to read the server's tokens");
+    let gateway = ChildProcess::gateway(&program, &options, token(Role::Gateway)?.trim());
     children.push(tokio::spawn(keep(gateway, stop.clone())));
     for number in 1..=options.agents {
-        let agent = Part::agent(&program, &options, number, token(Role::Agent)?.trim());
+        let agent = ChildProcess::agent(&program, &options, number, token(Role::Agent)?.trim());
         children.push(tokio::spawn(keep(agent, stop.clone())));
     }
     welcome(&options, &tokens);
     stop.cancelled().await;
     for child in children {
         if child.await.is_err() {
-            tracing::warn!("a child could not be waited for");
+            tracing::warn!("supervision of a child process panicked");
         }
     }
     stop_instances(&options).await;
     Ok(())
 }
 
-/// One child process.
-struct Part {
+/// The command of a child process.
+struct ChildProcess {
     name: String,
     program: PathBuf,
     arguments: Vec<String>,
     environment: Vec<(&'static str, String)>,
 }
 
-impl Part {
+impl ChildProcess {
     fn server(program: &Path, options: &Options) -> Self {
         let data = options.data.join("server");
         let arguments = [
@@ -149,7 +155,7 @@ impl Part {
     }
 
     fn new(name: &str, program: &Path, arguments: &[&str], environment: Vec<(&'static str, String)>) -> Self {
-        // What this machine's real roles read from /etc/swell is not for a play thing.
+        // The files in /etc/swell are for installed roles.
         let arguments = arguments.iter().chain(&["--config", "/dev/null"]).map(|argument| (*argument).to_owned()).collect();
         Self { name: name.to_owned(), program: program.to_owned(), arguments, environment }
     }
@@ -162,23 +168,23 @@ impl Part {
             .env_remove("SWELL_TOKEN_FILE")
             .envs(self.environment.clone())
             .stdin(Stdio::null());
-        // A terminal's Ctrl-C goes to the whole group: the children stop when they are told to, in order.
+        // Ctrl-C reaches a terminal's whole process group; children are stopped in order instead.
         command.process_group(0);
-        // SAFETY: prctl is async-signal-safe, and only sets what the kernel does when the parent ends.
+        // SAFETY: prctl is async-signal-safe; it only sets the signal that the kernel sends when the parent ends.
         unsafe {
             command.pre_exec(|| nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGTERM).map_err(std::io::Error::from));
         }
-        command.spawn().with_context(|| format!("{} cannot be started", self.name))
+        command.spawn().with_context(|| format!("failed to start {}", self.name))
     }
 }
 
-/// Keeps a child running until `stop`.
-async fn keep(part: Part, stop: CancellationToken) {
+/// Restarts a child process whenever it ends, until `stop`.
+async fn keep(child_process: ChildProcess, stop: CancellationToken) {
     while !stop.is_cancelled() {
-        let mut child = match part.start() {
+        let mut child = match child_process.start() {
             Ok(child) => child,
             Err(error) => {
-                tracing::error!(part = part.name, %error, "a part cannot be started");
+                tracing::error!(process = child_process.name, %error, "failed to start process");
                 tokio::time::sleep(RESTART_AFTER).await;
                 continue;
             }
@@ -186,10 +192,10 @@ async fn keep(part: Part, stop: CancellationToken) {
         tokio::select! {
             ended = child.wait() => {
                 let status = ended.map_or_else(|error| error.to_string(), |status| status.to_string());
-                tracing::warn!(part = part.name, status, "a part ended; it is started again");
+                tracing::warn!(process = child_process.name, status, "process ended, restarting it");
                 tokio::time::sleep(RESTART_AFTER).await;
             }
-            () = stop.cancelled() => terminate(&part.name, &mut child).await,
+            () = stop.cancelled() => terminate(&child_process.name, &mut child).await,
         }
     }
 }
@@ -198,12 +204,12 @@ async fn terminate(name: &str, child: &mut Child) {
     let Some(pid) = child.id() else { return };
     let pid = nix::unistd::Pid::from_raw(pid as i32);
     if let Err(error) = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM) {
-        tracing::debug!(part = name, %error, "a part had ended already");
+        tracing::debug!(process = name, %error, "process had already ended");
     }
     if tokio::time::timeout(STOP_WITHIN, child.wait()).await.is_err() {
-        tracing::warn!(part = name, "a part did not stop in time and is killed");
+        tracing::warn!(process = name, "process did not stop in time, killing it");
         if let Err(error) = child.kill().await {
-            tracing::warn!(part = name, %error, "a part cannot be killed");
+            tracing::warn!(process = name, %error, "failed to kill process");
         }
     }
 }
@@ -223,7 +229,7 @@ async fn ready(options: &Options, stop: &CancellationToken) -> Result<()> {
         }
         if tokio::time::Instant::now() > deadline {
             stop.cancel();
-            bail!("the server did not become ready within {READY_WITHIN:?}: its messages above say why");
+            bail!("the server was not ready within {READY_WITHIN:?}; its log above says why");
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
@@ -231,7 +237,7 @@ async fn ready(options: &Options, stop: &CancellationToken) -> Result<()> {
 
 fn welcome(options: &Options, tokens: &Path) {
     let token = tokens.join(Role::Admin.name());
-    println!("Groundswell runs here: a server with a runner, a gateway, and {} targets in two zones.", options.agents);
+    println!("Groundswell is running: a server with a runner, a gateway, and {} targets in two zones.", options.agents);
     println!();
     println!("  export SWELL_ADDR=http://{}", options.listen);
     println!("  export SWELL_TOKEN=$(cat {})", token.display());
@@ -239,28 +245,59 @@ fn welcome(options: &Options, tokens: &Path) {
     println!("  gateway    http://{}", options.gateway);
     println!("  data       {}", options.data.display());
     println!();
-    println!("Ctrl-C stops everything, what it deployed included.");
+    println!("Ctrl-C stops everything, including deployed services.");
 }
 
-/// A laptop's instances end with it. On a real target they would go on.
+/// Stops the services of all targets. On a real target they would keep running.
 async fn stop_instances(options: &Options) {
     for shim in shim_folders(&options.data) {
         if let Ok(Some(handle)) = runtime::adopt(&shim).await {
             if let Err(error) = handle.stop() {
-                tracing::debug!(%error, "an instance had ended already");
+                tracing::debug!(%error, "instance had already ended");
             }
             if tokio::time::timeout(STOP_WITHIN, handle.wait()).await.is_err() {
-                tracing::warn!(shim = %shim.display(), "an instance did not stop in time");
+                tracing::warn!(shim = %shim.display(), "instance did not stop in time");
             }
         }
         if let Err(error) = runtime::clear(&shim).await {
-            tracing::warn!(shim = %shim.display(), %error, "an instance left something behind");
+            tracing::warn!(shim = %shim.display(), %error, "failed to clean up after an instance");
         }
     }
+}
+
+/// Locks the data folder: a second `swell dev` on it would stop the services of the first one.
+fn lock(data: &Path) -> Result<Flock<File>> {
+    let path = data.join("dev.lock");
+    let file = File::options().create(true).truncate(false).write(true).open(&path);
+    let file = file.with_context(|| format!("failed to open {}", path.display()))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| match error {
+        Errno::EWOULDBLOCK => {
+            let data = data.display();
+            misconfigured(anyhow!("another `swell dev` is running on {data}: stop it, or name another folder with --data"))
+        }
+        error => anyhow!("failed to lock {}: {error}", path.display()),
+    })
 }
 
 /// Every folder below `data` that a shim was started in.
 fn shim_folders(data: &Path) -> Vec<PathBuf> {
     let specs = walkdir::WalkDir::new(data).max_depth(8).into_iter().filter_map(Result::ok);
     specs.filter(|entry| entry.file_name() == "spec.json").filter_map(|entry| entry.path().parent().map(Path::to_owned)).collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn second_dev_on_same_data_folder_is_refused() {
+        let data = tempfile::tempdir().unwrap();
+        let first = lock(data.path()).unwrap();
+        let error = lock(data.path()).unwrap_err();
+        assert!(error.to_string().contains("another `swell dev` is running on"), "{error}");
+        assert_eq!(crate::roles::exit_of(&error), swell_cli::Exit::Usage);
+        drop(first);
+        lock(data.path()).unwrap();
+    }
 }

@@ -1,4 +1,4 @@
-//! `swell gateway`: the proxy, wired to its servers.
+//! `swell gateway`: the proxy, connected to the servers.
 
 use anyhow::Result;
 use swell_gateway::{Gateway, GatewayConfig};
@@ -11,7 +11,7 @@ pub async fn run(config: GatewayConfig, stop: CancellationToken) -> Result<()> {
     open_files_max();
     let gateway = Gateway::bind(config).await?;
     for address in gateway.addresses() {
-        tracing::info!(%address, "the gateway is ready");
+        tracing::info!(%address, "gateway is ready");
     }
     gateway.run(stop).await;
     Ok(())

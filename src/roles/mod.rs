@@ -1,10 +1,10 @@
-//! The roles that `swell` plays: each file wires one together from the modules that know how. Nothing is decided here.
+//! The roles of `swell`: each file wires one together from the crates. Contains no rules.
 
 pub mod agent;
 pub mod dev;
 pub mod gateway;
+pub mod options;
 pub mod server;
-pub mod wanted;
 
 use std::{io::IsTerminal as _, path::Path, time::Duration};
 
@@ -17,33 +17,33 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-/// What a role is told cannot be: it takes another configuration, not another start.
+/// The configuration of a role is wrong: a restart does not help.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Misconfigured(String);
 
-/// `error` as one of configuration.
+/// Marks `error` as one of configuration.
 pub fn misconfigured(error: anyhow::Error) -> anyhow::Error {
     Misconfigured(format!("{error:#}")).into()
 }
 
 /// The exit code of a role that ended with `error`.
 pub fn exit_of(error: &anyhow::Error) -> Exit {
-    let is_told_wrong = |cause: &(dyn std::error::Error + 'static)| {
+    let is_misconfigured = |cause: &(dyn std::error::Error + 'static)| {
         let agents = matches!(
             cause.downcast_ref(),
             Some(AgentError::NoServers | AgentError::Server(_) | AgentError::Scheme { .. } | AgentError::NotIsolated(_))
         );
         cause.is::<Misconfigured>() || cause.is::<GatewayError>() || agents
     };
-    if error.chain().any(is_told_wrong) { Exit::Usage } else { Exit::Failed }
+    if error.chain().any(is_misconfigured) { Exit::Usage } else { Exit::Failed }
 }
 
-/// How long a role may take to stop before its process ends all the same.
+/// How long a role may take to stop before its process exits anyway.
 const STOP_WITHIN: Duration = Duration::from_secs(40);
 
-/// Plays a role: sets up logging and the runtime, runs `role` until it ends or is told to stop by SIGTERM or SIGINT.
-pub fn play<F>(json: bool, role: impl FnOnce(CancellationToken) -> F) -> Result<()>
+/// Sets up logging and the async runtime, and runs `role` until it ends or receives SIGTERM or SIGINT.
+pub fn run<F>(json: bool, role: impl FnOnce(CancellationToken) -> F) -> Result<()>
 where
     F: Future<Output = Result<()>>,
 {
@@ -55,16 +55,17 @@ where
     } else {
         log.with_target(false).init()
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("the runtime cannot start")?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("failed to start the async runtime")?;
     let result = runtime.block_on(async {
         let stop = CancellationToken::new();
-        let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
-        let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
-        let told = stop.clone();
+        let mut terminate = signal(SignalKind::terminate()).context("failed to handle SIGTERM")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("failed to handle SIGINT")?;
+        let stopped = stop.clone();
         tokio::spawn(async move {
             tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} }
             tracing::info!("stopping");
-            told.cancel();
+            stopped.cancel();
         });
         let work = role(stop.clone());
         tokio::pin!(work);
@@ -73,7 +74,7 @@ where
             () = stop.cancelled() => match tokio::time::timeout(STOP_WITHIN, work).await {
                 Ok(result) => result,
                 Err(_) => {
-                    tracing::warn!("it did not stop in time");
+                    tracing::warn!("role did not stop in time, exiting anyway");
                     Ok(())
                 }
             },
@@ -83,12 +84,12 @@ where
     result
 }
 
-/// Lets this process have as many files open as the system allows it: each connection is one. For roles that hold connections, since
-/// children inherit it.
+/// Raises the limit of open files to the hard limit: each connection takes one. Only for roles that hold many connections, since
+/// children inherit the limit.
 pub fn open_files_max() {
     let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
     if let Err(error) = raised {
-        tracing::warn!(%error, "the limit of open files stays as it is: it bounds how many connections are taken");
+        tracing::warn!(%error, "failed to raise the limit of open files, which bounds the number of connections");
     }
 }
 
@@ -104,14 +105,14 @@ pub fn passable_folder(path: &Path) -> Result<()> {
 }
 
 fn created(path: &Path, created: std::io::Result<()>) -> Result<()> {
-    let told = created.with_context(|| {
-        let way_out = "name a folder that this user may write with --data, or run it as another user";
-        format!("cannot create the folder {}: {way_out}", path.display())
+    let created = created.with_context(|| {
+        let hint = "name a folder that this user may write with --data, or run as another user";
+        format!("failed to create the folder {}; {hint}", path.display())
     });
-    told.map_err(misconfigured)
+    created.map_err(misconfigured)
 }
 
-/// Binds `address`, or says which program to look for.
+/// Binds `address`, or fails with how to find the program that uses it.
 pub async fn bind(address: std::net::SocketAddr, flag: &str) -> Result<tokio::net::TcpListener> {
     let bound = tokio::net::TcpListener::bind(address).await.map_err(|error| match error.kind() {
         std::io::ErrorKind::AddrInUse => format!(
@@ -119,11 +120,11 @@ pub async fn bind(address: std::net::SocketAddr, flag: &str) -> Result<tokio::ne
             address.port()
         ),
         std::io::ErrorKind::PermissionDenied => {
-            format!("this user may not listen on {address}: choose a port from 1024 on with {flag}, or run it as root")
+            format!("this user may not listen on {address}: choose a port from 1024 on with {flag}, or run as root")
         }
-        _ => format!("cannot listen on {address}: {error}; choose another address with {flag}"),
+        _ => format!("failed to listen on {address}: {error}; choose another address with {flag}"),
     });
-    bound.map_err(|told| Misconfigured(told).into())
+    bound.map_err(|message| Misconfigured(message).into())
 }
 
 #[cfg(test)]
@@ -132,7 +133,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn only_what_another_configuration_mends_is_told_from_what_failed() {
+    async fn only_errors_of_configuration_exit_with_usage() {
         let taken = bind("127.0.0.1:0".parse().unwrap(), "--listen").await.unwrap();
         let error = bind(taken.local_addr().unwrap(), "--listen").await.unwrap_err();
         assert!(error.to_string().contains("is taken by another program"), "{error}");
@@ -143,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_role_with_connections_opens_as_many_files_as_it_may() {
+    fn open_files_limit_is_raised_to_hard_limit() {
         let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
         setrlimit(Resource::RLIMIT_NOFILE, soft.min(hard - 1), hard).unwrap();
         open_files_max();

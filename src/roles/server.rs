@@ -1,4 +1,4 @@
-//! `swell server`: state, bytes, actors and the API, wired together.
+//! `swell server`: wires state, content store, actors and the API together.
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -21,34 +21,34 @@ use tokio_util::sync::CancellationToken;
 
 use super::{bind, misconfigured, open_files_max, private_folder};
 
-/// How often what deletions leave behind is swept up.
+/// How often the content store is swept of leftovers of deletions.
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
-/// Every so many times also what state no longer names. Not at once after a start: who was cut off may be about to name something.
+/// Every how many sweeps also content that state no longer references is deleted. Not directly after a start: interrupted work may be
+/// about to reference it.
 const SWEEPS_BETWEEN: u64 = 6;
-/// How long content is kept that no state names: longer than a build or a push takes from storing it to naming it.
+/// How long unreferenced content is kept: longer than a build or push takes from storing content to referencing it.
 const UNNAMED_KEPT: Millis = Millis::from_secs(24 * 3600);
 
-/// What a server is told.
+/// Options of a server.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Where everything is kept.
+    /// Folder for all data.
     pub data: PathBuf,
-    /// Where the API listens.
+    /// Address of the API.
     pub listen: SocketAddr,
-    /// The server's number.
+    /// Raft node id.
     pub id: u64,
-    /// The runner on this server, where it is one.
+    /// Options of the runner beside this server, if it runs builds.
     pub runner: Option<RunnerOptions>,
 }
 
-/// What a runner on a server is told.
+/// Options of the runner that a server starts beside itself.
 #[derive(Debug, Clone)]
 pub struct RunnerOptions {
-    /// Its name.
     pub name: RunnerName,
-    /// The room for builds.
+    /// Capacity offered to builds.
     pub resources: Resources,
-    /// Whether builds may run as plain processes where this machine forbids namespaces. Only `swell dev` says so.
+    /// Run builds as plain processes where this machine forbids namespaces; only for `swell dev`.
     pub allow_unisolated: bool,
 }
 
@@ -58,7 +58,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<()> {
     private_folder(&options.data)?;
     let listener = bind(options.listen, "--listen").await?;
     let _announced = at_work::announce(&options.data, listener.local_addr()?)
-        .with_context(|| format!("cannot say in {} where this server listens", options.data.display()))?;
+        .with_context(|| format!("failed to write the server's address to {}", options.data.display()))?;
     let folder = |name: &str| options.data.join(name);
     let tokens = Arc::new(Tokens::load_or_create(folder("tokens"))?);
     let node = swell_raft::Node::start(swell_raft::Options::new(&options.data, options.id)).await?;
@@ -100,15 +100,15 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<()> {
         tokens,
         options: swell_http::Options::default(),
     };
-    tracing::info!(address = %listener.local_addr()?, data = %options.data.display(), "the server is ready");
+    tracing::info!(address = %listener.local_addr()?, data = %options.data.display(), "server is ready");
     let ended = tokio::select! {
         () = swell_http::serve(listener, api, stop.cancelled_owned()) => Ok(()),
-        () = tree.failed() => bail!("the root of the actors failed, and nothing would be driven any more: start the server again"),
+        () = tree.failed() => bail!("the root actor failed, so no build or rollout would make progress; restart the server"),
         why = node.stopped() => Err(anyhow!("this server has stopped: {why}")),
     };
     tree.stop().await;
     let closed = node.shutdown().await;
-    // Why it stopped comes before what followed from that.
+    // The reason of the stop comes before errors that follow from it.
     ended?;
     Ok(closed?)
 }
@@ -121,15 +121,15 @@ async fn keep_clean(store: Embedded, node: swell_raft::Node, stop: CancellationT
             () = tokio::time::sleep(SWEEP_EVERY) => {}
         }
         if let Err(error) = store.sweep().await {
-            tracing::warn!(%error, "the content store cannot be swept");
+            tracing::warn!(%error, "failed to sweep the content store");
         }
         if round % SWEEPS_BETWEEN != 0 {
             continue;
         }
         match swell_actors::sweep_unnamed(&node, &store, UNNAMED_KEPT).await {
             Ok(0) => {}
-            Ok(deleted) => tracing::info!(deleted, "content that no state names was deleted"),
-            Err(error) => tracing::warn!(%error, "what no state names stays until the next sweep"),
+            Ok(deleted) => tracing::info!(deleted, "deleted unreferenced content"),
+            Err(error) => tracing::warn!(%error, "failed to delete unreferenced content, retrying at the next sweep"),
         }
     }
 }
@@ -147,8 +147,8 @@ async fn local_runner(
             let fixes: Vec<&str> =
                 report.checks.iter().filter(|check| check.required).filter_map(|check| check.fix.as_deref()).collect();
             let fixes = fixes.join("; ");
-            let told = anyhow!("builds cannot be isolated on this machine ({why}): {fixes}; `swell doctor` shows every check");
-            return Err(misconfigured(told));
+            let error = anyhow!("builds cannot be isolated on this machine ({why}): {fixes}; `swell doctor` shows every check");
+            return Err(misconfigured(error));
         }
         tracing::warn!(
             why,
@@ -166,8 +166,8 @@ async fn local_runner(
     Ok(LocalRunner { name: runner.name.clone(), resources: runner.resources, attempts })
 }
 
-/// The room that this machine has for builds: its CPUs, and three quarters of its memory.
-pub fn room_here() -> Resources {
+/// The default capacity for builds: all CPUs, and three quarters of the memory.
+pub fn default_capacity() -> Resources {
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as u32;
     let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let total_kib =
@@ -176,7 +176,7 @@ pub fn room_here() -> Resources {
     Resources { cpu_millis: cpus * 1000, memory }
 }
 
-/// A server that is no runner holds no live logs.
+/// A server without a runner has no logs of running builds.
 struct NoLogs;
 
 impl LogSource for NoLogs {
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_server_on_a_full_disk_ends_so_that_it_is_started_again() {
+    async fn server_exits_when_its_disk_is_full() {
         let dir = tempfile::tempdir().unwrap();
         if let Err(error) = mount(Some("tmpfs"), dir.path(), Some("tmpfs"), MsFlags::empty(), Some("size=256m")) {
             eprintln!("SKIPPED: a full disk cannot be tried without root: mount: {error}");

@@ -32,7 +32,7 @@ fn share(first: u32) {
     repo.write("BROKEN", "").commit("a bad idea");
     repo.push(&dev, "hello");
     let bad = dev.ended_rollout("hello", 1);
-    assert_eq!((&bad["state"], &bad["wave"]), (&"rolled-back".into(), &0.into()), "{bad:#}");
+    assert_eq!((&bad["state"], &bad["wave"]), (&"rolled-back".into(), &1.into()), "{bad:#}");
 
     // Once: a build of one attempt for each push, a release and a rollout for each build, a verdict for each gate.
     let items = |path: &str| dev.get(path)["items"].as_array().unwrap().clone();

@@ -72,7 +72,7 @@ fn a_push_reaches_the_fleet_and_a_bad_push_is_turned_back_without_a_failed_reque
     repo.push(&dev, "hello");
     let bad = dev.ended_rollout("hello", 2);
     assert_eq!(bad["state"], "rolled-back", "{bad:#}");
-    assert_eq!(bad["wave"], 0, "it never left its first wave: {bad:#}");
+    assert_eq!(bad["wave"], 1, "it never left its first wave: {bad:#}");
     let failure = &bad["failures"][0];
     assert!(!failure["output"].as_str().unwrap_or_default().is_empty(), "the instance's last output is shown: {bad:#}");
     let why = dev.ok(&["why", bad["id"].as_str().unwrap()]);

@@ -30,8 +30,8 @@ impl ReadTables for CountingTables {
         self.tables.get(key)
     }
 
-    fn scan<R: Record>(&self, scan: &Scan, limit: usize) -> Result<Vec<R>, TablesError> {
-        let found = self.tables.scan(scan, limit)?;
+    fn read_first<R: Record>(&self, scan: &Scan, limit: usize) -> Result<Vec<R>, TablesError> {
+        let found = self.tables.read_first(scan, limit)?;
         // One that finds nothing has looked, too.
         self.count(found.len().max(1));
         Ok(found)
@@ -40,7 +40,8 @@ impl ReadTables for CountingTables {
 
 impl Tables for CountingTables {
     fn put<R: Record>(&mut self, record: &R) -> Result<(), TablesError> {
-        let failed = |error: rmp_serde::encode::Error| TablesError { tried: "write", table: R::TABLE, cause: error.to_string() };
+        let failed =
+            |error: rmp_serde::encode::Error| TablesError::Failed { tried: "write", table: R::TABLE, cause: error.to_string() };
         self.bytes += rmp_serde::to_vec(record).map_err(failed)?.len() as u64;
         self.tables.put(record)
     }

@@ -1,8 +1,8 @@
-//! Settings of the client, each with where it comes from: flag, `SWELL_*`, project file, user file, system file, default.
-//! Knows nothing of what the settings are for.
+//! Settings of the client, each with its origin: flag, `SWELL_*`, project file, user file, system file, default.
+//! Knows nothing of how they are used.
 //!
-//! The project file is `.swell.toml`, looked for from the working folder upwards to the repository's root; `swell.toml` beside it
-//! says how the project is built and holds nothing of this.
+//! The project file is `.swell.toml`, searched from the working folder up to the repository's root. It is not `swell.toml`, which
+//! describes how the project is built.
 
 use std::{
     collections::BTreeMap,
@@ -11,8 +11,8 @@ use std::{
 };
 
 use super::{
-    args::Globals,
     failure::{Failure, Result, file_error},
+    globals::Globals,
     output::ColorChoice,
 };
 use swell_model::units::Millis;
@@ -21,51 +21,45 @@ use swell_model::units::Millis;
 pub const PROJECT_FILE: &str = ".swell.toml";
 /// The system's file.
 const SYSTEM_FILE: &str = "/etc/swell/config.toml";
-/// A larger file is not a configuration.
+/// The largest configuration file, in bytes.
 const FILE_BYTES_MAX: u64 = 64 << 10;
 
-/// Every key, its variable, its default, and what it is for.
+/// Every setting of the client.
 pub const KEYS: [Key; 6] = [
-    Key { name: "addr", variable: "SWELL_ADDR", default: Some("http://127.0.0.1:7400"), about: "the server's address" },
-    Key { name: "token_file", variable: "SWELL_TOKEN_FILE", default: None, about: "the file that holds the token" },
-    Key { name: "user", variable: "SWELL_USER", default: None, about: "who you are, for the event log" },
-    Key { name: "environment", variable: "SWELL_ENVIRONMENT", default: None, about: "the environment unless --env says another" },
-    Key { name: "color", variable: "SWELL_COLOR", default: Some("auto"), about: "auto, always or never; NO_COLOR is never" },
+    Key { name: "addr", variable: "SWELL_ADDR", default: Some("http://127.0.0.1:7400"), about: "address of the server" },
+    Key { name: "token_file", variable: "SWELL_TOKEN_FILE", default: None, about: "file that holds the token" },
+    Key { name: "user", variable: "SWELL_USER", default: None, about: "your name in the event log" },
+    Key { name: "environment", variable: "SWELL_ENVIRONMENT", default: None, about: "environment used without --env" },
+    Key { name: "color", variable: "SWELL_COLOR", default: Some("auto"), about: "auto, always or never; NO_COLOR means never" },
     Key {
         name: "request_timeout",
         variable: "SWELL_REQUEST_TIMEOUT",
         default: Some("40s"),
-        about: "how long a server may take to answer",
+        about: "how long to wait for an answer of the server",
     },
 ];
 
-/// A setting that can be made.
+/// A setting: its names, default and description.
 #[derive(Debug, Clone, Copy)]
 pub struct Key {
-    /// As files write it.
+    /// The key in configuration files.
     pub name: &'static str,
-    /// As the environment writes it.
+    /// The environment variable.
     pub variable: &'static str,
-    /// What holds when nobody says anything.
     pub default: Option<&'static str>,
-    /// What it is for.
+    /// Description for `swell config show`.
     pub about: &'static str,
 }
 
-/// Where a value comes from, strongest first.
+/// The source of a value, highest precedence first.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Origin {
-    /// The command line.
     Flag(&'static str),
-    /// The environment.
     Variable(&'static str),
-    /// The project's file.
     Project(PathBuf),
     /// The user's file, or the one that `--config` or SWELL_CONFIG names.
     User(PathBuf),
-    /// The system's file.
     System(PathBuf),
-    /// Nobody said anything.
     Default,
 }
 
@@ -82,40 +76,36 @@ impl fmt::Display for Origin {
     }
 }
 
-/// A value with where it comes from.
+/// A setting's value and its origin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Setting {
-    /// Which key.
     pub key: &'static str,
-    /// The value as it was written; none where there is none.
+    /// The value as written; none where neither a source nor a default gives one.
     pub value: Option<String>,
-    /// Where it comes from.
     pub origin: Origin,
 }
 
-/// All settings.
+/// The value of every setting.
 #[derive(Debug, Clone)]
 pub struct Settings(Vec<Setting>);
 
-/// What settings are read from, so that tests need not change the process.
+/// The sources of settings, so that tests need not change the process.
 pub struct Sources<'a> {
-    /// The environment.
     pub var: &'a dyn Fn(&str) -> Option<String>,
-    /// The working folder.
+    /// Where the search for the project file begins.
     pub folder: &'a Path,
-    /// The system's file.
     pub system_file: &'a Path,
 }
 
 impl Settings {
-    /// Reads everything as this process has it.
+    /// Reads the sources of this process.
     pub fn load(globals: &Globals) -> Result<Self> {
         let folder = std::env::current_dir().map_err(|error| file_error("find", Path::new("."), &error))?;
         let var = |name: &str| std::env::var(name).ok();
         Self::from_sources(globals, &Sources { var: &var, folder: &folder, system_file: Path::new(SYSTEM_FILE) })
     }
 
-    /// Reads everything from `sources`.
+    /// Reads `sources`.
     pub fn from_sources(globals: &Globals, sources: &Sources<'_>) -> Result<Self> {
         let files = files(globals, sources)?;
         let setting = |key: &Key| {
@@ -135,27 +125,27 @@ impl Settings {
         Ok(settings)
     }
 
-    /// Each setting, in the order of [`KEYS`].
+    /// All settings, in the order of [`KEYS`].
     pub fn all(&self) -> &[Setting] {
         &self.0
     }
 
-    /// The setting `key`.
+    /// The setting with this key.
     pub fn get(&self, key: &str) -> Option<&Setting> {
         self.0.iter().find(|setting| setting.key == key)
     }
 
-    /// The value of `key`.
+    /// The value of the setting with this key.
     pub fn value(&self, key: &str) -> Option<&str> {
         self.get(key)?.value.as_deref()
     }
 
-    /// Whether and how to colour.
+    /// The setting `color`.
     pub fn color(&self) -> ColorChoice {
         self.value("color").and_then(|text| text.parse().ok()).unwrap_or_default()
     }
 
-    /// How long a server may take to answer.
+    /// The setting `request_timeout`.
     pub fn request_timeout(&self) -> Millis {
         self.value("request_timeout").and_then(|text| text.parse().ok()).unwrap_or(Millis::from_secs(40))
     }
@@ -164,7 +154,7 @@ impl Settings {
         let wrong = |setting: &Setting, why: String| {
             let shown = setting.value.as_deref().unwrap_or_default();
             Failure::usage(format!("`{}` is `{shown}` ({}): {why}", setting.key, setting.origin))
-                .hint("`swell config show --origin` lists all")
+                .hint("`swell config show --origin` lists all settings")
         };
         for setting in &self.0 {
             let Some(value) = setting.value.as_deref() else { continue };
@@ -182,7 +172,7 @@ impl Settings {
 fn check_addr(text: &str) -> Result<(), String> {
     match reqwest::Url::parse(text) {
         Ok(url) if url.scheme() == "http" && url.has_host() => Ok(()),
-        Ok(url) if url.scheme() == "https" => Err("this version speaks http alone: put a tunnel in between".to_owned()),
+        Ok(url) if url.scheme() == "https" => Err("this version supports only http://; use a tunnel for TLS".to_owned()),
         _ => Err("write an address such as http://127.0.0.1:7400".to_owned()),
     }
 }
@@ -198,13 +188,13 @@ fn flag(globals: &Globals, key: &str) -> Option<(&'static str, String)> {
 
 type Values = BTreeMap<String, String>;
 
-/// The files that there are, strongest first. One that was named must exist.
+/// The files that exist, highest precedence first. A file named by `--config` must exist.
 fn files(globals: &Globals, sources: &Sources<'_>) -> Result<Vec<(Origin, Values)>> {
     let mut files = Vec::new();
     if let Some((path, values)) = project_file(sources.folder)? {
         if values.contains_key("token_file") {
-            let what = format!("`{}` names a token file, which whoever writes the project must not choose", path.display());
-            return Err(Failure::usage(what).hint("move `token_file` to your user file"));
+            let detail = format!("`{}` sets `token_file`, which a project must not choose", path.display());
+            return Err(Failure::usage(detail).hint("move `token_file` to your user configuration file"));
         }
         files.push((Origin::Project(path), values));
     }
@@ -229,14 +219,14 @@ fn files(globals: &Globals, sources: &Sources<'_>) -> Result<Vec<(Origin, Values
     Ok(files)
 }
 
-/// Where the user's own files are: `$XDG_CONFIG_HOME/swell`, else `~/.config/swell`.
+/// The folder of the user's files: `$XDG_CONFIG_HOME/swell`, else `~/.config/swell`.
 pub fn user_folder(var: &dyn Fn(&str) -> Option<String>) -> Option<PathBuf> {
     let absolute = |name: &str| var(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let base = absolute("XDG_CONFIG_HOME").or_else(|| absolute("HOME").map(|home| home.join(".config")))?;
     Some(base.join("swell"))
 }
 
-/// From the working folder upwards, to the root of the repository (where `.git` is) at the most.
+/// The nearest project file from `folder` up to the root of the repository (where `.git` is).
 fn project_file(folder: &Path) -> Result<Option<(PathBuf, Values)>> {
     for folder in folder.ancestors() {
         let path = folder.join(PROJECT_FILE);
@@ -250,16 +240,16 @@ fn project_file(folder: &Path) -> Result<Option<(PathBuf, Values)>> {
     Ok(None)
 }
 
-/// A named file that is not there, with one beside it that was perhaps meant.
+/// The failure for a named file that does not exist; suggests a file beside it with a similar name.
 pub(super) fn missing(path: &Path) -> Failure {
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let beside =
         fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
-    let failure = Failure::new(super::Exit::Usage, "file", format!("there is no file `{}`", path.display()));
-    match super::human::alike(&name, beside) {
+    let failure = Failure::new(super::Exit::Usage, "file", format!("file `{}` does not exist", path.display()));
+    match super::human::closest(&name, beside) {
         Some(meant) => failure.hint(format!("did you mean `{}`?", folder.join(meant).display())),
-        None => failure.hint("name a file that exists"),
+        None => failure.hint("check the path"),
     }
 }
 
@@ -267,7 +257,7 @@ fn read(path: &Path) -> Result<Option<Values>> {
     read_text(path)?.map(|text| parse(path, &text)).transpose()
 }
 
-/// What is in a file, if there is one.
+/// The text of a file; none if it does not exist.
 pub(super) fn read_text(path: &Path) -> Result<Option<String>> {
     let size = match fs::metadata(path) {
         Ok(metadata) => metadata.len(),
@@ -275,26 +265,29 @@ pub(super) fn read_text(path: &Path) -> Result<Option<String>> {
         Err(error) => return Err(file_error("read", path, &error)),
     };
     if size > FILE_BYTES_MAX {
-        return Err(Failure::usage(format!("`{}` has {size} bytes, too many for a configuration", path.display())));
+        return Err(Failure::usage(format!(
+            "`{}` has {size} bytes; a configuration file has at most {FILE_BYTES_MAX}",
+            path.display()
+        )));
     }
     fs::read_to_string(path).map(Some).map_err(|error| file_error("read", path, &error))
 }
 
-/// Something in a file cannot be meant.
-pub(super) fn wrong(path: &Path, what: impl fmt::Display) -> Failure {
-    Failure::new(super::Exit::Usage, "configuration", format!("{}: {what}", path.display()))
+/// The failure for wrong content of a configuration file.
+pub(super) fn wrong(path: &Path, detail: impl fmt::Display) -> Failure {
+    Failure::new(super::Exit::Usage, "configuration", format!("{}: {detail}", path.display()))
 }
 
-/// A key that is none of `names`, with the one that was perhaps meant.
+/// The failure for an unknown key; suggests the most similar of `names`.
 pub(super) fn unknown_key(path: &Path, key: &str, names: &[String]) -> Failure {
-    let hint = match super::human::alike(key, names.iter().cloned()) {
+    let hint = match super::human::closest(key, names.iter().cloned()) {
         Some(meant) => format!("did you mean `{meant}`?"),
         None => format!("the keys are {}", names.join(", ")),
     };
     wrong(path, format!("unknown key `{key}`")).hint(hint)
 }
 
-/// A file's text as TOML.
+/// Parses a file's text as TOML.
 pub(super) fn table(path: &Path, text: &str) -> Result<toml::Table> {
     text.parse().map_err(|error: toml::de::Error| wrong(path, error.to_string().trim_end()))
 }
@@ -307,7 +300,7 @@ fn parse(path: &Path, text: &str) -> Result<Values> {
             return Err(unknown_key(path, &name, &names));
         }
         let toml::Value::String(value) = value else {
-            return Err(wrong(path, format!("`{name}` is not a text")).hint(format!("write `{name} = \"…\"`")));
+            return Err(wrong(path, format!("`{name}` must be a string")).hint(format!("write `{name} = \"…\"`")));
         };
         values.insert(name, value);
     }

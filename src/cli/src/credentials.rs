@@ -1,4 +1,4 @@
-//! Tokens: which one is for which server, and how `swell login` keeps them. A token goes to the server it is for and to no other.
+//! Tokens: finds the one for a server, and stores those of `swell login`. A token is only sent to the server that it was given for.
 //! Knows nothing of HTTP.
 
 use std::{
@@ -16,13 +16,13 @@ use super::{
 };
 use swell_security::at_work;
 
-/// Kept tokens, by the server's address.
-type Kept = BTreeMap<String, String>;
+/// Stored tokens, by address of the server.
+type Stored = BTreeMap<String, String>;
 
-/// The token for the server of `settings`, and where it was found.
+/// The token for the configured server, if there is one.
 ///
-/// In this order: `--token-file` or `token_file`; SWELL_TOKEN; what `swell login` kept for this address; on the server's own machine
-/// the admin token in its data folder, where this user may read it.
+/// The first of: `--token-file` or `token_file`; SWELL_TOKEN; the one that `swell login` stored for this address; on the server's own
+/// machine, the admin token in its data folder, if this user may read it.
 pub fn find(settings: &Settings, var: &dyn Fn(&str) -> Option<String>) -> Result<Option<String>> {
     let addr = settings.value("addr").unwrap_or_default();
     let by_project = settings.get("addr").is_some_and(|setting| matches!(setting.origin, Origin::Project(_)));
@@ -30,24 +30,24 @@ pub fn find(settings: &Settings, var: &dyn Fn(&str) -> Option<String>) -> Result
     let given = from_file.or_else(|| var("SWELL_TOKEN").filter(|token| !token.is_empty()));
     if let Some(token) = given {
         if by_project {
-            let what = format!("the project file chose the server {addr}, and nothing says that your token is for it");
-            return Err(Failure::usage(what).hint(format!("set SWELL_ADDR={addr} too if it is, or run `swell login`")));
+            let detail = format!("the project file chose the server {addr}, and your token was not given for that server");
+            return Err(Failure::usage(detail).hint(format!("if you trust it, set SWELL_ADDR={addr} or run `swell login`")));
         }
         return Ok(Some(token.trim().to_owned()));
     }
-    if let Some(path) = kept_file(var)
-        && let Some(token) = read_kept(&path)?.get(&normal(addr))
+    if let Some(path) = stored_file(var)
+        && let Some(token) = read_stored(&path)?.get(&normal(addr))
     {
         return Ok(Some(token.clone()));
     }
     let named = var("SWELL_DATA").map(PathBuf::from);
-    // What `swell dev` plays has its folder below the one of `swell dev`.
+    // The server of `swell dev` has its data folder below that of `swell dev`.
     let of_dev = named.iter().cloned().chain([default_data_dir("dev")]).map(|folder| folder.join("server"));
     let folders = named.iter().cloned().chain(of_dev).chain([default_data_dir("server")]);
     Ok(folders.into_iter().find_map(|folder| local(&folder, addr)))
 }
 
-/// The admin token of the server that keeps its data in `folder`, where that one is at work and listens at `addr`, on this machine.
+/// The admin token of the server with the data folder `folder`, if it is running on this machine and listens at `addr`.
 fn local(folder: &Path, addr: &str) -> Option<String> {
     let url = reqwest::Url::parse(addr).ok()?;
     let is_here = matches!(url.host_str()?, "localhost" | "127.0.0.1" | "[::1]");
@@ -55,24 +55,24 @@ fn local(folder: &Path, addr: &str) -> Option<String> {
     if is_its { read_secret(&folder.join("tokens/admin")).ok() } else { None }
 }
 
-/// Keeps `token` for the server at `addr`, in a file that only its owner reads. Gives the file.
-pub fn keep(addr: &str, token: &str, var: &dyn Fn(&str) -> Option<String>) -> Result<PathBuf> {
-    let path = kept_file(var)
-        .ok_or_else(|| Failure::usage("there is no home folder to keep the token in").hint("set HOME, or use SWELL_TOKEN"))?;
-    let mut kept = read_kept(&path)?;
-    kept.insert(normal(addr), token.to_owned());
-    let text = toml::to_string(&kept).map_err(|error| Failure::usage(error.to_string()))?;
+/// Stores `token` for the server at `addr` in a file that only its owner can read. Returns the file.
+pub fn store(addr: &str, token: &str, var: &dyn Fn(&str) -> Option<String>) -> Result<PathBuf> {
+    let path = stored_file(var)
+        .ok_or_else(|| Failure::usage("no home folder to store the token in").hint("set HOME, or use SWELL_TOKEN"))?;
+    let mut stored = read_stored(&path)?;
+    stored.insert(normal(addr), token.to_owned());
+    let text = toml::to_string(&stored).map_err(|error| Failure::usage(error.to_string()))?;
     write_secret(&path, &text).map_err(|error| file_error("write", &path, &error))?;
     Ok(path)
 }
 
-fn kept_file(var: &dyn Fn(&str) -> Option<String>) -> Option<PathBuf> {
+fn stored_file(var: &dyn Fn(&str) -> Option<String>) -> Option<PathBuf> {
     user_folder(var).map(|folder| folder.join("credentials.toml"))
 }
 
-fn read_kept(path: &Path) -> Result<Kept> {
+fn read_stored(path: &Path) -> Result<Stored> {
     match path.try_exists() {
-        Ok(false) => return Ok(Kept::new()),
+        Ok(false) => return Ok(Stored::new()),
         Ok(true) => {}
         Err(error) => return Err(file_error("read", path, &error)),
     }
@@ -83,18 +83,18 @@ fn read_kept(path: &Path) -> Result<Kept> {
     })
 }
 
-/// The text of a file that nobody else may read.
+/// The text of a file that must not be readable by other users.
 fn read_secret(path: &Path) -> Result<String> {
     let mode = fs::metadata(path).map_err(|error| file_error("read", path, &error))?.permissions().mode() & 0o777;
     if mode & 0o077 != 0 {
-        let what = format!("`{}` holds a token that others can read (mode {mode:o})", path.display());
-        return Err(Failure::new(super::Exit::Usage, "exposed", what).hint(format!("chmod 600 {}", path.display())));
+        let detail = format!("`{}` holds a token and is readable by other users (mode {mode:o})", path.display());
+        return Err(Failure::new(super::Exit::Usage, "exposed", detail).hint(format!("run `chmod 600 {}`", path.display())));
     }
     let text = fs::read_to_string(path).map_err(|error| file_error("read", path, &error))?;
     Ok(text.trim().to_owned())
 }
 
-/// Writes beside `path` and moves it there, so that a reader sees the old or the new one.
+/// Replaces the file atomically.
 fn write_secret(path: &Path, text: &str) -> io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
@@ -105,7 +105,7 @@ fn write_secret(path: &Path, text: &str) -> io::Result<()> {
     fs::rename(&new, path)
 }
 
-/// One way to write an address.
+/// The canonical form of an address.
 fn normal(addr: &str) -> String {
     reqwest::Url::parse(addr).map_or_else(|_| addr.to_owned(), |url| url.to_string().trim_end_matches('/').to_owned())
 }
@@ -114,18 +114,18 @@ fn normal(addr: &str) -> String {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::{args::Globals, config::Sources};
+    use crate::{config::Sources, globals::Globals};
 
     fn settings(folder: &Path, var: &dyn Fn(&str) -> Option<String>) -> Settings {
         Settings::from_sources(&Globals::default(), &Sources { var, folder, system_file: &folder.join("none") }).unwrap()
     }
 
     #[test]
-    fn a_kept_token_is_private_and_for_its_server_alone() {
+    fn stored_token_is_private_and_only_for_its_server() {
         let dir = tempfile::tempdir().unwrap();
         let home = dir.path().display().to_string();
         let var = |name: &str| (name == "XDG_CONFIG_HOME").then(|| home.clone());
-        let path = keep("http://10.0.0.1:7400", "swell_developer_1", &var).unwrap();
+        let path = store("http://10.0.0.1:7400", "swell_developer_1", &var).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         let at = |addr: &'static str| {
             let home = home.clone();
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_project_cannot_draw_a_token_to_its_own_server() {
+    fn token_is_not_sent_to_server_chosen_by_project() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join(".swell.toml"), "addr = 'http://evil.example:1'").unwrap();
         let var = |name: &str| (name == "SWELL_TOKEN").then(|| "swell_admin_1".to_owned());
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn on_its_own_machine_a_server_needs_no_login() {
+    fn admin_token_of_local_running_server_is_found() {
         let dir = tempfile::tempdir().unwrap();
         let data = dir.path().join("data");
         fs::create_dir_all(data.join("tokens")).unwrap();
@@ -162,6 +162,6 @@ mod tests {
         assert_eq!(local(&data, "http://127.0.0.1:7400"), None);
         assert_eq!(local(&data, "http://10.0.0.1:7999"), None);
         drop(server);
-        assert_eq!(local(&data, "http://127.0.0.1:7999"), None, "who listens there now is somebody else");
+        assert_eq!(local(&data, "http://127.0.0.1:7999"), None, "another program may listen there now");
     }
 }

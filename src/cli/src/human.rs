@@ -1,19 +1,20 @@
-//! Numbers and moments as people read them, and names that people may have meant. Pure: the present comes in as an argument.
+//! Formats numbers, times and sizes for people, and finds the name that a mistyped one most likely means. Pure: the current time
+//! is an argument.
 
 use jiff::{Timestamp as Moment, tz::TimeZone};
 
 use swell_model::units::{ByteSize, Millis};
 
-/// How alike two names must be for one to be suggested for the other (Jaro-Winkler, 0 to 1).
-const ALIKE: f64 = 0.8;
+/// The similarity from which a name is suggested for another (Jaro-Winkler, 0 to 1).
+const SIMILARITY_MIN: f64 = 0.8;
 
-/// The name that is most like `unknown`, if any is like it.
-pub fn alike(unknown: &str, names: impl IntoIterator<Item = String>) -> Option<String> {
+/// The name most similar to `unknown`, if any is similar enough to be suggested.
+pub fn closest(unknown: &str, names: impl IntoIterator<Item = String>) -> Option<String> {
     let scored = names.into_iter().map(|name| (strsim::jaro_winkler(unknown, &name), name));
-    scored.filter(|(score, _)| *score >= ALIKE).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, name)| name)
+    scored.filter(|(score, _)| *score >= SIMILARITY_MIN).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, name)| name)
 }
 
-/// A length of time with at most two units: `850ms`, `12s`, `3m20s`, `2h05m`, `4d3h`.
+/// A duration with at most two units: `850ms`, `12s`, `3m20s`, `2h05m`, `4d3h`.
 pub fn duration(ms: u64) -> String {
     let secs = ms / 1000;
     match secs {
@@ -29,7 +30,7 @@ fn two(large: u64, large_unit: char, small: u64, small_unit: char) -> String {
     if small == 0 { format!("{large}{large_unit}") } else { format!("{large}{large_unit}{small:02}{small_unit}") }
 }
 
-/// How long ago `at_ms` was at `now_ms`: `3m20s ago`, `now`. A moment that lies ahead, by another machine's clock, is now.
+/// The time from `at_ms` to `now_ms`: `3m20s ago`, `now`. A time in the future, by another machine's clock, counts as now.
 pub fn ago(at_ms: u64, now_ms: u64) -> String {
     let passed = now_ms.saturating_sub(at_ms);
     if passed < 1000 { "now".to_owned() } else { format!("{} ago", duration(passed)) }
@@ -52,29 +53,29 @@ pub fn bytes(count: u64) -> String {
     ByteSize(count).to_string()
 }
 
-/// Settings are shown as files write them: `5m`.
+/// A duration as configuration files write it: `5m`.
 pub fn setting(ms: u64) -> String {
     Millis(ms).to_string()
 }
 
-/// So many of something: `1 target`, `3 targets`.
+/// A count with its noun: `1 target`, `3 targets`.
 pub fn count(number: u64, one: &str) -> String {
     if number == 1 { format!("1 {one}") } else { format!("{number} {one}s") }
 }
 
-/// The beginning of a commit, or of a digest without its kind.
+/// The first 12 digits of a commit or digest, without `sha256:`.
 pub fn short(id: &str) -> &str {
     let bare = id.strip_prefix("sha256:").unwrap_or(id);
     bare.get(..12).unwrap_or(bare)
 }
 
-/// A text on one line, cut after `chars_max` characters. What a terminal would obey is taken out.
+/// A text on one line of at most `chars_max` characters, without control characters.
 pub fn one_line(text: &str, chars_max: usize) -> String {
     let line: String = text.split_whitespace().collect::<Vec<_>>().join(" ").chars().filter(|c| !c.is_control()).collect();
     if line.chars().count() <= chars_max { line } else { line.chars().take(chars_max.saturating_sub(1)).chain(['…']).collect() }
 }
 
-/// Output of a program as it may stand on a terminal: colours stay out, and so does everything else that a terminal obeys.
+/// A program's output, made safe to print on a terminal: escape sequences, colors among them, are removed.
 pub fn printable(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut chars = text.chars().peekable();
@@ -105,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_short() {
+    fn duration_is_shown_with_at_most_two_units() {
         let shown: Vec<_> = [850, 12_000, 200_000, 180_000, 7_500_000, 97_200_000].into_iter().map(duration).collect();
         assert_eq!(shown, ["850ms", "12s", "3m20s", "3m", "2h05m", "1d03h"]);
         assert_eq!((ago(1_000, 61_000).as_str(), ago(5, 6).as_str(), ago(9, 5).as_str()), ("1m ago", "now", "now"));
@@ -113,15 +114,15 @@ mod tests {
     }
 
     #[test]
-    fn output_of_others_cannot_drive_the_terminal() {
+    fn escape_sequences_in_output_are_removed() {
         assert_eq!(printable("\u{1b}[31mred\u{1b}[0m\r\nx\u{7}\u{1b}]0;title\u{7}y\rz"), "red\nx\u{fffd}y\nz");
         assert_eq!(one_line("a\n  b\u{1b}[2J c", 6), "a b[2…");
     }
 
     #[test]
-    fn suggests_what_was_meant() {
+    fn closest_name_is_suggested_only_when_similar() {
         let names = || ["production", "staging"].map(str::to_owned);
-        assert_eq!(alike("prodution", names()).as_deref(), Some("production"));
-        assert_eq!(alike("zzz", names()), None);
+        assert_eq!(closest("prodution", names()).as_deref(), Some("production"));
+        assert_eq!(closest("zzz", names()), None);
     }
 }

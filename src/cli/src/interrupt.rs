@@ -1,11 +1,11 @@
-//! Ctrl-C, heard by one listener for the whole process: none falls between two waits. Knows nothing of what is left.
+//! Ctrl-C, received by one listener for the whole process, so that none is lost between two waits.
 
 use std::sync::{Arc, Once};
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// Whether the user wants to leave. Until somebody first asks, Ctrl-C ends the process by itself.
+/// Ctrl-C. Until the first call of [`Interrupt::pressed`], it ends the process as usual.
 #[derive(Debug, Clone)]
 pub struct Interrupt {
     pressed: CancellationToken,
@@ -19,10 +19,10 @@ impl Default for Interrupt {
 }
 
 impl Interrupt {
-    /// Waits until the user wants to leave. Whoever asks afterwards hears of it too.
+    /// Waits for Ctrl-C; returns at once when it was pressed before.
     pub async fn pressed(&self) {
         self.listening.call_once(|| {
-            // Without a handler the system goes on ending the process on Ctrl-C.
+            // Without a handler, Ctrl-C still ends the process.
             let Ok(mut ctrl_c) = signal(SignalKind::interrupt()) else { return };
             let pressed = self.pressed.clone();
             tokio::spawn(async move {
@@ -33,7 +33,7 @@ impl Interrupt {
         self.pressed.cancelled().await;
     }
 
-    /// Stands for Ctrl-C in tests.
+    /// Simulates Ctrl-C.
     #[cfg(test)]
     pub fn press(&self) {
         self.pressed.cancel();

@@ -1,13 +1,16 @@
-//! The client commands: what people and scripts type. Table of contents.
+//! The command line of `swell`: the tree of commands, and the client commands that talk to a server. Table of contents.
 //!
-//! `main` reads the command line with [`parse`], plays the roles itself ([`Command::is_role`]) and hands everything else to [`run`].
+//! `main` reads the command line with [`parse`], runs the roles (`server`, `agent` …) itself and hands every other command to [`run`].
 //! Knows the API over HTTP and nothing of servers, storage or actors.
 
-// What can be typed.
+// The command line.
 pub mod args;
+mod flag_values;
+mod globals;
 pub mod roles;
 
-// What every command works with.
+// Shared by all commands.
+mod check;
 mod client;
 mod config;
 mod context;
@@ -20,17 +23,19 @@ mod problem;
 mod retry;
 mod role_file;
 mod sse;
+mod suggest;
 mod views;
 
-// What they do.
+// The commands.
 mod commands;
 mod follow;
 mod start;
 
-pub use args::{Cli, Command, Globals};
-pub use commands::doctor::Check;
+pub use args::{Cli, Command};
+pub use check::Check;
 pub use context::Hooks;
 pub use failure::{Exit, Failure};
+pub use globals::Globals;
 pub use start::{parse, run};
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! Where words go: the result to standard output, everything else to standard error; with colour or without, as text or as JSON.
-//! Knows nothing of what is said.
+//! Standard output for the result, standard error for everything else; with or without color, as text or JSON. Tables and lists of
+//! fields. Knows nothing of what is printed.
 
 use std::{
     fmt,
@@ -13,15 +13,15 @@ use serde_json::{Value, json};
 
 use super::failure::Result;
 
-/// When to use colours.
+/// When to use colors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum ColorChoice {
-    /// On a terminal.
+    /// On a terminal
     #[default]
     Auto,
-    /// Whatever the output is.
+    /// Always
     Always,
-    /// Not at all.
+    /// Never
     Never,
 }
 
@@ -48,45 +48,44 @@ impl FromStr for ColorChoice {
     }
 }
 
-/// How something stands, in colour where there is any. The words beside it say the same.
+/// The color of a word. Color never carries meaning alone: the word says the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tone {
-    /// As it should be.
+    /// Green: as it should be.
     Good,
-    /// Not as it should be.
+    /// Red: not as it should be.
     Bad,
-    /// At work, or worth a look.
+    /// Yellow: in progress, or worth attention.
     Notice,
-    /// Beside the point.
+    /// Dim: secondary.
     Faint,
 }
 
-/// The two streams.
+/// Standard output and standard error.
 pub struct Output {
-    /// Whether the result is JSON.
+    /// `--json`: the result is printed as JSON.
     pub json: bool,
-    /// Whether only the result and errors are said.
+    /// `--quiet`: no progress.
     pub quiet: bool,
-    /// Whether standard error is a terminal on which lines may be drawn again.
+    /// Standard error is a terminal on which progress is redrawn in place.
     pub live: bool,
     color: bool,
     out: Mutex<Box<dyn Write + Send>>,
     err: Mutex<Box<dyn Write + Send>>,
 }
 
-/// What the streams are.
+/// The terminals and variables that color depends on.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Surroundings {
-    /// Standard output is a terminal.
     pub out_is_terminal: bool,
-    /// Standard error is a terminal that can be drawn on.
+    /// Standard error is a terminal that understands cursor movement.
     pub err_is_terminal: bool,
-    /// NO_COLOR is set and not empty.
+    /// NO_COLOR is set and not empty, or the terminal is `dumb`.
     pub no_color: bool,
 }
 
 impl Surroundings {
-    /// As this process has them.
+    /// Those of this process.
     pub fn of_process() -> Self {
         let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
         Self {
@@ -96,7 +95,7 @@ impl Surroundings {
         }
     }
 
-    /// Whether to colour: the choice, else NO_COLOR, else whether both streams are terminals.
+    /// Whether to use color: by the choice, else by NO_COLOR, else when both streams are terminals.
     pub fn color(self, choice: ColorChoice) -> bool {
         match choice {
             ColorChoice::Always => true,
@@ -107,13 +106,13 @@ impl Surroundings {
 }
 
 impl Output {
-    /// The process's own streams.
+    /// The streams of this process.
     pub fn of_process(json: bool, quiet: bool, choice: ColorChoice) -> Self {
         let around = Surroundings::of_process();
         Self::new(json, quiet, around, choice, Box::new(io::stdout()), Box::new(io::stderr()))
     }
 
-    /// Any streams.
+    /// Other streams, for tests.
     pub fn new(
         json: bool,
         quiet: bool,
@@ -126,17 +125,17 @@ impl Output {
         Self { json, quiet, live: around.err_is_terminal && !quiet, color, out: Mutex::new(out), err: Mutex::new(err) }
     }
 
-    /// The result: `value` as JSON, or what `text` makes of it.
+    /// Prints the result: `value` as JSON with `--json`, else `text`.
     pub fn result(&self, value: &Value, text: impl FnOnce() -> String) -> Result<()> {
         if self.json { self.json(value) } else { self.print(&text()) }
     }
 
-    /// A JSON object over several lines.
+    /// Prints JSON over several lines.
     pub fn json(&self, value: &Value) -> Result<()> {
         self.print(&(serde_json::to_string_pretty(value).map_err(io::Error::other)? + "\n"))
     }
 
-    /// A JSON object on one line, of a kind: `{"type": kind, …}`.
+    /// Prints a JSON object on one line: `{"type": kind, …}`.
     pub fn json_line(&self, kind: &str, value: Value) -> Result<()> {
         let mut line = json!({ "type": kind });
         match (&mut line, value) {
@@ -147,27 +146,27 @@ impl Output {
         self.print(&format!("{line}\n"))
     }
 
-    /// Text to standard output.
+    /// Prints text to standard output.
     pub fn print(&self, text: &str) -> Result<()> {
         let mut out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
         out.write_all(text.as_bytes())?;
         Ok(out.flush()?)
     }
 
-    /// A line of progress to standard error.
-    pub fn say(&self, line: impl AsRef<str>) {
+    /// Prints a line of progress to standard error, unless `--quiet`.
+    pub fn progress(&self, line: impl AsRef<str>) {
         if !self.quiet {
-            self.complain(line);
+            self.error_line(line);
         }
     }
 
-    /// A line to standard error that even the quiet hear. Where nobody listens any more, nobody is told.
-    pub fn complain(&self, line: impl AsRef<str>) {
+    /// Prints a line to standard error, also with `--quiet`. A closed standard error is ignored: there is nowhere left to report it.
+    pub fn error_line(&self, line: impl AsRef<str>) {
         let mut err = self.err.lock().unwrap_or_else(PoisonError::into_inner);
         err.write_all(format!("{}\n", line.as_ref()).as_bytes()).and_then(|()| err.flush()).ok();
     }
 
-    /// `text` in the colour of its tone.
+    /// `text` in the color of its tone.
     pub fn paint(&self, tone: Tone, text: &str) -> String {
         let code = match tone {
             Tone::Good => "32",
@@ -178,13 +177,13 @@ impl Output {
         if self.color { format!("\u{1b}[{code}m{text}\u{1b}[0m") } else { text.to_owned() }
     }
 
-    /// The state of a build or a rollout in its colour.
+    /// The name of a state in its color.
     pub fn state(&self, state: &str) -> String {
         self.paint(tone_of(state), state)
     }
 }
 
-/// How a state stands.
+/// The color of a state, by its name in the API.
 pub fn tone_of(state: &str) -> Tone {
     match state {
         "deployed" | "ready-to-deploy" | "healthy" | "passed" | "connected" | "pass" => Tone::Good,
@@ -194,7 +193,7 @@ pub fn tone_of(state: &str) -> Tone {
     }
 }
 
-/// A table without lines, as wide as it needs to be: what is cut or wrapped cannot be searched. Empty: `nothing`.
+/// A table without borders, never cut or wrapped, so that it can be searched. Without rows, the text `nothing`.
 pub fn table<const N: usize>(header: [&str; N], rows: impl IntoIterator<Item = [String; N]>, nothing: &str) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled).set_header(header);
@@ -202,7 +201,7 @@ pub fn table<const N: usize>(header: [&str; N], rows: impl IntoIterator<Item = [
     let mut escapes = Vec::new();
     for row in rows {
         any = true;
-        // A line break in a cell, say from a commit's message, would make two rows of one.
+        // A line break in a cell, such as a commit message, would split the row.
         table.add_row(row.map(|cell| lift_escapes(&cell.replace(['\n', '\r', '\t'], " "), &mut escapes)));
     }
     if !any {
@@ -217,10 +216,10 @@ pub fn table<const N: usize>(header: [&str; N], rows: impl IntoIterator<Item = [
     parts.zip(escapes).fold(first, |text, (part, escape)| text + &escape + part)
 }
 
-/// Stands for an escape sequence while a table is laid out: it takes no room (U+2060, word joiner), and the layout knows that.
+/// Replaces an escape sequence while a table is laid out: the word joiner (U+2060) has no width.
 const ESCAPE: char = '\u{2060}';
 
-/// The cell with a mark for each of its escape sequences, which go to `escapes`.
+/// The cell with [`ESCAPE`] in place of each escape sequence; the sequences go to `escapes`.
 fn lift_escapes(cell: &str, escapes: &mut Vec<String>) -> String {
     let (cell, mut out) = (cell.replace(ESCAPE, ""), String::new());
     let mut rest = cell.as_str();
@@ -232,14 +231,14 @@ fn lift_escapes(cell: &str, escapes: &mut Vec<String>) -> String {
     out + rest
 }
 
-/// The text before the first sequence that colours, the sequence, and the text after it.
+/// The text before the first color sequence, the sequence, and the text after it.
 fn next_escape(text: &str) -> Option<(&str, &str, &str)> {
     let start = text.find("\u{1b}[")?;
     let end = start + text[start..].find('m')? + 1;
     Some((&text[..start], &text[start..end], &text[end..]))
 }
 
-/// Names and values below one another, the values aligned; those without a value are left out.
+/// A line for each name and value, values aligned. Empty values are left out.
 pub fn info<'a>(info: impl IntoIterator<Item = (&'a str, String)>) -> String {
     let info: Vec<_> = info.into_iter().filter(|(_, value)| !value.is_empty()).collect();
     let width = info.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
@@ -251,7 +250,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn colour_only_where_it_is_wanted() {
+    fn color_is_used_only_on_terminals_or_when_forced() {
         let terminal = Surroundings { out_is_terminal: true, err_is_terminal: true, no_color: false };
         assert!(terminal.color(ColorChoice::Auto));
         assert!(!Surroundings { no_color: true, ..terminal }.color(ColorChoice::Auto));
@@ -261,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn tables_are_plain_and_aligned() {
+    fn table_aligns_columns_and_shows_text_when_empty() {
         let rows = [["shop".to_owned(), "shop@12".to_owned()], ["billing".to_owned(), "a\nb".to_owned()]];
         insta::assert_snapshot!(table(["PIPELINE", "RELEASE"], rows, "none"), @r"
         PIPELINE  RELEASE
@@ -272,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn colour_does_not_shift_columns() {
+    fn color_does_not_shift_table_columns() {
         let sink = || Box::new(io::sink());
         let output = Output::new(false, false, Surroundings::default(), ColorChoice::Always, sink(), sink());
         let rows = |state: fn(&Output, &str) -> String| {
@@ -284,6 +283,6 @@ mod tests {
         assert!(painted.contains("\u{1b}[31mlost\u{1b}[0m, cordoned       eu/a\n"), "{painted:?}");
         let without =
             ["\u{1b}[32m", "\u{1b}[31m", "\u{1b}[33m", "\u{1b}[0m"].iter().fold(painted, |text, code| text.replace(code, ""));
-        assert_eq!(without, rows(|_, state| format!("{state}, cordoned")), "on a terminal it looks as it does without colour");
+        assert_eq!(without, rows(|_, state| format!("{state}, cordoned")), "color must not change the layout");
     }
 }

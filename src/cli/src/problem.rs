@@ -1,41 +1,40 @@
-//! From what a server answered to how a command ends: the one place that maps problems (RFC 9457) to exit codes.
-//! Knows nothing of commands.
+//! Maps a server's error answers (RFC 9457 problems) to failures with exit codes. Knows nothing of commands.
 
 use reqwest::StatusCode;
 use serde_json::Value;
 
 use super::failure::{Exit, Failure};
 
-/// How much of an answer that is no problem is shown.
-const SHOWN_CHARS: usize = 200;
+/// How many characters are shown of an answer that is no problem.
+const SHOWN_CHARS_MAX: usize = 200;
 
-/// The failure that an answer is.
+/// The failure for an error answer.
 pub fn failure(status: StatusCode, body: &[u8]) -> Failure {
     let problem: Option<Value> = serde_json::from_slice(body).ok().filter(|value: &Value| value.get("code").is_some());
     let Some(problem) = problem else {
-        let text: String = String::from_utf8_lossy(body).trim().chars().take(SHOWN_CHARS).collect();
+        let text: String = String::from_utf8_lossy(body).trim().chars().take(SHOWN_CHARS_MAX).collect();
         let what = if text.is_empty() {
             format!("the server answered {status}")
         } else {
             format!("the server answered {status}: {text}")
         };
         return Failure::new(exit_of(status, ""), &format!("http_{}", status.as_u16()), what)
-            .hint("look whether `--addr` is a Groundswell server; `swell doctor` checks");
+            .hint("check that --addr is the address of a Groundswell server; `swell doctor` helps");
     };
     of_problem(status, problem)
 }
 
-/// The failure that a problem is.
+/// The failure for a problem.
 pub fn of_problem(status: StatusCode, problem: Value) -> Failure {
     let text = |name: &str| problem.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
     let code = text("code");
     Failure::new(exit_of(status, &code), &code, text("detail")).hint(text("hint")).problem(problem)
 }
 
-/// The exit code of a status, where the problem's own code does not say better.
+/// The exit code for a problem's code, else for its status.
 pub fn exit_of(status: StatusCode, code: &str) -> Exit {
     match code {
-        // A choice is missing: nobody holds anything.
+        // Sent as conflicts, but the command must be corrected: nothing holds a lock.
         "ambiguous" | "invalid_file" | "no_release" | "not_deployed" => return Exit::Usage,
         "no_leader" | "busy" | "stopped" => return Exit::Unreachable,
         _ => {}
@@ -54,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_kind_of_problem_has_its_exit_code() {
+    fn problem_maps_to_exit_code_by_status_and_code() {
         let cases = [
             (409, "held", Exit::Conflict),
             (409, "quarantined", Exit::Conflict),
@@ -78,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_of_something_else_is_said_to_be_one() {
+    fn answer_that_is_no_problem_is_shown_with_its_status() {
         let failure = failure(StatusCode::BAD_GATEWAY, b"<html>nginx</html>");
         assert_eq!((failure.code(), failure.exit()), ("http_502", Exit::Unreachable));
         assert!(failure.to_string().contains("<html>nginx</html>"));

@@ -1,8 +1,8 @@
-//! How long to wait before trying again: doubling, with jitter, bounded. Knows nothing of what is tried.
+//! Exponential backoff with jitter and an upper bound. Knows nothing of what is retried.
 
 use std::time::Duration;
 
-/// Waits that double from the first to the longest.
+/// Delays that double from the first up to the longest.
 #[derive(Debug, Clone)]
 pub struct Backoff {
     next: Duration,
@@ -10,12 +10,12 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Begins with `first`; no wait is longer than `longest`.
+    /// Starts with `first`; no delay exceeds `longest`.
     pub fn new(first: Duration, longest: Duration) -> Self {
         Self { next: first, longest }
     }
 
-    /// The next wait: between half of it and all of it, so that clients that lost the same server do not return together.
+    /// The next delay, randomly shortened by up to half, so that clients of one failed server do not reconnect together.
     pub fn wait(&mut self) -> Duration {
         let wait = self.next;
         self.next = (self.next * 2).min(self.longest);
@@ -28,7 +28,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waits_grow_and_stay_bounded() {
+    fn backoff_grows_and_stays_bounded() {
         let longest = Duration::from_millis(800);
         let mut backoff = Backoff::new(Duration::from_millis(100), longest);
         let waits: Vec<_> = (0..20).map(|_| backoff.wait()).collect();

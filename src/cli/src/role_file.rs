@@ -1,6 +1,5 @@
-//! The file of a role: its long flags as keys, with `_` for `-`. Each value becomes the default of its flag, so that clap itself
-//! lets the flag and `SWELL_*` win, and checks the file's values as it checks typed ones.
-//! Knows nothing of what the settings are for.
+//! A role's configuration file: the names of its flags as keys, with `_` for `-`. Each value becomes the default of its flag, so
+//! that flags and `SWELL_*` take precedence and clap validates all values alike. Knows nothing of how the settings are used.
 
 use std::{
     any::TypeId,
@@ -12,31 +11,29 @@ use clap::{Arg, ArgAction, Command, builder::Resettable};
 use toml::Value;
 
 use super::{
-    args::Globals,
     config::{self, KEYS, missing, read_text, unknown_key, wrong},
     failure::{Failure, Result},
+    globals::Globals,
     roles::{GATEWAY_TABLES, Tuning},
 };
 
-/// Where the files of roles are, as `ROLE.toml`.
+/// The folder of the roles' configuration files, named `ROLE.toml`.
 pub const FOLDER: &str = "/etc/swell";
 
-/// What a role's settings are read from, so that tests need not change the process.
+/// The sources of a role's settings, so that tests need not change the process.
 pub struct RoleSources<'a> {
-    /// The environment.
     pub var: &'a dyn Fn(&str) -> Option<String>,
-    /// Where the files of roles are.
     pub folder: &'a Path,
 }
 
-/// The file of a role as it was read.
+/// The parsed configuration file of a role.
 pub struct RoleFile {
     path: PathBuf,
     table: toml::Table,
 }
 
 impl RoleFile {
-    /// Reads the file that was named, which must exist, else `folder/ROLE.toml`, which need not.
+    /// Reads the file named by `--config` or SWELL_CONFIG, which must exist, else `folder/ROLE.toml`, if it exists.
     pub fn read(role: &str, globals: &Globals, sources: &RoleSources<'_>) -> Result<Self> {
         let named = globals.config_file.clone().or_else(|| variable(sources, "SWELL_CONFIG").map(PathBuf::from));
         let is_named = named.is_some();
@@ -49,15 +46,14 @@ impl RoleFile {
         Ok(Self { path, table })
     }
 
-    /// The whole command line with this file's values as defaults of `role`'s flags, and what is not for flags.
+    /// The command line with this file's values as defaults of `role`'s flags, and the settings that have no flag.
     pub fn apply(self, mut command: Command, role: &str, sources: &RoleSources<'_>) -> Result<(Command, Tuning)> {
         let flags = flags(&command, role);
         let tables: &[&str] = if role == "gateway" { &GATEWAY_TABLES } else { &[] };
         let beside = ["listen", "service"].into_iter().find(|key| self.table.contains_key(*key));
         if let Some(key) = beside.filter(|_| role == "gateway" && self.table.contains_key("listener")) {
-            let failure =
-                wrong(&self.path, format!("`{key}` stands beside `[[listener]]`, and both say where the gateway listens"));
-            return Err(failure.hint("keep one of them"));
+            let failure = wrong(&self.path, format!("`{key}` and `[[listener]]` both set where the gateway listens"));
+            return Err(failure.hint("remove one of them"));
         }
         let mut tuning = Tuning { file: self.path.clone(), keys: toml::Table::new() };
         for (key, value) in self.table {
@@ -68,15 +64,16 @@ impl RoleFile {
             let Some(arg) = flags.iter().find(|arg| name(arg) == key) else {
                 return Err(unknown(&self.path, role, &key, flags.iter().map(name).chain(tables.iter().map(|&t| t.to_owned()))));
             };
-            let values = words(arg, &value).map_err(|(what, hint)| wrong(&self.path, format!("`{key}` {what}")).hint(hint))?;
+            let values =
+                arguments(arg, &value).map_err(|(detail, hint)| wrong(&self.path, format!("`{key}` {detail}")).hint(hint))?;
             check(arg, &values).map_err(|why| {
                 let mut about = format!("`{key}`: {}", arg.get_help().map(ToString::to_string).unwrap_or_default());
                 if let [default, ..] = arg.get_default_values() {
                     about += &format!("; such as `{}`", default.to_string_lossy());
                 }
-                wrong(&self.path, format!("`{key}` is {}: {why}", shown(&values))).hint(about)
+                wrong(&self.path, format!("`{key}` is {}: {why}", quoted(&values))).hint(about)
             })?;
-            // The token itself is a variable that wins over a file's naming another.
+            // SWELL_TOKEN takes precedence over a token file named here.
             if values.is_empty() || (key == TOKEN_FILE && variable(sources, "SWELL_TOKEN").is_some()) {
                 continue;
             }
@@ -89,22 +86,22 @@ impl RoleFile {
     }
 }
 
-/// The one flag of all commands that a role's file may set.
+/// The only global option that a role's file may set.
 const TOKEN_FILE: &str = "token_file";
 
 fn variable(sources: &RoleSources<'_>, name: &str) -> Option<String> {
     (sources.var)(name).filter(|value| !value.is_empty())
 }
 
-/// What a file of `role` may set. Hidden flags are for this program's own use.
+/// The flags that a file of `role` may set. Hidden flags are internal.
 pub fn flags(command: &Command, role: &str) -> Vec<Arg> {
     let own = command.find_subcommand(role).into_iter().flat_map(Command::get_arguments);
-    // A server has all tokens, and shows none.
+    // A server owns the tokens and sends none.
     let shared = command.get_arguments().filter(|arg| role != "server" && arg.get_id() == TOKEN_FILE);
     own.chain(shared).filter(|arg| !arg.is_hide_set() && arg.get_long().is_some()).cloned().collect()
 }
 
-/// A flag as files write it.
+/// The key of a flag in configuration files.
 pub fn name(arg: &Arg) -> String {
     arg.get_long().unwrap_or_default().replace('-', "_")
 }
@@ -118,13 +115,13 @@ fn with_default(command: Command, role: &str, arg: &Arg, values: Vec<String>) ->
 fn unknown(path: &Path, role: &str, key: &str, names: impl Iterator<Item = String>) -> Failure {
     let names: Vec<String> = names.collect();
     if KEYS.iter().any(|client| client.name == key) {
-        let what = format!("unknown key `{key}`: it is one of the client's, and this is the file of `swell {role}`");
-        return wrong(path, what).hint("put it into /etc/swell/config.toml, or your own config.toml, which clients read");
+        let detail = format!("unknown key `{key}`: it is a setting of the client, and this is the file of `swell {role}`");
+        return wrong(path, detail).hint("move it to /etc/swell/config.toml, or to your own config.toml");
     }
     unknown_key(path, key, &names)
 }
 
-/// What a file must write for a flag.
+/// The form of a flag's value in a file.
 #[derive(Clone, Copy, PartialEq)]
 enum Form {
     Switch,
@@ -145,8 +142,8 @@ fn form(arg: &Arg) -> Form {
     }
 }
 
-/// A value as it would be typed; else what is wrong with it, and what to write.
-fn words(arg: &Arg, value: &Value) -> Result<Vec<String>, (String, String)> {
+/// The arguments that a value of the file stands for; else what is wrong with it, and what to write.
+fn arguments(arg: &Arg, value: &Value) -> Result<Vec<String>, (String, String)> {
     let key = name(arg);
     let form = form(arg);
     let found = match (form, value) {
@@ -155,7 +152,7 @@ fn words(arg: &Arg, value: &Value) -> Result<Vec<String>, (String, String)> {
         (Form::Number, Value::Float(number)) => Some(vec![number.to_string()]),
         (Form::Text | Form::Texts, Value::String(text)) => Some(vec![text.clone()]),
         (Form::Texts | Form::Pairs, Value::Array(items)) if items.is_empty() => {
-            return Err(("is an empty list".to_owned(), "name one at least, or take the line out".to_owned()));
+            return Err(("is an empty list".to_owned(), "add a value, or remove the line".to_owned()));
         }
         (Form::Texts | Form::Pairs, Value::Array(items)) => items.iter().map(|item| item.as_str().map(str::to_owned)).collect(),
         (Form::Pairs, Value::Table(pairs)) => {
@@ -174,9 +171,9 @@ fn words(arg: &Arg, value: &Value) -> Result<Vec<String>, (String, String)> {
         let (must, example) = match form {
             Form::Switch => ("true or false", format!("{key} = true")),
             Form::Number => ("a number", format!("{key} = 2")),
-            Form::Text => ("a text", format!("{key} = \"{quoted}\"")),
-            Form::Texts => ("a list of texts", format!("{key} = [\"…\"]")),
-            Form::Pairs => ("a table of texts", format!("{key} = {{ role = \"web\" }}")),
+            Form::Text => ("a string", format!("{key} = \"{quoted}\"")),
+            Form::Texts => ("a list of strings", format!("{key} = [\"…\"]")),
+            Form::Pairs => ("a table of strings", format!("{key} = {{ role = \"web\" }}")),
         };
         (format!("is {}, and must be {must}", kind(value)), format!("write `{example}`"))
     })
@@ -184,20 +181,20 @@ fn words(arg: &Arg, value: &Value) -> Result<Vec<String>, (String, String)> {
 
 fn kind(value: &Value) -> &'static str {
     match value {
-        Value::String(_) => "a text",
+        Value::String(_) => "a string",
         Value::Integer(_) | Value::Float(_) => "a number",
         Value::Boolean(_) => "true or false",
         Value::Datetime(_) => "a date",
-        Value::Array(_) => "a list with other things than texts",
-        Value::Table(_) => "a table with other things than names and texts",
+        Value::Array(_) => "a list that holds more than strings",
+        Value::Table(_) => "a table that holds more than strings",
     }
 }
 
-fn shown(values: &[String]) -> String {
+fn quoted(values: &[String]) -> String {
     values.iter().map(|value| format!("`{value}`")).collect::<Vec<_>>().join(", ")
 }
 
-/// Has the flag's own parser look at `values`, so that what is wrong can be said of the file.
+/// Validates `values` with the flag's own parser, so that an error can name the file.
 fn check(arg: &Arg, values: &[String]) -> Result<(), String> {
     let alone = arg.clone().env(Resettable::Reset).default_values(values.to_vec());
     let parsed = Command::new("file").arg(alone).try_get_matches_from(["file"]);

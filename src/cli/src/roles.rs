@@ -1,18 +1,19 @@
-//! The arguments of the roles that `main` plays. Knows nothing of how they are played.
+//! The arguments of the roles that `main` runs. Knows nothing of how they run.
 
 use std::{net::SocketAddr, path::PathBuf};
 
 use clap::Args;
 
+use super::flag_values::{cpus, host_port, key_value, port_range};
 use swell_model::{fleet::PortRange, routing::table::ServiceKey, units::ByteSize};
 
-/// Where a role keeps its files unless told: `/var/lib/swell` for root, else below the user's own state folder.
+/// The default data folder of a role: below `/var/lib/swell` for root, else below the user's state folder.
 pub fn default_data_dir(role: &str) -> PathBuf {
     data_dir(role, nix::unistd::geteuid().is_root(), |name| std::env::var_os(name).map(PathBuf::from))
 }
 
 fn data_dir(role: &str, is_root: bool, var: impl Fn(&str) -> Option<PathBuf>) -> PathBuf {
-    // `swell dev` is a play thing even when root runs it, so it keeps away from the service's folder.
+    // `swell dev` never uses the folder of an installed service, also when root runs it.
     if is_root && role != "dev" {
         return PathBuf::from("/var/lib/swell").join(role);
     }
@@ -24,22 +25,22 @@ fn data_dir(role: &str, is_root: bool, var: impl Fn(&str) -> Option<PathBuf>) ->
 /// `swell dev`
 #[derive(Debug, Clone, Args)]
 pub struct DevArgs {
-    /// Where everything is kept
+    /// Folder for all data
     #[arg(long, env = "SWELL_DATA", value_name = "DIR")]
     pub data: Option<PathBuf>,
-    /// Where the API listens
+    /// Address that the API listens on
     #[arg(long, default_value = "127.0.0.1:7400", value_name = "ADDR")]
     pub listen: SocketAddr,
-    /// Where the gateway takes requests
+    /// Address that the gateway serves requests on
     #[arg(long, default_value = "127.0.0.1:7480", value_name = "ADDR")]
     pub gateway: SocketAddr,
-    /// Where the gateway is asked about itself
+    /// Address of the gateway's own /readyz and /metrics
     #[arg(long, default_value = "127.0.0.1:7481", value_name = "ADDR")]
     pub gateway_admin: SocketAddr,
-    /// How many targets to play, in two zones
+    /// Number of targets to run, spread over two zones
     #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=100))]
     pub agents: u16,
-    /// The first of the ports that the targets' services get; each target has the next 200
+    /// First port for services; each target uses the next 200
     #[arg(long, default_value_t = 20_000, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1024..=45_000))]
     pub first_port: u16,
 }
@@ -47,50 +48,55 @@ pub struct DevArgs {
 /// `swell server`
 #[derive(Debug, Clone, Args)]
 pub struct ServerArgs {
-    /// Where state and artifacts are kept
+    /// Folder for state and artifacts
     #[arg(long, env = "SWELL_DATA", value_name = "DIR")]
     pub data: Option<PathBuf>,
-    /// Where the API listens
+    /// Address that the API listens on
     #[arg(long, default_value = "127.0.0.1:7400", value_name = "ADDR")]
     pub listen: SocketAddr,
-    /// Also run builds here
+    /// Run builds on this machine
     #[arg(long)]
     pub runner: bool,
-    // Not `requires = "runner"` below: clap overlooks what a file says, which is a default to it. `ServerArgs::check` sees all.
-    /// How many CPUs builds may use; all unless given
+    // `requires = "runner"` would not see values of the configuration file, which are defaults to clap: `ServerArgs::check` does.
+    /// CPUs that builds may use [default: all]
     #[arg(long, value_name = "N", value_parser = cpus)]
     pub cpu: Option<f64>,
-    /// How much memory builds may use, such as 8GiB; three quarters unless given
+    /// Memory that builds may use, such as 8GiB [default: three quarters]
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<ByteSize>,
-    /// Run builds as plain processes where this machine forbids containers: for `swell dev` alone
+    /// Run builds as plain processes where this machine forbids containers; only for `swell dev`
     #[arg(long, hide = true)]
     pub allow_unisolated: bool,
 }
 
 impl ServerArgs {
-    /// Whether the settings go together, wherever each comes from; else what is wrong and the way out.
+    /// Checks settings that depend on each other, wherever each comes from. The error says what to change.
     pub fn check(&self) -> Result<(), String> {
         let given = [("cpu", self.cpu.is_some()), ("memory", self.memory.is_some()), ("allow-unisolated", self.allow_unisolated)];
         match given.iter().find(|(_, is_given)| *is_given && !self.runner) {
-            Some((name, _)) => Err(format!(
-                "{name} is for a server that runs builds: give --runner too (`runner = true` in its file), or take {name} out"
-            )),
+            Some((name, _)) => Err(format!("{name} needs --runner: add it (`runner = true` in the file), or remove {name}")),
             None => Ok(()),
         }
     }
 }
 
-/// How a role reaches the servers.
+/// The connection of an agent or gateway to the servers.
 #[derive(Debug, Clone, Args)]
 pub struct Upstream {
-    /// A server, as HOST:PORT; once for each, tried in turn
-    #[arg(long = "server", env = "SWELL_SERVERS", value_delimiter = ',', default_value = "127.0.0.1:7400", value_name = "ADDR")]
+    /// Address of a server; repeat it for each server, which are tried in turn
+    #[arg(
+        long = "server",
+        env = "SWELL_SERVERS",
+        value_delimiter = ',',
+        default_value = "127.0.0.1:7400",
+        value_name = "HOST:PORT",
+        value_parser = host_port
+    )]
     pub servers: Vec<String>,
-    /// What this machine is called; its host name unless given
+    /// Name of this machine in the cluster [default: its host name]
     #[arg(long, env = "SWELL_NAME", value_name = "NAME")]
     pub name: Option<String>,
-    /// Where this role keeps its files
+    /// Folder for the role's data
     #[arg(long, env = "SWELL_DATA", value_name = "DIR")]
     pub data: Option<PathBuf>,
 }
@@ -98,31 +104,30 @@ pub struct Upstream {
 /// `swell agent`
 #[derive(Debug, Clone, Args)]
 pub struct AgentArgs {
-    /// How it reaches the servers.
     #[command(flatten)]
     pub upstream: Upstream,
-    /// The region this machine stands in
+    /// Region of this machine
     #[arg(long, env = "SWELL_REGION", default_value = "default", value_name = "NAME")]
     pub region: String,
-    /// The zone within the region
+    /// Zone of this machine within its region
     #[arg(long, env = "SWELL_ZONE", default_value = "default", value_name = "NAME")]
     pub zone: String,
-    /// A label, as NAME=VALUE, by which environments find this target; once for each
-    #[arg(long = "label", value_name = "LABEL", value_parser = super::commands::key_value)]
+    /// Label that environments select this target by; repeat it for each label
+    #[arg(long = "label", value_name = "NAME=VALUE", value_parser = key_value)]
     pub labels: Vec<(String, String)>,
-    /// The address at which gateways reach what runs here
+    /// Address at which gateways reach services on this machine
     #[arg(long, env = "SWELL_ADDRESS", default_value = "127.0.0.1", value_name = "IP")]
     pub address: std::net::IpAddr,
-    /// The ports that services with `auto` ports get, as FIRST-LAST
-    #[arg(long, default_value = "20000-29999", value_name = "PORTS", value_parser = port_range)]
+    /// Ports for services whose port is `auto`
+    #[arg(long, default_value = "20000-29999", value_name = "FIRST-LAST", value_parser = port_range)]
     pub ports: PortRange,
-    /// Bytes that releases leave free on the disk, such as 1GiB
+    /// Disk space that releases leave free, such as 1GiB
     #[arg(long, default_value = "0", value_name = "SIZE")]
     pub reserve: ByteSize,
-    /// Services that name no user run as this one; each gets a user of its own unless given
+    /// User for services that name none [default: a user for each service]
     #[arg(long, value_name = "USER")]
     pub default_user: Option<String>,
-    /// Run services without control groups where this machine forbids them: for `swell dev` alone
+    /// Run services without control groups where this machine forbids them; only for `swell dev`
     #[arg(long, hide = true)]
     pub allow_unisolated: bool,
 }
@@ -130,48 +135,35 @@ pub struct AgentArgs {
 /// `swell gateway`
 #[derive(Debug, Clone, Args)]
 pub struct GatewayArgs {
-    /// How it reaches the servers.
     #[command(flatten)]
     pub upstream: Upstream,
-    /// Where it takes requests, routed by host, such as 0.0.0.0:80; once for each
+    /// Address to serve requests on, routed by host, such as 0.0.0.0:80; repeat it for each address
     #[arg(long, value_name = "ADDR")]
     pub listen: Vec<SocketAddr>,
-    /// The service that every request is for, whatever its host, as PIPELINE/ENVIRONMENT/SERVICE
-    #[arg(long, value_name = "SERVICE")]
+    /// Service that receives every request, whatever its host
+    #[arg(long, value_name = "PIPELINE/ENVIRONMENT/SERVICE")]
     pub service: Option<ServiceKey>,
-    /// Where probes and people ask about the gateway itself, such as 127.0.0.1:7481
+    /// Address of the gateway's own /readyz and /metrics, such as 127.0.0.1:7481
     #[arg(long, value_name = "ADDR")]
     pub admin: Option<SocketAddr>,
-    /// Its zone: instances of the same zone are preferred
+    /// Zone of the gateway; instances in the same zone are preferred
     #[arg(long, env = "SWELL_ZONE", value_name = "NAME")]
     pub zone: Option<String>,
-    /// What its file says beyond flags.
+    /// Settings of the configuration file that have no flag.
     #[arg(skip)]
     pub tuning: Tuning,
 }
 
-/// The keys of a gateway's file that are no flags. What they hold is known to the gateway alone.
+/// The keys of a gateway's configuration file that have no flag. The gateway parses them.
 pub const GATEWAY_TABLES: [&str; 4] = ["listener", "trust_forwarded", "table_file", "limits"];
 
-/// What a gateway's file says beyond flags, unread.
+/// The settings of a gateway's configuration file that have no flag, unparsed.
 #[derive(Debug, Clone, Default)]
 pub struct Tuning {
     /// The file, for messages.
     pub file: PathBuf,
-    /// Some of [`GATEWAY_TABLES`].
+    /// Values of [`GATEWAY_TABLES`].
     pub keys: toml::Table,
-}
-
-fn cpus(text: &str) -> Result<f64, String> {
-    let number = text.parse().ok().filter(|number| (0.1..=4096.0).contains(number));
-    number.ok_or_else(|| "write a number of CPUs from 0.1 to 4096".to_owned())
-}
-
-fn port_range(text: &str) -> Result<PortRange, String> {
-    let parsed =
-        text.split_once('-').and_then(|(first, last)| Some(PortRange { first: first.parse().ok()?, last: last.parse().ok()? }));
-    let range = parsed.filter(|range| range.first >= 1024 && range.pairs() > 0);
-    range.ok_or_else(|| "write it as FIRST-LAST, such as 20000-29999, from 1024 on and with two ports at least".to_owned())
 }
 
 #[cfg(test)]
@@ -179,7 +171,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn root_has_the_services_folder_and_dev_never_touches_it() {
+    fn data_folder_is_the_services_for_root_but_never_for_dev() {
         let var = |name: &str| (name == "HOME").then(|| PathBuf::from("/home/ada"));
         assert_eq!(data_dir("server", true, var), PathBuf::from("/var/lib/swell/server"));
         assert_eq!(data_dir("dev", true, var), PathBuf::from("/home/ada/.local/state/swell/dev"));

@@ -1,4 +1,4 @@
-//! Following events: server-sent events with a cursor that survives lost connections and restarted servers.
+//! Follows events over server-sent events, and resumes from a cursor after lost connections and server restarts.
 //! Knows nothing of what the events mean.
 
 use std::time::Duration;
@@ -13,31 +13,30 @@ use super::{
     retry::Backoff,
 };
 
-/// A server says every 10 s that it is alive; one that is silent for so long is lost.
-const SILENT_MAX: Duration = Duration::from_secs(35);
-/// How long a server may be away before following ends.
+/// How long the server may be silent; it sends a heartbeat every 10 s.
+const SILENCE_MAX: Duration = Duration::from_secs(35);
+/// How long the server may be unreachable before following ends.
 pub const AWAY_MAX: Duration = Duration::from_secs(600);
-/// A longer line ends the connection.
+/// The longest line, in bytes.
 const LINE_BYTES_MAX: usize = 4 << 20;
-/// How many items wait for a slow reader; then the server waits, too.
+/// How many items are buffered for a slow reader; then the server has to wait.
 const ITEMS_MAX: usize = 256;
 
-/// What following brings.
+/// An event, or a change of the connection.
 #[derive(Debug)]
 pub enum Item {
-    /// An event.
     Event(Value),
-    /// The connection broke; following goes on by itself.
+    /// The connection broke; it is being restored.
     Lost(Failure),
-    /// It is there again, and nothing was missed.
+    /// The connection is restored, and no event was missed.
     Back,
-    /// Events between the cursor and what is kept were forgotten.
+    /// The server no longer has the events after the cursor.
     Gap,
-    /// Following cannot go on.
+    /// Following has ended for good.
     End(Failure),
 }
 
-/// Events as they come. Dropping it ends the following.
+/// A live stream of events; dropping it closes the connection.
 pub struct Feed {
     items: mpsc::Receiver<Item>,
     task: AbortHandle,
@@ -50,14 +49,14 @@ impl Drop for Feed {
 }
 
 impl Feed {
-    /// Follows the events that `subject` selects (all without it), after the event `after` (none: from now on).
+    /// Follows the events of `subject` (all without one) after the event `after` (without one, from now on).
     pub fn start(client: Client, subject: Option<String>, after: Option<String>) -> Self {
         let (sender, items) = mpsc::channel(ITEMS_MAX);
         let task = tokio::spawn(run(client, subject, after, sender)).abort_handle();
         Self { items, task }
     }
 
-    /// The next item. After [`Item::End`] it waits for ever.
+    /// The next item. After [`Item::End`] it never returns.
     pub async fn next(&mut self) -> Item {
         match self.items.recv().await {
             Some(item) => item,
@@ -112,18 +111,19 @@ async fn connect(client: &Client, subject: Option<&str>, after: Option<&str>) ->
     client.stream(&["v1", "events"], &query, headers).await
 }
 
-/// Reads until the connection ends, which is a failure; none: nobody listens any more.
+/// Reads until the connection ends, and returns why; none if the reader is gone.
 async fn read(mut response: reqwest::Response, after: &mut Option<String>, sender: &mpsc::Sender<Item>) -> Option<Failure> {
-    let lost = |why: &str| Failure::new(Exit::Unreachable, "unreachable", format!("the connection to the server broke: {why}"));
+    let lost =
+        |why: &str| Failure::new(Exit::Unreachable, "unreachable", format!("the connection to the server was lost: {why}"));
     let mut parser = Parser::default();
     loop {
-        let chunk = match tokio::time::timeout(SILENT_MAX, response.chunk()).await {
+        let chunk = match tokio::time::timeout(SILENCE_MAX, response.chunk()).await {
             Ok(Ok(Some(chunk))) => chunk,
-            Ok(Ok(None)) => return Some(lost("it ended")),
+            Ok(Ok(None)) => return Some(lost("the server closed it")),
             Ok(Err(error)) => return Some(lost(&error.to_string())),
-            Err(_) => return Some(lost("it fell silent")),
+            Err(_) => return Some(lost("no heartbeat")),
         };
-        let Some(frames) = parser.feed(&chunk) else { return Some(lost("a line is too long")) };
+        let Some(frames) = parser.feed(&chunk) else { return Some(lost("a line exceeds 4 MiB")) };
         for frame in frames {
             if frame.event == "problem" {
                 let problem: Option<Value> = serde_json::from_str(&frame.data).ok();
@@ -137,7 +137,7 @@ async fn read(mut response: reqwest::Response, after: &mut Option<String>, sende
             {
                 return None;
             }
-            // Only now: what was not handed over is asked for again.
+            // After the event was delivered: one that was not is requested again.
             if !frame.id.is_empty() {
                 *after = Some(frame.id);
             }
@@ -153,7 +153,7 @@ struct Frame {
     data: String,
 }
 
-/// Cuts a stream of bytes into events, as <https://html.spec.whatwg.org/multipage/server-sent-events.html> has it.
+/// Splits a stream of bytes into events, as <https://html.spec.whatwg.org/multipage/server-sent-events.html> has it.
 #[derive(Debug, Default)]
 struct Parser {
     rest: Vec<u8>,
@@ -161,7 +161,7 @@ struct Parser {
 }
 
 impl Parser {
-    /// The events that `bytes` completes; none: a line is longer than any should be.
+    /// The events that `bytes` completes; none if a line is too long.
     fn feed(&mut self, bytes: &[u8]) -> Option<Vec<Frame>> {
         self.rest.extend_from_slice(bytes);
         let mut frames = Vec::new();
@@ -196,7 +196,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn events_are_found_however_the_bytes_are_cut() {
+    fn parser_finds_events_however_bytes_are_split() {
         let text =
             ": hello\nid: 1.0\nevent: cursor\ndata: 1.0\n\nevent: event\r\nid: 2.0\r\ndata: {\"a\":\ndata: 1}\r\n\r\nid: 3";
         for size in 1..text.len() {
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_without_end_is_refused() {
+    fn parser_refuses_line_without_end() {
         assert!(Parser::default().feed(&vec![b'x'; LINE_BYTES_MAX + 1]).is_none());
     }
 }

@@ -1,5 +1,5 @@
-//! Who may do what: one table of every route, and the layer that holds requests to it. What is not in the table is refused.
-//! Knows nothing of what a route does.
+//! Authentication and authorization: the layer that verifies a request's token against its endpoint's rule. An endpoint without a
+//! rule is refused. Knows nothing of what endpoints do.
 
 use std::time::Duration;
 
@@ -19,108 +19,37 @@ use super::{App, input, problem::Problem};
 use swell_model::principal::{Principal, Role, is_user};
 use swell_repositories::HostedRepositories;
 
-/// Names the person within the token's role. For attribution alone: whoever has the token may write any name.
+/// Names the user within the token's role. For attribution only: the holder of the token may write any name.
 pub const USER_HEADER: &str = "x-swell-user";
 
 /// What a request must prove.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Needs {
-    /// Nothing: it tells no more than that a server is here.
+    /// Nothing: the answer reveals only that a server runs here.
     Nothing,
-    /// A token that allows one of these.
+    /// A token that allows one of these roles.
     OneOf(&'static [Role]),
-    /// Git: reading takes a viewer, pushing a developer; the token is the password.
+    /// A viewer's token to fetch, a developer's to push; git sends it as the password.
     Git,
 }
 
-/// What holds for a route.
-#[derive(Debug, Clone, Copy)]
+/// The access rule of an endpoint.
+#[derive(Debug, Clone)]
 pub struct Rule {
-    /// Its method.
-    pub method: &'static str,
-    /// Its path, as the router matches it.
-    pub path: &'static str,
-    /// Who may.
+    pub method: Method,
+    /// The path with its parameters, as the router matches it.
+    pub path: String,
     pub needs: Needs,
-    /// Whether it may take longer than a request's time until it answers, because it receives a stream. It has its own limits.
+    /// The request body is a stream with limits of its own: the request may take longer than the request time-out.
     pub streams: bool,
 }
 
-const READ: Needs = Needs::OneOf(&[Role::Viewer]);
-const WORK: Needs = Needs::OneOf(&[Role::Developer]);
-const ADMIN: Needs = Needs::OneOf(&[Role::Admin]);
-const CONTENT: Needs = Needs::OneOf(&[Role::Viewer, Role::Agent, Role::Runner]);
+pub const READ: Needs = Needs::OneOf(&[Role::Viewer]);
+pub const WORK: Needs = Needs::OneOf(&[Role::Developer]);
+pub const ADMIN: Needs = Needs::OneOf(&[Role::Admin]);
+pub const CONTENT: Needs = Needs::OneOf(&[Role::Viewer, Role::Agent, Role::Runner]);
 
-const fn rule(method: &'static str, path: &'static str, needs: Needs) -> Rule {
-    Rule { method, path, needs, streams: false }
-}
-
-const fn stream(method: &'static str, path: &'static str, needs: Needs) -> Rule {
-    Rule { method, path, needs, streams: true }
-}
-
-/// Every route. Viewers read; developers register pipelines, push, build, deploy and roll back; what concerns everyone
-/// (environments and their policy, targets, forgetting a pipeline) takes an admin. Machines have what they need and nothing else.
-pub const RULES: &[Rule] = &[
-    rule("GET", "/livez", Needs::Nothing),
-    rule("GET", "/readyz", Needs::Nothing),
-    rule("GET", "/openapi.json", Needs::Nothing),
-    rule("GET", "/metrics", READ),
-    rule("GET", "/v1/whoami", Needs::OneOf(&Role::WITH_TOKEN)),
-    rule("GET", "/v1/cluster", READ),
-    rule("GET", "/v1/events", READ),
-    rule("GET", "/v1/why/{id}", READ),
-    rule("GET", "/v1/repositories", READ),
-    rule("POST", "/v1/repositories", WORK),
-    rule("GET", "/v1/repositories/{name}", READ),
-    rule("GET", "/v1/pipelines", READ),
-    rule("POST", "/v1/pipelines", WORK),
-    rule("GET", "/v1/pipelines/{name}", READ),
-    rule("DELETE", "/v1/pipelines/{name}", ADMIN),
-    stream("POST", "/v1/pipelines/{name}/artifacts", WORK),
-    rule("GET", "/v1/builds", READ),
-    rule("POST", "/v1/builds", WORK),
-    rule("GET", "/v1/builds/{id}", READ),
-    rule("POST", "/v1/builds/{id}/cancel", WORK),
-    rule("POST", "/v1/builds/{id}/retry", WORK),
-    rule("GET", "/v1/builds/{id}/log", READ),
-    rule("GET", "/v1/artifacts", READ),
-    rule("GET", "/v1/artifacts/{digest}", READ),
-    rule("GET", "/v1/artifacts/{digest}/content", CONTENT),
-    rule("GET", "/v1/artifacts/{digest}/manifest", CONTENT),
-    rule("POST", "/v1/blobs", Needs::OneOf(&[Role::Agent, Role::Runner])),
-    rule("GET", "/v1/blobs/{digest}", READ),
-    rule("GET", "/v1/releases", READ),
-    rule("GET", "/v1/releases/{id}", READ),
-    rule("GET", "/v1/environments", READ),
-    rule("POST", "/v1/environments", ADMIN),
-    rule("GET", "/v1/environments/{name}", READ),
-    rule("GET", "/v1/environments/{name}/deployments", READ),
-    rule("POST", "/v1/environments/{name}/freeze", ADMIN),
-    rule("POST", "/v1/environments/{name}/unfreeze", ADMIN),
-    rule("POST", "/v1/environments/{name}/quarantine/{release}/clear", ADMIN),
-    rule("GET", "/v1/targets", READ),
-    rule("GET", "/v1/targets/{name}", READ),
-    rule("POST", "/v1/targets/{name}/cordon", ADMIN),
-    rule("POST", "/v1/targets/{name}/uncordon", ADMIN),
-    rule("GET", "/v1/runners", READ),
-    rule("GET", "/v1/rollouts", READ),
-    rule("POST", "/v1/rollouts", WORK),
-    rule("GET", "/v1/rollouts/{id}", READ),
-    rule("POST", "/v1/rollouts/{id}/pause", WORK),
-    rule("POST", "/v1/rollouts/{id}/resume", WORK),
-    rule("POST", "/v1/rollouts/{id}/abort", WORK),
-    rule("POST", "/v1/rollouts/{id}/promote", WORK),
-    rule("POST", "/v1/rollbacks", WORK),
-    // A dry run: it changes nothing, so whoever may look may ask.
-    rule("POST", "/v1/plans", READ),
-    stream("GET", "/v1/agents/session", Needs::OneOf(&[Role::Agent])),
-    stream("GET", "/v1/gateways/session", Needs::OneOf(&[Role::Gateway])),
-    stream("GET", "/git/{repository}/{*rest}", Needs::Git),
-    stream("POST", "/git/{repository}/{*rest}", Needs::Git),
-];
-
-/// Who sent a request, as its token proves. Only behind [`guard`].
+/// The sender of a request, as its token proves. Only available behind [`guard`].
 #[derive(Debug, Clone)]
 pub struct Caller(pub Principal);
 
@@ -128,16 +57,16 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        parts.extensions.get::<Caller>().cloned().ok_or_else(|| unauthorized("this takes a token"))
+        parts.extensions.get::<Caller>().cloned().ok_or_else(|| unauthorized("the request has no token"))
     }
 }
 
-/// Lets a request through to its route when the table says so, and ends it when its answer takes too long to begin.
+/// Passes a request to its endpoint if the endpoint's rule allows it, and ends it when the answer takes too long to begin.
 pub async fn guard(State(app): State<App>, matched: MatchedPath, mut request: Request, next: Next) -> Response {
-    let method = if request.method() == Method::HEAD { "GET" } else { request.method().as_str() };
-    let found = RULES.iter().find(|rule| rule.path == matched.as_str() && rule.method == method);
-    let Some(rule) = found else {
-        return Problem::new(StatusCode::FORBIDDEN, "forbidden", "nobody may do this", "see `/openapi.json`").into_response();
+    let method = if request.method() == Method::HEAD { Method::GET } else { request.method().clone() };
+    let Some(rule) = app.rules.find(&method, matched.as_str()) else {
+        let detail = format!("{method} {} has no access rule", request.uri().path());
+        return Problem::new(StatusCode::FORBIDDEN, "forbidden", detail, "`/openapi.json` lists the endpoints").into_response();
     };
     match allow(&app, rule, request.method().clone(), &request) {
         Ok(None) => {}
@@ -161,8 +90,8 @@ pub async fn guard(State(app): State<App>, matched: MatchedPath, mut request: Re
 
 async fn within(limit: Duration, answer: impl Future<Output = Response>) -> Response {
     tokio::time::timeout(limit, answer).await.unwrap_or_else(|_| {
-        let detail = format!("no answer within {} s", limit.as_secs());
-        let hint = "look whether it happened, or send it again with the same `Idempotency-Key`";
+        let detail = format!("no answer within {} s; a change may still be made", limit.as_secs());
+        let hint = "check whether the change was made, or repeat the request with the same `Idempotency-Key`";
         Problem::new(StatusCode::GATEWAY_TIMEOUT, "timed_out", detail, hint).retryable().into_response()
     })
 }
@@ -173,33 +102,33 @@ fn allow(app: &App, rule: &Rule, method: Method, request: &Request) -> Result<Op
         Needs::OneOf(roles) => roles,
         Needs::Git => {
             let path = request.uri().path();
-            // Judged as it is written and answered as it is decoded: only what reads the same both ways is let through.
+            // Authorized by the path as written and served by the path as decoded, so the two must be equal.
             if path.contains('%') {
-                let detail = "a path below `/git/` is written without `%`";
-                return Err(Problem::invalid(detail, "names of repositories need no escapes: write them as they are"));
+                let detail = "a path below `/git/` must not contain `%`";
+                return Err(Problem::invalid(detail, "write the name of the repository without escapes"));
             }
             let sub_path = path.splitn(4, '/').nth(3).unwrap_or_default();
             if HostedRepositories::is_push(sub_path, request.uri().query()) { &[Role::Developer] } else { &[Role::Viewer] }
         }
     };
     let (token, login) = credentials(request.headers(), rule.needs == Needs::Git)
-        .ok_or_else(|| unauthorized("this takes a token: `Authorization: Bearer TOKEN`"))?;
-    let role = app.tokens.verify(&token).ok_or_else(|| unauthorized("the token is not one of this cluster's"))?;
+        .ok_or_else(|| unauthorized("the request has no `Authorization: Bearer TOKEN` header"))?;
+    let role = app.tokens.verify(&token).ok_or_else(|| unauthorized("the token does not belong to this cluster"))?;
     if !needed.iter().any(|needed| role.allows(*needed)) {
         let names: Vec<_> = needed.iter().map(|role| role.name()).collect();
         let path = request.uri().path();
-        let detail = format!("{role} may not {method} {path}: it takes {}", names.join(" or "));
+        let detail = format!("the token's role is {role}; {method} {path} needs the role {}", names.join(" or "));
         return Err(Problem::new(
             StatusCode::FORBIDDEN,
             "forbidden",
             detail,
-            "use a token of that role, or ask someone who has one",
+            "use a token of that role, or ask an administrator",
         ));
     }
     Ok(Some(Principal::new(role, user(request.headers(), login, role)?)))
 }
 
-/// The token, and the login name beside it where git sent one.
+/// The token, and the user name that git sent with it.
 fn credentials(headers: &HeaderMap, basic_too: bool) -> Option<(String, Option<String>)> {
     let value = headers.get(AUTHORIZATION)?.to_str().ok()?;
     let (scheme, rest) = value.split_once(' ')?;
@@ -211,16 +140,20 @@ fn credentials(headers: &HeaderMap, basic_too: bool) -> Option<(String, Option<S
     }
     let decoded = base64::engine::general_purpose::STANDARD.decode(rest.trim()).ok()?;
     let (login, password) = String::from_utf8(decoded).ok()?.split_once(':').map(|(a, b)| (a.to_owned(), b.to_owned()))?;
-    // Git asks for a name before it asks for a password; people paste the token into either.
+    // Git asks for a user name and a password; people paste the token into either.
     if password.is_empty() { Some((login, None)) } else { Some((password, Some(login))) }
 }
 
-/// The name within the role: the header's, else git's login where it can be one, else the role's own.
+/// The user's name: from the header, else from git if it is well-formed, else the name of the role.
 fn user(headers: &HeaderMap, login: Option<String>, role: Role) -> Result<String, Problem> {
     if let Some(value) = headers.get(USER_HEADER) {
         let name = value.to_str().unwrap_or_default();
-        let hint = "write up to 64 of `A-Z a-z 0-9 . _ @ + -`";
-        return if is_user(name) { Ok(name.to_owned()) } else { Err(Problem::invalid("`X-Swell-User` is not a name", hint)) };
+        let hint = "write up to 64 characters of `A-Z a-z 0-9 . _ @ + -`";
+        return if is_user(name) {
+            Ok(name.to_owned())
+        } else {
+            Err(Problem::invalid("`X-Swell-User` is not a user name", hint))
+        };
     }
     Ok(login.filter(|login| is_user(login)).unwrap_or_else(|| role.name().to_owned()))
 }
@@ -240,16 +173,4 @@ fn challenge(rule: &Rule, problem: Problem) -> Response {
         response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static(scheme));
     }
     response
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_route_has_one_rule() {
-        let mut seen = std::collections::BTreeSet::new();
-        assert!(RULES.iter().all(|rule| seen.insert((rule.method, rule.path))));
-    }
 }

@@ -1,19 +1,26 @@
-//! What every handler has at hand: reading state off the async threads, proposing changes, and answers with their revision.
+//! The state that handlers share: reading replicated state off the async threads, proposing changes, and answers with their revision.
 //! Knows nothing of single resources.
 
-use std::{ops::Deref, sync::Arc, time::Duration};
+use std::{collections::HashMap, ops::Deref, sync::Arc, time::Duration};
 
 use axum::{
     Json,
     response::{IntoResponse, Response},
 };
 use hyper::{
-    StatusCode,
+    Method, StatusCode,
     header::{ETAG, HeaderName, HeaderValue, LOCATION},
 };
 use serde::Serialize;
 
-use super::{access::Caller, input::Guards, metrics::Meters, problem::Problem};
+use super::{
+    access::{Caller, Rule},
+    event_stream::EventStreams,
+    input::Guards,
+    metrics::Meters,
+    problem::Problem,
+    routes,
+};
 use swell_artifacts::store::ContentStore;
 use swell_model::{
     cluster::Answer as Remembered,
@@ -27,32 +34,29 @@ use swell_raft::{Node, View};
 use swell_repositories::{Commits, HostedRepositories};
 use swell_security::tokens::Tokens;
 
-/// How long an answer to a change waits until this server shows the change. Followers apply a little later than leaders.
-const SHOWN_WITHIN: Duration = Duration::from_secs(5);
+/// How long the answer to a change waits until this server has applied the change. Followers apply a little later than the leader.
+const APPLIED_WITHIN: Duration = Duration::from_secs(5);
 /// The log index of the state that was read.
 pub const APPLIED_HEADER: HeaderName = HeaderName::from_static("swell-applied");
-/// Says that the answer is the remembered one of an earlier request with the same `Idempotency-Key`.
+/// Set when the answer repeats that of an earlier request with the same `Idempotency-Key`.
 pub const REPLAYED_HEADER: HeaderName = HeaderName::from_static("idempotency-replayed");
 
-/// What the API is made of; `main` wires it.
+/// The parts that the API is made of.
 pub struct Api {
-    /// State.
     pub node: Node,
-    /// Where changes are proposed: mostly the node itself.
+    /// Where changes are proposed: usually the node itself.
     pub proposer: Arc<dyn Proposer>,
-    /// The bytes of artifacts, logs and evidence.
+    /// The bytes of artifacts, logs and failures' output.
     pub content: Arc<dyn ContentStore>,
-    /// Takes over the sessions of agents and gateways.
+    /// Handles the sessions of agents and gateways.
     pub sessions: Arc<dyn SessionSink>,
-    /// The logs of builds at work.
+    /// The logs of running builds.
     pub logs: Arc<dyn LogSource>,
-    /// The repositories that Groundswell hosts; none: it hosts none.
+    /// The hosted repositories; none if this server hosts none.
     pub git: Option<HostedRepositories>,
-    /// From refs to commits.
+    /// Resolves refs to commits.
     pub commits: Commits,
-    /// Who may ask.
     pub tokens: Arc<Tokens>,
-    /// Limits.
     pub options: Options,
 }
 
@@ -61,13 +65,13 @@ pub struct Api {
 pub struct Options {
     /// How long a client may take to begin, and to send a request's head. 15 s.
     pub head_timeout: Duration,
-    /// How long an answer may take to begin, where nothing is streamed. 30 s: longer than a proposal may take.
+    /// How long an answer may take to begin, unless the request is a stream. 30 s: longer than a proposal may take.
     pub request_timeout: Duration,
-    /// How long a stream may be silent before it is given up. 60 s.
+    /// How long a stream may be silent before it is closed. 60 s.
     pub idle_timeout: Duration,
-    /// How often a stream of events says that it is alive, with its cursor. 10 s: proxies cut what is silent for 30 s or 60 s.
+    /// How often a quiet event stream sends its cursor as a heartbeat. 10 s: proxies close connections after 30 s or 60 s of silence.
     pub heartbeat: Duration,
-    /// The largest artifact that may be pushed, in bytes. 64 GiB.
+    /// The largest artifact that may be uploaded, in bytes. 64 GiB.
     pub artifact_bytes_max: u64,
 }
 
@@ -88,6 +92,24 @@ impl Default for Options {
 pub struct App {
     api: Arc<Api>,
     pub(super) meters: Arc<Meters>,
+    pub(super) rules: Arc<Rules>,
+    pub(super) events: EventStreams,
+}
+
+/// The access rules, by path.
+pub struct Rules(HashMap<String, Vec<Rule>>);
+
+impl Rules {
+    fn new(rules: Vec<Rule>) -> Self {
+        let mut by_path: HashMap<String, Vec<Rule>> = HashMap::new();
+        rules.into_iter().for_each(|rule| by_path.entry(rule.path.clone()).or_default().push(rule));
+        Self(by_path)
+    }
+
+    /// The rule of an endpoint; `path` is the one that the router matched.
+    pub fn find(&self, method: &Method, path: &str) -> Option<&Rule> {
+        self.0.get(path)?.iter().find(|rule| rule.method == *method)
+    }
 }
 
 impl Deref for App {
@@ -100,28 +122,29 @@ impl Deref for App {
 
 impl App {
     pub(super) fn new(api: Api) -> Self {
-        Self { api: Arc::new(api), meters: Arc::default() }
+        let events = EventStreams::start(api.node.clone());
+        Self { api: Arc::new(api), meters: Arc::default(), rules: Arc::new(Rules::new(routes::rules())), events }
     }
 
-    /// Reads state as this server has it, on a thread that may block.
+    /// Reads this server's state on a blocking thread. It may lag behind the leader's.
     pub async fn read<T: Send + 'static>(
         &self,
-        look: impl FnOnce(&View) -> Result<T, Problem> + Send + 'static,
+        read: impl FnOnce(&View) -> Result<T, Problem> + Send + 'static,
     ) -> Result<T, Problem> {
         let view = self.node.view();
-        on_blocking_thread(move || look(&view)).await
+        on_blocking_thread(move || read(&view)).await
     }
 
-    /// Reads state that includes everything acknowledged before, for what decides something.
+    /// Reads state that includes everything acknowledged so far, for reads that decide something.
     pub async fn read_latest<T: Send + 'static>(
         &self,
-        look: impl FnOnce(&View) -> Result<T, Problem> + Send + 'static,
+        read: impl FnOnce(&View) -> Result<T, Problem> + Send + 'static,
     ) -> Result<T, Problem> {
         let view = self.node.linearizable_view().await?;
-        on_blocking_thread(move || look(&view)).await
+        on_blocking_thread(move || read(&view)).await
     }
 
-    /// Proposes, and waits until this server shows the outcome.
+    /// Proposes a change and waits until this server has applied it.
     pub async fn propose(&self, caller: Caller, guards: Guards, action: impl Into<Action>) -> Result<Outcome, Problem> {
         let proposal = Proposal {
             action: action.into(),
@@ -135,12 +158,12 @@ impl App {
         let proposed = self.proposer.propose(proposal).await;
         self.meters.record(begun.elapsed());
         let outcome = proposed?;
-        self.shows(&outcome).await;
+        self.wait_until_applied(&outcome).await;
         Ok(outcome)
     }
 
-    /// The answer to an earlier request with the same `Idempotency-Key`: for requests whose action follows from state, which may
-    /// have changed since.
+    /// The outcome of an earlier request with the same `Idempotency-Key`. For requests whose action depends on state, which may have
+    /// changed since.
     pub async fn remembered(&self, guards: &Guards) -> Result<Option<Outcome>, Problem> {
         let Some(idempotency_key) = guards.idempotency_key.clone() else { return Ok(None) };
         let fingerprint = guards.fingerprint;
@@ -151,13 +174,13 @@ impl App {
         .await
     }
 
-    /// Waits until this server has applied `outcome`, so that whoever made a change sees it. Bounded: a follower that lags far
-    /// behind answers with what it has.
-    async fn shows(&self, outcome: &Outcome) {
+    /// Waits until this server has applied `outcome`, so that the client sees its own change. Bounded: a follower that lags far
+    /// behind answers with the state that it has.
+    async fn wait_until_applied(&self, outcome: &Outcome) {
         let mut last = self.node.last_event();
-        let shown = tokio::time::timeout(SHOWN_WITHIN, last.wait_for(|last| *last >= outcome.last_event)).await;
+        let shown = tokio::time::timeout(APPLIED_WITHIN, last.wait_for(|last| *last >= outcome.last_event)).await;
         if !matches!(shown, Ok(Ok(_))) {
-            tracing::warn!(last_event = %outcome.last_event, "this server does not show an applied change yet");
+            tracing::warn!(last_event = %outcome.last_event, "change not applied on this server in time, answering with older state");
         }
     }
 }
@@ -166,12 +189,12 @@ async fn on_blocking_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T, 
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(Problem::internal(error)))
 }
 
-/// The record under `key`, or the problem that there is none.
+/// The record under `key`, or the problem that `subject` does not exist.
 pub fn existing<R: Record>(view: &impl ReadTables, key: &Key, subject: impl FnOnce() -> Subject) -> Result<R, Problem> {
     view.get(key)?.ok_or_else(|| Rejection::NotFound(subject()).into())
 }
 
-/// An answer about one thing.
+/// An answer about one resource.
 pub struct Answer<T> {
     status: StatusCode,
     body: T,
@@ -182,18 +205,18 @@ pub struct Answer<T> {
 }
 
 impl<T> Answer<T> {
-    /// What was read.
+    /// The answer to a read.
     pub fn read(view: &View, body: T, revision: Option<u64>) -> Self {
         Self { status: StatusCode::OK, body, revision, applied: view.applied(), location: None, replayed: false }
     }
 
-    /// What a change led to.
+    /// Marks it as the answer to a change.
     pub fn after(mut self, outcome: &Outcome) -> Self {
         self.replayed = outcome.replayed;
         self
     }
 
-    /// What was created, at `location`; 201, also when the answer is a remembered one.
+    /// Marks it as created at `location`: 201, also when the answer repeats that of an earlier request.
     pub fn created(mut self, location: impl Into<String>) -> Self {
         self.status = StatusCode::CREATED;
         self.location = Some(location.into());

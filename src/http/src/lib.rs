@@ -1,8 +1,12 @@
-//! How the outside reaches it: REST, events, sessions of agents and gateways, git. It proposes commands and reads state;
-//! whoever acts on what was applied is none of its business.
+//! The endpoints of a server: REST, event streams, sessions of agents and gateways, git. Table of contents.
+//!
+//! Handlers propose commands and read state. They know nothing of the actors that act on what was applied.
 
 mod access;
 mod app;
+mod endpoints;
+mod event_stream;
+mod event_tail;
 mod input;
 mod metrics;
 mod page;
@@ -12,10 +16,10 @@ mod routes;
 mod serve;
 mod views;
 
-pub use access::{Needs, RULES, Rule, USER_HEADER};
+pub use access::{Needs, Rule, USER_HEADER};
 pub use app::{Api, Options};
 
-pub use routes::{openapi, router};
+pub use routes::{openapi, router, rules};
 pub use serve::serve;
 
 use app::App;

@@ -1,4 +1,4 @@
-//! Figures for Prometheus, derived from state and from what this server measured of itself. No label grows with the fleet.
+//! Metrics for Prometheus, from replicated state and from this server's own meters. No label grows with the fleet.
 
 use std::{
     collections::BTreeMap,
@@ -16,10 +16,10 @@ use swell_model::{
 };
 use swell_raft::View;
 
-/// Upper bounds of the buckets of a proposal's time, in milliseconds; one without a bound follows.
+/// Upper bounds of the buckets of proposal latency, in milliseconds; a bucket without a bound follows.
 const BOUNDS_MS: [u64; 12] = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000];
 
-/// What this server's API measures of itself: how long proposals took, and how many bytes of artifacts it gave out.
+/// Meters of this server's API: proposal latency, and bytes of artifacts served.
 #[derive(Debug, Default)]
 pub struct Meters {
     artifact_bytes: AtomicU64,
@@ -28,22 +28,22 @@ pub struct Meters {
 }
 
 impl Meters {
-    /// Counts one.
+    /// Records the latency of one proposal.
     pub fn record(&self, took: Duration) {
         let place = BOUNDS_MS.partition_point(|bound| Duration::from_millis(*bound) < took);
         self.buckets[place].fetch_add(1, Ordering::Relaxed);
         self.sum_us.fetch_add(took.as_micros() as u64, Ordering::Relaxed);
     }
 
-    /// Counts bytes of an artifact that are on their way out.
+    /// Counts bytes of a served artifact.
     pub fn artifact_served(&self, bytes: u64) {
         self.artifact_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
     fn write(&self, out: &mut Text) {
         let bytes = self.artifact_bytes.load(Ordering::Relaxed) as f64;
-        out.one("swell_artifact_bytes_served_total", "counter", "Bytes of artifacts that this server gave out.", bytes);
-        out.head("swell_propose_seconds", "histogram", "How long proposals of this server's API took.");
+        out.one("swell_artifact_bytes_served_total", "counter", "Bytes of artifacts served.", bytes);
+        out.head("swell_propose_seconds", "histogram", "Latency of proposals made by this server's API.");
         let mut count = 0;
         for (place, bucket) in self.buckets.iter().enumerate() {
             count += bucket.load(Ordering::Relaxed);
@@ -75,7 +75,7 @@ impl Text {
     }
 }
 
-/// All figures, in Prometheus' text format.
+/// All metrics, in the text format of Prometheus.
 pub async fn text(app: &App) -> Result<String, Problem> {
     let node = app.node.clone();
     let mut out = app
@@ -85,10 +85,10 @@ pub async fn text(app: &App) -> Result<String, Problem> {
             let leads = status.leader == Some(status.node_id);
             out.one("swell_leader", "gauge", "Whether this server leads.", f64::from(u8::from(leads)));
             out.one("swell_leader_known", "gauge", "Whether a leader is known.", f64::from(u8::from(status.leader.is_some())));
-            out.one("swell_raft_term", "gauge", "The Raft term.", status.term as f64);
-            out.one("swell_applied_index", "gauge", "The last applied log index.", view.applied() as f64);
-            out.one("swell_log_index", "gauge", "The last log index on disk.", status.last_log.unwrap_or_default() as f64);
-            out.head("swell_disk_bytes", "gauge", "The size of the files of log, state and snapshots.");
+            out.one("swell_raft_term", "gauge", "Raft term.", status.term as f64);
+            out.one("swell_applied_index", "gauge", "Last applied log index.", view.applied() as f64);
+            out.one("swell_log_index", "gauge", "Last log index on disk.", status.last_log.unwrap_or_default() as f64);
+            out.head("swell_disk_bytes", "gauge", "Size of the files of log, state and snapshots.");
             for (what, bytes) in [("log", status.log_bytes), ("state", status.state_bytes), ("snapshots", status.snapshot_bytes)]
             {
                 out.line("swell_disk_bytes", Some(("what", what)), bytes as f64);
@@ -98,8 +98,8 @@ pub async fn text(app: &App) -> Result<String, Problem> {
         })
         .await?;
     if let Ok(usage) = app.content.usage().await {
-        out.one("swell_content_bytes", "gauge", "The size of the content store's objects.", usage.bytes as f64);
-        out.one("swell_content_free_bytes", "gauge", "What is free on its disk.", usage.free_bytes as f64);
+        out.one("swell_content_bytes", "gauge", "Size of the objects in the content store.", usage.bytes as f64);
+        out.one("swell_content_free_bytes", "gauge", "Free space on the disk of the content store.", usage.free_bytes as f64);
     }
     app.meters.write(&mut out);
     Ok(out.0)
@@ -107,8 +107,8 @@ pub async fn text(app: &App) -> Result<String, Problem> {
 
 fn of_state(view: &View, out: &mut Text) -> Result<(), Problem> {
     let cluster: Cluster = view.get(&Key::all())?.unwrap_or_default();
-    out.one("swell_events_total", "counter", "Events so far.", cluster.event_count as f64);
-    out.one("swell_targets", "gauge", "Targets that ever joined.", f64::from(cluster.next_target));
+    out.one("swell_events_total", "counter", "Events since the cluster was created.", cluster.event_count as f64);
+    out.one("swell_targets", "gauge", "Targets that have joined.", f64::from(cluster.next_target));
     out.one("swell_targets_connected", "gauge", "Targets whose agents are connected.", connected(view)?.len() as f64);
 
     let mut builds: BTreeMap<&'static str, u64> = BTreeMap::new();

@@ -1,56 +1,56 @@
-//! Lists a page at a time: the cursor is the key of the last item, so that what is added or removed meanwhile shifts nothing.
+//! Pagination: the cursor is the key of the last item, so that items added or removed meanwhile shift nothing.
 //! Knows nothing of what is listed.
 
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::problem::Problem;
-use swell_model::tables::{Key, ReadTables, Record, Scan};
+use swell_model::tables::{Key, ReadTables, Record, Scan, TablesError};
 
-/// How many items a page has unless asked otherwise.
+/// The default page size.
 pub const LIMIT_DEFAULT: usize = 50;
-/// How many items a page has at the most.
+/// The largest page size.
 pub const LIMIT_MAX: usize = 500;
-/// How many records one request looks at, for a filter that few of them pass. The page then has fewer items, and a cursor.
-const LOOKED_AT_MAX: usize = 10_000;
+/// How many records one request decodes for a filter that few of them match. The page may then be short, with a cursor.
+const DECODED_MAX: usize = 2000;
 /// How many records are read at once.
 const CHUNK: usize = 500;
 
 /// One page of a list.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Page<T> {
-    /// The items, in the list's order.
     pub items: Vec<T>,
-    /// Where the next page begins (`?cursor=`); none: this is the last.
+    /// The `cursor` of the next page; null on the last page.
     pub next: Option<String>,
-    /// The log index of the state that was read.
+    /// Log index of the state that the page was read from.
     pub as_of: u64,
 }
 
-/// The query of a list without filters.
+/// Pagination of a list.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct Listing {
-    /// Where the page begins: `next` of the one before.
+    /// `next` of the previous page.
     pub cursor: Option<String>,
-    /// How many items, 1 to 500; 50 unless given.
+    /// Number of items, 1 to 500. Default: 50.
+    #[param(minimum = 1, maximum = 500)]
     pub limit: Option<usize>,
 }
 
-/// The number of items of a page.
+/// The validated page size.
 pub fn limit(asked: Option<usize>) -> Result<usize, Problem> {
     let limit = asked.unwrap_or(LIMIT_DEFAULT);
     if (1..=LIMIT_MAX).contains(&limit) {
         return Ok(limit);
     }
-    Err(Problem::invalid(format!("`limit` is {limit}"), format!("ask for 1 to {LIMIT_MAX} and follow `next`")))
+    Err(Problem::invalid(format!("`limit` is {limit}"), format!("use 1 to {LIMIT_MAX}, and `cursor` for further pages")))
 }
 
-/// The states that a filter of `things` names: one of `all`, or `open` or `ended`.
+/// The states that the filter `wanted` names: one of `all`, or `open` or `ended`. `kind` is the plural noun for messages.
 pub fn states<S: Copy>(
     wanted: &str,
-    things: &str,
+    kind: &str,
     all: &[S],
     name: fn(S) -> &'static str,
     is_end: fn(S) -> bool,
@@ -64,18 +64,18 @@ pub fn states<S: Copy>(
     if states.is_empty() {
         let names: Vec<&str> = all.iter().map(|state| name(*state)).collect();
         let hint = format!("write open, ended, {}", names.join(", "));
-        return Err(Problem::invalid(format!("`{wanted}` is not a state of {things}"), hint));
+        return Err(Problem::invalid(format!("`{wanted}` is not a state of {kind}"), hint));
     }
     Ok(states)
 }
 
-/// A cursor of this list, or the problem that it is none.
+/// Parses a cursor.
 pub fn cursor<T: std::str::FromStr>(text: &Option<String>) -> Result<Option<T>, Problem> {
     let parsed = text.as_deref().map(str::parse).transpose();
-    parsed.map_err(|_| Problem::invalid("`cursor` is not one of this list", "send `next` of the page before, unchanged"))
+    parsed.map_err(|_| Problem::invalid("`cursor` is not a cursor of this list", "send `next` of the previous page unchanged"))
 }
 
-/// At most `limit` records of `scan` that `keep` wants, and whether more may follow (then, the last that was looked at).
+/// At most `limit` records of `scan` that `keep` accepts. If more may follow, also the last decoded record.
 pub fn collect<T: ReadTables, R: Record>(
     tables: &T,
     mut scan: Scan,
@@ -83,17 +83,17 @@ pub fn collect<T: ReadTables, R: Record>(
     mut keep: impl FnMut(&R) -> bool,
 ) -> Result<(Vec<R>, Option<R>), Problem> {
     let mut kept = Vec::new();
-    let mut looked_at = 0;
+    let mut decoded = 0;
     loop {
         let records: Vec<R> = tables.scan(&scan, CHUNK)?;
         let is_last_chunk = records.len() < CHUNK;
         let count = records.len();
         for (place, record) in records.into_iter().enumerate() {
-            looked_at += 1;
+            decoded += 1;
             let more_follow = !is_last_chunk || place + 1 < count;
             scan.after = Some(record.key());
             let wanted = keep(&record);
-            let full = kept.len() + usize::from(wanted) >= limit || looked_at >= LOOKED_AT_MAX;
+            let full = kept.len() + usize::from(wanted) >= limit || decoded >= DECODED_MAX;
             let last = (full && more_follow).then(|| record.clone());
             if wanted {
                 kept.push(record);
@@ -108,7 +108,33 @@ pub fn collect<T: ReadTables, R: Record>(
     }
 }
 
-/// The scan of a list: what begins with `prefix`, after `after`.
+/// At most `limit` records that `find` returns for the records of an index. If more may follow, also the last decoded index record.
+pub fn collect_indexed<T: ReadTables, I: Record, R>(
+    tables: &T,
+    scan: Scan,
+    limit: usize,
+    mut find: impl FnMut(&I) -> Result<Option<R>, TablesError>,
+) -> Result<(Vec<R>, Option<I>), Problem> {
+    let mut found = Vec::new();
+    let mut failed = None;
+    let (_, last) = collect(tables, scan, limit, |index: &I| match find(index) {
+        Ok(record) => {
+            let is_found = record.is_some();
+            found.extend(record);
+            is_found
+        }
+        Err(error) => {
+            failed = Some(error);
+            false
+        }
+    })?;
+    match failed {
+        Some(error) => Err(error.into()),
+        None => Ok((found, last)),
+    }
+}
+
+/// A scan of the keys with a prefix, after the key `after`.
 pub fn scan(prefix: Key, after: Option<Key>) -> Scan {
     Scan { prefix, after, backwards: false }
 }
@@ -132,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_meet_without_gap_or_repeat_and_the_last_says_so() {
+    fn consecutive_pages_have_no_gap_or_repeat() {
         for count in [0, 1, 7, 8, 1201] {
             let tables = tables(count);
             let (mut seen, mut after) = (Vec::new(), None);
@@ -150,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_are_bounded() {
+    fn limit_outside_bounds_is_refused() {
         assert_eq!(limit(None).unwrap(), LIMIT_DEFAULT);
         assert!(limit(Some(0)).is_err() && limit(Some(501)).is_err() && limit(Some(500)).is_ok());
     }

@@ -1,5 +1,5 @@
-//! What went wrong, as RFC 9457 asks: every refusal of the API is one of these, with a stable code and a hint.
-//! The one place that maps reasons to HTTP statuses. Knows nothing of routes.
+//! Errors of the API as RFC 9457 problems, each with a stable code and a hint. Maps reasons to HTTP statuses.
+//! Knows nothing of routes.
 
 use std::ops::Deref;
 
@@ -22,7 +22,7 @@ use swell_model::{
 };
 use swell_repositories::ResolveError;
 
-/// A refusal. On the heap, since answers are passed around far more often than refusals.
+/// An error answer. Boxed, so that results stay small.
 #[derive(Debug, Clone, Serialize)]
 #[serde(transparent)]
 pub struct Problem(Box<ProblemView>);
@@ -35,38 +35,41 @@ impl Deref for Problem {
     }
 }
 
-/// A refusal, as `application/problem+json`.
+/// An error, as `application/problem+json`.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 #[schema(as = Problem)]
 pub struct ProblemView {
-    /// Names the kind of problem; `urn:groundswell:problem:` and the code.
+    /// Kind of the problem: `urn:groundswell:problem:` and the code.
     #[serde(rename = "type")]
     pub kind: String,
-    /// The HTTP status in words.
+    /// HTTP status in words.
     pub title: String,
-    /// The HTTP status.
+    /// HTTP status.
     pub status: u16,
-    /// What happened, in a sentence.
+    /// What failed, on what, and why.
     pub detail: String,
-    /// The stable code, for programs.
+    /// Stable code, for programs.
     pub code: String,
     /// What to do about it.
     pub hint: String,
     /// Whether the same request, with the same `Idempotency-Key`, may succeed later.
     pub retryable: bool,
-    /// What could be chosen, where a choice is missing.
+    /// Possible values of a missing field.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub choices: Vec<String>,
-    /// Who holds what was asked for, such as `rollout/r7`.
+    /// Holder of the lock that the request needs, such as `rollout/r7`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub holder: Option<String>,
-    /// Where to go on, where a cursor is too old.
+    /// Resource that the error is about, such as `pipeline/shop`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subject: Option<String>,
+    /// Cursor to continue from, if the given one is too old.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
 }
 
 impl Problem {
-    /// A problem of its own kind.
+    /// A problem with its own status and code.
     pub fn new(status: StatusCode, code: &str, detail: impl Into<String>, hint: impl Into<String>) -> Self {
         Self(Box::new(ProblemView {
             kind: format!("urn:groundswell:problem:{code}"),
@@ -78,41 +81,42 @@ impl Problem {
             retryable: false,
             choices: Vec::new(),
             holder: None,
+            subject: None,
             cursor: None,
         }))
     }
 
-    /// A value in the request cannot be what it was given as.
+    /// A wrong value in the request.
     pub fn invalid(detail: impl Into<String>, hint: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "invalid", detail, hint)
     }
 
-    /// A fault of this server; the cause goes to its log, not to the client.
+    /// A failure of this server. The cause goes to its log, not to the client.
     pub fn internal(cause: impl std::fmt::Display) -> Self {
-        tracing::error!(%cause, "a request failed through this server's fault");
-        let hint = "the server's log says why; `swell doctor` looks for the usual causes";
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "this server failed to answer", hint)
+        tracing::error!(%cause, "request failed");
+        let hint = "see the server's log for the cause; `swell doctor` checks for common problems";
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the server failed to handle the request", hint)
     }
 
-    /// This one may succeed later.
+    /// Marks it as worth a retry.
     pub fn retryable(mut self) -> Self {
         self.0.retryable = true;
         self
     }
 
-    /// With what could be chosen.
+    /// Adds possible values of a missing field.
     pub fn choices(mut self, choices: impl IntoIterator<Item = String>) -> Self {
         self.0.choices = choices.into_iter().collect();
         self
     }
 
-    /// With where to go on.
+    /// Adds the cursor to continue from.
     pub fn cursor(mut self, cursor: impl ToString) -> Self {
         self.0.cursor = Some(cursor.to_string());
         self
     }
 
-    /// Worth another try only if `retryable`.
+    /// Marks it as worth a retry or not.
     pub fn retryable_if(mut self, retryable: bool) -> Self {
         self.0.retryable = retryable;
         self
@@ -136,7 +140,7 @@ impl IntoResponse for Problem {
     }
 }
 
-/// The status of each reason for which the rules say no.
+/// The HTTP status of a rejected command.
 fn status_of(rejection: &Rejection) -> StatusCode {
     match rejection {
         Rejection::NotFound(_) => StatusCode::NOT_FOUND,
@@ -162,8 +166,10 @@ impl From<Rejection> for Problem {
     fn from(rejection: Rejection) -> Self {
         let mut problem = Problem::new(status_of(&rejection), rejection.code(), rejection.to_string(), rejection.hint());
         problem.0.retryable = rejection.retryable();
-        if let Rejection::Held { holder, .. } = &rejection {
-            problem.0.holder = Some(holder.to_string());
+        match &rejection {
+            Rejection::Held { holder, .. } => problem.0.holder = Some(holder.to_string()),
+            Rejection::NotFound(subject) => problem.0.subject = Some(subject.to_string()),
+            _ => {}
         }
         problem
     }
@@ -175,16 +181,16 @@ impl From<ProposeError> for Problem {
         let (status, code, hint) = match error {
             ProposeError::Rejected(rejection) => return rejection.into(),
             ProposeError::NoLeader => {
-                (StatusCode::SERVICE_UNAVAILABLE, "no_leader", "try again in a few seconds; `swell cluster status` shows why")
+                (StatusCode::SERVICE_UNAVAILABLE, "no_leader", "retry in a few seconds; `swell cluster status` shows the servers")
             }
-            ProposeError::Busy => (StatusCode::SERVICE_UNAVAILABLE, "busy", "try again in a moment"),
+            ProposeError::Busy => (StatusCode::SERVICE_UNAVAILABLE, "busy", "retry in a moment"),
             ProposeError::TimedOut => (
                 StatusCode::GATEWAY_TIMEOUT,
                 "timed_out",
-                "look whether it happened, or send it again with the same `Idempotency-Key`",
+                "check whether the change was made, or repeat the request with the same `Idempotency-Key`",
             ),
             ProposeError::Stopped(_) => {
-                (StatusCode::SERVICE_UNAVAILABLE, "stopped", "use another server, and look at this one's log")
+                (StatusCode::SERVICE_UNAVAILABLE, "stopped", "use another server; see this one's log for the reason")
             }
         };
         let mut problem = Problem::new(status, code, detail, hint);
@@ -224,7 +230,7 @@ impl From<ResolveError> for Problem {
             }
             ResolveError::NoMirrors => (StatusCode::BAD_REQUEST, "invalid", "name the commit".to_owned()),
             ResolveError::Remote(_) => {
-                (StatusCode::BAD_GATEWAY, "repository_unreachable", "look at the repository's address".to_owned())
+                (StatusCode::BAD_GATEWAY, "repository_unreachable", "check the address of the repository".to_owned())
             }
             _ => return Problem::internal(error),
         };
@@ -235,11 +241,13 @@ impl From<ResolveError> for Problem {
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
         let (status, code, hint) = match &error {
-            StoreError::NotFound(_) => (StatusCode::NOT_FOUND, "no_content", "its retention may have deleted it: build it again"),
+            StoreError::NotFound(_) => {
+                (StatusCode::NOT_FOUND, "no_content", "it may have been deleted by its pipeline's retention; build it again")
+            }
             StoreError::Mismatch { .. } | StoreError::Incoming(_) | StoreError::Stalled(_) => {
                 (StatusCode::BAD_REQUEST, "broken_upload", "send it again")
             }
-            StoreError::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "too_large", "send less"),
+            StoreError::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "too_large", "send a smaller body"),
             StoreError::NoSpace(_) => {
                 (StatusCode::INSUFFICIENT_STORAGE, "no_space", "free space on the server's disk, or lower a pipeline's retention")
             }
@@ -258,7 +266,7 @@ mod tests {
     use swell_model::{event::Subject, ids::RolloutId};
 
     #[test]
-    fn a_conflict_names_its_holder_and_what_to_do() {
+    fn conflict_names_holder_and_hint() {
         let holder = Subject::Rollout(RolloutId(7));
         let problem: Problem = Rejection::Held { subject: Subject::Cluster, holder }.into();
         let json = serde_json::to_value(&problem).unwrap();
@@ -270,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn no_leader_is_worth_another_try() {
+    fn missing_leader_is_retryable() {
         let response = Problem::from(ProposeError::NoLeader).into_response();
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(response.headers()[RETRY_AFTER], "1");

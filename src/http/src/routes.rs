@@ -1,13 +1,19 @@
-//! Every route with its handler, the layers around them, and the OpenAPI document that follows. Knows nothing of what they do.
+//! The router with its layers, the access rules and the OpenAPI document, all made from the table of endpoints.
+
+use std::sync::Arc;
 
 use axum::{
-    Json, Router,
+    Router,
     extract::{DefaultBodyLimit, Request},
     middleware,
     response::{IntoResponse, Response},
     routing::get,
 };
-use hyper::{Method, StatusCode, Uri};
+use bytes::Bytes;
+use hyper::{
+    HeaderMap, Method, StatusCode, Uri,
+    header::{CONTENT_TYPE, ETAG, HeaderValue, IF_NONE_MATCH},
+};
 use tower_http::{catch_panic::CatchPanicLayer, trace::TraceLayer};
 use utoipa::{
     OpenApi,
@@ -16,37 +22,36 @@ use utoipa::{
         security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
     },
 };
-use utoipa_axum::{router::OpenApiRouter, routes};
+use utoipa_axum::router::OpenApiRouter;
 
 use super::{
-    access,
+    access::{self, Needs, Rule},
     app::{Api, App},
+    endpoints,
     input::JSON_BYTES_MAX,
     problem::{Problem, ProblemView},
-    resources::{
-        artifacts, blobs, builds, cluster, environments, events, git, health, logs, pipelines, plans, push, releases,
-        repositories, rollbacks, rollouts, runners, sessions, targets, why,
-    },
 };
+use swell_model::digest::Digest;
+
+const DOCUMENT_PATH: &str = "/openapi.json";
 
 #[derive(OpenApi)]
 #[openapi(
     info(title = "Groundswell", description = "Turns a git push into a healthy fleet, and a bad push back before users notice."),
     components(schemas(ProblemView))
 )]
-struct Document;
+struct Description;
 
-/// The API as a service: its state is inside.
+/// The API as a service, with its state inside.
 pub fn router(api: Api) -> Router {
     let app = App::new(api);
-    let (documented, document) = documented().split_for_parts();
-    let document = finished(document);
-    documented
-        .route("/openapi.json", get(async move || Json(document)))
-        // WebSockets and git have no place in OpenAPI.
-        .route("/v1/agents/session", get(sessions::agent))
-        .route("/v1/gateways/session", get(sessions::gateway))
-        .route("/git/{repository}/{*rest}", get(git::serve).post(git::serve).layer(DefaultBodyLimit::disable()))
+    let (mut router, document) = documented().split_for_parts();
+    for endpoint in endpoints::undocumented() {
+        router = router.route(endpoint.path, endpoint.routes);
+    }
+    let document = Arc::new(Document::new(&finished(document)));
+    router
+        .route(DOCUMENT_PATH, get(async move |headers: HeaderMap| document.answer(&headers)))
         .route_layer(middleware::from_fn_with_state(app.clone(), access::guard))
         .method_not_allowed_fallback(method_not_allowed)
         .fallback(not_found)
@@ -56,74 +61,83 @@ pub fn router(api: Api) -> Router {
         .with_state(app)
 }
 
-/// The OpenAPI document, as `/openapi.json` serves it.
+/// The OpenAPI document that `/openapi.json` serves.
 pub fn openapi() -> utoipa::openapi::OpenApi {
     finished(documented().into_openapi())
 }
 
 fn documented() -> OpenApiRouter<App> {
-    OpenApiRouter::with_openapi(Document::openapi())
-        .routes(routes!(health::live))
-        .routes(routes!(health::ready))
-        .routes(routes!(health::figures))
-        .routes(routes!(cluster::whoami))
-        .routes(routes!(cluster::get))
-        .routes(routes!(events::events))
-        .routes(routes!(why::get))
-        .routes(routes!(repositories::list, repositories::create))
-        .routes(routes!(repositories::get))
-        .routes(routes!(pipelines::list, pipelines::create))
-        .routes(routes!(pipelines::get, pipelines::remove))
-        .routes(routes!(push::create))
-        .routes(routes!(builds::list, builds::create))
-        .routes(routes!(builds::get))
-        .routes(routes!(builds::cancel))
-        .routes(routes!(builds::retry))
-        .routes(routes!(logs::log))
-        .routes(routes!(artifacts::list))
-        .routes(routes!(artifacts::get))
-        .routes(routes!(artifacts::content))
-        .routes(routes!(artifacts::manifest))
-        .routes(routes!(blobs::create))
-        .routes(routes!(blobs::get))
-        .routes(routes!(releases::list))
-        .routes(routes!(releases::get))
-        .routes(routes!(environments::list, environments::create))
-        .routes(routes!(environments::get))
-        .routes(routes!(environments::deployments))
-        .routes(routes!(environments::freeze))
-        .routes(routes!(environments::unfreeze))
-        .routes(routes!(environments::clear_quarantine))
-        .routes(routes!(targets::list))
-        .routes(routes!(targets::get))
-        .routes(routes!(targets::cordon))
-        .routes(routes!(targets::uncordon))
-        .routes(routes!(runners::list))
-        .routes(routes!(rollouts::list, rollouts::create))
-        .routes(routes!(rollouts::get))
-        .routes(routes!(rollouts::pause))
-        .routes(routes!(rollouts::resume))
-        .routes(routes!(rollouts::abort))
-        .routes(routes!(rollouts::promote))
-        .routes(routes!(rollbacks::create))
-        .routes(routes!(plans::create))
+    let empty = OpenApiRouter::with_openapi(Description::openapi());
+    endpoints::documented().into_iter().fold(empty, |router, endpoint| router.routes(endpoint.routes))
 }
 
-/// Adds what every operation has: the token, and problems.
+/// The access rule of every endpoint.
+pub fn rules() -> Vec<Rule> {
+    let open = Rule { method: Method::GET, path: DOCUMENT_PATH.to_owned(), needs: Needs::Nothing, streams: false };
+    let mut rules = vec![open];
+    for endpoint in endpoints::documented() {
+        for (path, item) in endpoint.routes.1.paths {
+            let methods = [(Method::GET, item.get), (Method::POST, item.post), (Method::DELETE, item.delete)];
+            let methods = methods.into_iter().filter_map(|(method, operation)| operation.is_some().then_some(method));
+            let rule = |method| Rule { method, path: path.clone(), needs: endpoint.needs, streams: endpoint.streams };
+            rules.extend(methods.map(rule));
+        }
+    }
+    for endpoint in endpoints::undocumented() {
+        let rule = |method: &Method| Rule {
+            method: method.clone(),
+            path: endpoint.path.to_owned(),
+            needs: endpoint.needs,
+            streams: true,
+        };
+        rules.extend(endpoint.methods.iter().map(rule));
+    }
+    rules
+}
+
+/// The OpenAPI document, serialized once.
+struct Document {
+    json: Bytes,
+    tag: HeaderValue,
+}
+
+impl Document {
+    fn new(document: &utoipa::openapi::OpenApi) -> Self {
+        // The document is built in; a test holds it to its snapshot.
+        let json = Bytes::from(serde_json::to_vec(document).unwrap_or_default());
+        let tag = HeaderValue::from_str(&format!("\"{}\"", Digest::of(&json).hex()));
+        Self { json, tag: tag.unwrap_or(HeaderValue::from_static("\"openapi\"")) }
+    }
+
+    fn answer(&self, headers: &HeaderMap) -> Response {
+        let is_known = headers.get_all(IF_NONE_MATCH).iter().any(|tags| {
+            let mut tags = tags.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+            tags.any(|tag| tag == b"*" || tag.strip_prefix(b"W/").unwrap_or(tag) == self.tag.as_bytes())
+        });
+        let tag = [(ETAG, self.tag.clone())];
+        if is_known {
+            return (StatusCode::NOT_MODIFIED, tag).into_response();
+        }
+        (tag, [(CONTENT_TYPE, "application/json")], self.json.clone()).into_response()
+    }
+}
+
+/// Adds to every operation the token that it needs, and its errors.
 fn finished(mut document: utoipa::openapi::OpenApi) -> utoipa::openapi::OpenApi {
     let bearer = SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build());
     document.components.get_or_insert_default().add_security_scheme("token", bearer);
+    let rules = rules();
     for (path, item) in &mut document.paths.paths {
-        let operations = [("GET", &mut item.get), ("POST", &mut item.post), ("DELETE", &mut item.delete)];
+        let operations = [(Method::GET, &mut item.get), (Method::POST, &mut item.post), (Method::DELETE, &mut item.delete)];
         for (method, operation) in operations {
             let Some(operation) = operation else { continue };
-            let rule = access::RULES.iter().find(|rule| rule.path == path.as_str() && rule.method == method);
-            if rule.is_some_and(|rule| rule.needs != access::Needs::Nothing) {
+            let rule = rules.iter().find(|rule| rule.path == path.as_str() && rule.method == method);
+            if rule.is_some_and(|rule| rule.needs != Needs::Nothing) {
                 operation.security = Some(vec![SecurityRequirement::new::<_, [&str; 0], &str>("token", [])]);
             }
             let content = ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).build();
             let problem =
-                ResponseBuilder::new().description("A refusal (RFC 9457)").content("application/problem+json", content).build();
+                ResponseBuilder::new().description("An error (RFC 9457)").content("application/problem+json", content).build();
             operation.responses.responses.insert("default".to_owned(), problem.into());
         }
     }
@@ -131,22 +145,22 @@ fn finished(mut document: utoipa::openapi::OpenApi) -> utoipa::openapi::OpenApi 
 }
 
 fn span(request: &Request) -> tracing::Span {
-    // The path alone: a query may hold what is not for logs.
+    // Without the query, which may hold secrets.
     tracing::info_span!("http", method = %request.method(), path = request.uri().path(), principal = tracing::field::Empty)
 }
 
 async fn not_found(uri: Uri) -> Problem {
-    let hint = "`/openapi.json` lists what there is";
-    Problem::new(StatusCode::NOT_FOUND, "no_route", format!("there is nothing at {}", uri.path()), hint)
+    let hint = "`/openapi.json` lists the endpoints";
+    Problem::new(StatusCode::NOT_FOUND, "no_route", format!("there is no endpoint {}", uri.path()), hint)
 }
 
 async fn method_not_allowed(method: Method, uri: Uri) -> Problem {
-    let hint = "`/openapi.json` lists what there is";
-    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "no_method", format!("{} does not take {method}", uri.path()), hint)
+    let hint = "`/openapi.json` lists the methods of each endpoint";
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "no_method", format!("{} does not support {method}", uri.path()), hint)
 }
 
 fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response {
-    let said = panic.downcast_ref::<&str>().map(|said| (*said).to_owned());
-    let said = said.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
-    Problem::internal(format_args!("a handler panicked: {said}")).into_response()
+    let message = panic.downcast_ref::<&str>().map(|message| (*message).to_owned());
+    let message = message.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
+    Problem::internal(format_args!("a handler panicked: {message}")).into_response()
 }

@@ -1,4 +1,4 @@
-//! Serving the API on a socket: bounded connections, bounded waits, and an end that waits for answers but not for streams.
+//! Serves the API on a socket: bounded connections and waits, and a graceful stop that waits for answers but not for streams.
 //! Knows nothing of routes.
 
 use std::{io, sync::Arc, time::Duration};
@@ -20,29 +20,29 @@ use tokio_util::sync::CancellationToken;
 use super::{Api, router};
 use swell_system::sockets::{Speaks, prepare, speaks};
 
-/// How many connections are open at once; more wait to be accepted. Twice the agents of a server in a fleet of 50,000.
+/// How many connections are open at once; further ones wait to be accepted. Twice the agents per server in a fleet of 50,000.
 const CONNECTIONS_MAX: usize = 32_768;
-/// How often an idle HTTP/2 connection is asked whether it lives, and how long it may take to say so.
+/// Interval and time-out of HTTP/2 pings.
 const PING_EVERY: Duration = Duration::from_secs(20);
 /// How many requests one HTTP/2 connection may have at once.
 const STREAMS_MAX: u32 = 256;
-/// How long requests may go on once the server stops. Then streams are cut, and their clients resume elsewhere; WebSockets end
-/// with the process.
+/// How long requests may take to finish when the server stops. Then streams are closed, and their clients resume at another server;
+/// WebSockets end with the process.
 const GRACE: Duration = Duration::from_secs(5);
-/// How long accepting rests when the system refuses, such as for too many open files.
+/// Delay after a failed accept, such as for too many open files.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
-/// Serves the API, HTTP/1.1 and HTTP/2 without TLS, until `stop` is done; then lets requests end for at most five seconds.
+/// Serves the API over HTTP/1.1 and HTTP/2 without TLS until `stop` completes; then gives requests five seconds to finish.
 pub async fn serve(listener: TcpListener, api: Api, stop: impl Future<Output = ()>) {
     let front = Arc::new(Front::new(api));
     let graceful = GracefulShutdown::new();
     let (ending, cut) = (CancellationToken::new(), CancellationToken::new());
-    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let capacity = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut stop = std::pin::pin!(stop);
     loop {
         let accepted = async {
-            // Never closed, so this cannot fail; were it, accepting ends with it.
-            let permit = Arc::clone(&room).acquire_owned().await.map_err(io::Error::other)?;
+            // Never closed, so this cannot fail.
+            let permit = Arc::clone(&capacity).acquire_owned().await.map_err(io::Error::other)?;
             listener.accept().await.map(|(stream, _)| (permit, stream))
         };
         let (permit, stream) = tokio::select! {
@@ -50,7 +50,7 @@ pub async fn serve(listener: TcpListener, api: Api, stop: impl Future<Output = (
             accepted = accepted => match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    tracing::warn!(%error, "a connection cannot be accepted");
+                    tracing::warn!(%error, "failed to accept a connection");
                     tokio::time::sleep(ACCEPT_RETRY).await;
                     continue;
                 }
@@ -59,7 +59,7 @@ pub async fn serve(listener: TcpListener, api: Api, stop: impl Future<Output = (
         let (front, watcher, ending, cut) = (Arc::clone(&front), graceful.watcher(), ending.clone(), cut.clone());
         tokio::spawn(async move {
             if let Some(Err(error)) = cut.run_until_cancelled_owned(front.serve(stream, watcher, &ending)).await {
-                tracing::debug!(error, "a connection broke off");
+                tracing::debug!(error, "connection failed");
             }
             drop(permit);
         });
@@ -67,12 +67,12 @@ pub async fn serve(listener: TcpListener, api: Api, stop: impl Future<Output = (
     drop(listener);
     ending.cancel();
     if tokio::time::timeout(GRACE, graceful.shutdown()).await.is_err() {
-        tracing::info!("streams were still open when the server stopped");
+        tracing::info!("closing streams that are still open");
         cut.cancel();
     }
 }
 
-/// What all connections share.
+/// The HTTP service and settings that all connections share.
 struct Front {
     service: TowerToHyperService<axum::Router>,
     http1: auto::Builder<TokioExecutor>,
@@ -102,7 +102,7 @@ impl Front {
         let builder = match ending.run_until_cancelled(speaks(&stream, self.head_timeout)).await.transpose()? {
             Some(Speaks::Http1) => &self.http1,
             Some(Speaks::Http2) => &self.http2,
-            // It has said nothing yet, so nothing of it is in flight.
+            // The server stops before the first request.
             None => return Ok(()),
         };
         graceful.watch(builder.serve_connection_with_upgrades(TokioIo::new(stream), self.service.clone())).await

@@ -107,7 +107,7 @@ fn show(options: &Options) -> Result<()> {
         repository.commit("a bad idea")?;
         repository.push(&cluster)?;
         let bad = expect(&mut cluster, "rolled-back", 2)?;
-        ensure!(bad["wave"] == 0, "it was stopped at its first wave");
+        ensure!(bad["wave"] == 1, "it was stopped at its first wave");
         Ok(bad)
     })?;
     println!("{}", indent(&cluster.ok(&["why", bad["id"].as_str().unwrap_or_default()])?, 4));

@@ -1,4 +1,4 @@
-//! `swell promote | pause | resume | abort | retry`: what can be done to a build or a rollout that is there.
+//! `swell promote | pause | resume | abort | retry`: actions on an existing build or rollout.
 
 use serde_json::{Value, json};
 
@@ -6,15 +6,15 @@ use super::finish;
 use crate::{
     context::Context,
     failure::{Exit, Failure, Result},
-    follow::{FollowArgs, Kind, Thing},
+    follow::{FollowArgs, FollowedResource, ResourceKind},
 };
 
 /// `swell promote ID`
 #[derive(Debug, clap::Args)]
 pub struct PromoteArgs {
-    /// Which rollout, such as r7
+    /// Id of the rollout, such as r7
     pub id: String,
-    /// Why its gate may be passed, for the event log
+    /// Reason, recorded in the event log
     #[arg(long, value_name = "TEXT", default_value = "")]
     pub why: String,
 }
@@ -22,9 +22,9 @@ pub struct PromoteArgs {
 /// `swell pause ID`
 #[derive(Debug, clap::Args)]
 pub struct PauseArgs {
-    /// Which rollout, such as r7
+    /// Id of the rollout, such as r7
     pub id: String,
-    /// Why, for the event log
+    /// Reason, recorded in the event log
     #[arg(long, value_name = "TEXT", default_value = "")]
     pub why: String,
 }
@@ -32,16 +32,16 @@ pub struct PauseArgs {
 /// `swell resume ID`
 #[derive(Debug, clap::Args)]
 pub struct ResumeArgs {
-    /// Which rollout, such as r7
+    /// Id of the rollout, such as r7
     pub id: String,
 }
 
 /// `swell abort ID`
 #[derive(Debug, clap::Args)]
 pub struct AbortArgs {
-    /// Which build or rollout, such as b42 or r7
+    /// Id of the build or rollout, such as b42 or r7
     pub id: String,
-    /// Why, for the event log
+    /// Reason, recorded in the event log
     #[arg(long, value_name = "TEXT", default_value = "")]
     pub why: String,
 }
@@ -49,62 +49,60 @@ pub struct AbortArgs {
 /// `swell retry BUILD`
 #[derive(Debug, clap::Args)]
 pub struct RetryArgs {
-    /// Which build, such as b42
+    /// Id of the build, such as b42
     pub build: String,
-    /// How it is followed.
     #[command(flatten)]
     pub follow: FollowArgs,
 }
 
-/// Passes the gate at which a rollout stands.
+/// `swell promote`: skips the waiting time of the current gate.
 pub async fn promote(context: &Context, args: PromoteArgs) -> Result<Exit> {
     rollout(context, &args.id, "promote", json!({ "why": args.why })).await
 }
 
-/// Lets a rollout stand still.
+/// `swell pause`: pauses a rollout.
 pub async fn pause(context: &Context, args: PauseArgs) -> Result<Exit> {
     rollout(context, &args.id, "pause", json!({ "why": args.why })).await
 }
 
-/// Lets a paused rollout go on.
+/// `swell resume`: resumes a paused rollout.
 pub async fn resume(context: &Context, args: ResumeArgs) -> Result<Exit> {
     rollout(context, &args.id, "resume", json!({})).await
 }
 
-/// Stops a build or a rollout.
+/// `swell abort`: cancels a build, or stops a rollout and reverts what it changed.
 pub async fn abort(context: &Context, args: AbortArgs) -> Result<Exit> {
-    match Kind::named(&args.id)? {
-        Kind::Build => done(context, Kind::Build, &args.id, "cancel", json!({})).await,
-        Kind::Rollout => done(context, Kind::Rollout, &args.id, "abort", json!({ "why": args.why })).await,
+    match ResourceKind::named(&args.id)? {
+        ResourceKind::Build => done(context, ResourceKind::Build, &args.id, "cancel", json!({})).await,
+        ResourceKind::Rollout => done(context, ResourceKind::Rollout, &args.id, "abort", json!({ "why": args.why })).await,
     }
 }
 
-/// Queues a failed build again and follows it.
+/// `swell retry`: queues a failed build again and follows it.
 pub async fn retry(context: &Context, args: RetryArgs) -> Result<Exit> {
-    if Kind::named(&args.build)? != Kind::Build {
-        return Err(Failure::usage(format!("{} is a rollout, and builds alone are retried", args.build))
-            .hint("start another one: `swell deploy`"));
+    if ResourceKind::named(&args.build)? != ResourceKind::Build {
+        return Err(Failure::usage(format!("{} is a rollout; only builds can be retried", args.build))
+            .hint("start another rollout with `swell deploy`"));
     }
     let client = context.client()?;
     let build = client.post(&["v1", "builds", &args.build, "retry"], &json!({})).await?;
-    finish::started(context, &client, Kind::Build, build, &args.follow).await
+    finish::started(context, &client, ResourceKind::Build, build, &args.follow).await
 }
 
 async fn rollout(context: &Context, id: &str, action: &str, body: Value) -> Result<Exit> {
-    if Kind::named(id)? != Kind::Rollout {
-        return Err(
-            Failure::usage(format!("{id} is a build, and only a rollout can {action}")).hint("`swell history` lists rollouts")
-        );
+    if ResourceKind::named(id)? != ResourceKind::Rollout {
+        return Err(Failure::usage(format!("failed to {action} {id}: it is a build; only a rollout can be {action}d"))
+            .hint("`swell history` lists rollouts"));
     }
-    done(context, Kind::Rollout, id, action, body).await
+    done(context, ResourceKind::Rollout, id, action, body).await
 }
 
-async fn done(context: &Context, kind: Kind, id: &str, action: &str, body: Value) -> Result<Exit> {
+async fn done(context: &Context, kind: ResourceKind, id: &str, action: &str, body: Value) -> Result<Exit> {
     let value = context.client()?.post(&["v1", kind.collection(), id, action], &body).await?;
-    let thing = Thing::read(kind, &value)?;
+    let resource = FollowedResource::read(kind, &value)?;
     context.output.result(&value, || {
-        let waits_for = thing.waits_for().map(|waits_for| format!("; waits for {waits_for}")).unwrap_or_default();
-        format!("{}{waits_for}\n", thing.sentence())
+        let waiting = resource.waiting().map(|waiting| format!("; {waiting}")).unwrap_or_default();
+        format!("{}{waiting}\n", resource.sentence())
     })?;
     Ok(Exit::Done)
 }

@@ -1,4 +1,4 @@
-//! `swell artifact`: what builds made, and what was built elsewhere.
+//! `swell artifact`: the output of builds, and artifacts built elsewhere.
 
 use std::{
     fs::{self, File},
@@ -15,7 +15,7 @@ use crate::{
     client::Client,
     context::Context,
     failure::{Exit, Failure, Result, file_error},
-    follow::{FollowArgs, Kind},
+    follow::{FollowArgs, ResourceKind},
     human,
     output::{info, table},
     views::{self, Artifact},
@@ -25,19 +25,19 @@ use swell_model::{
     pipeline_file::{FILE_BYTES_MAX, PipelineFile, render_all},
 };
 
-/// The shortest beginning of a digest that is looked for.
+/// The shortest accepted prefix of a digest, in digits.
 const PREFIX_MIN: usize = 4;
 
 /// `swell artifact`
 #[derive(Debug, clap::Subcommand)]
 pub enum ArtifactCommand {
-    /// Make a release of something that was built elsewhere
+    /// Uploads an artifact built elsewhere and makes a release of it
     Push(PushArgs),
-    /// List artifacts
+    /// Lists artifacts
     Ls(ListArgs),
-    /// Show an artifact
+    /// Shows an artifact
     Show {
-        /// Its digest, or a beginning that no other has
+        /// Digest of the artifact, or a unique prefix
         digest: String,
     },
 }
@@ -45,20 +45,19 @@ pub enum ArtifactCommand {
 /// `swell artifact push PIPELINE DIR`
 #[derive(Debug, clap::Args)]
 pub struct PushArgs {
-    /// Which pipeline
+    /// Name of the pipeline
     pub pipeline: String,
-    /// The folder that becomes the artifact
+    /// Folder to upload
     pub dir: PathBuf,
-    /// From which commit it was built, with all its digits
+    /// Commit that the artifact was built from, in full
     #[arg(long, value_name = "SHA")]
     pub commit: String,
-    /// The ref that led to it, by its full name; a branch that deploys by itself does so
+    /// Ref of the commit, such as refs/heads/main; a branch named in `auto` is deployed
     #[arg(long = "ref", value_name = "REF")]
     pub git_ref: Option<String>,
-    /// The pipeline file of that commit
+    /// Pipeline file of that commit
     #[arg(long, default_value = "swell.toml", value_name = "FILE")]
     pub file: PathBuf,
-    /// How it is followed.
     #[command(flatten)]
     pub follow: FollowArgs,
 }
@@ -66,12 +65,12 @@ pub struct PushArgs {
 /// `swell artifact ls`
 #[derive(Debug, clap::Args)]
 pub struct ListArgs {
-    /// Only of this pipeline
+    /// List only artifacts of this pipeline
     #[arg(long, value_name = "NAME")]
     pub pipeline: Option<String>,
 }
 
-/// Does it.
+/// Runs `swell artifact`.
 pub async fn run(context: &Context, command: ArtifactCommand) -> Result<Exit> {
     let client = context.client()?;
     match command {
@@ -83,14 +82,21 @@ pub async fn run(context: &Context, command: ArtifactCommand) -> Result<Exit> {
             artifacts.sort_by_key(|artifact| std::cmp::Reverse(artifact.created_at));
             let now = context.now_ms();
             let row = |artifact: Artifact| {
-                let kept = if artifact.deleted_at.is_some() { "deleted" } else { "kept" }.to_owned();
+                let bytes = if artifact.deleted_at.is_some() { "deleted" } else { "stored" }.to_owned();
                 let digest = human::short(&artifact.digest).to_owned();
                 let commit = human::short(&artifact.commit).to_owned();
-                [digest, artifact.pipeline, commit, human::bytes(artifact.size_bytes), human::ago(artifact.created_at, now), kept]
+                [
+                    digest,
+                    artifact.pipeline,
+                    commit,
+                    human::bytes(artifact.size_bytes),
+                    human::ago(artifact.created_at, now),
+                    bytes,
+                ]
             };
             let header = ["DIGEST", "PIPELINE", "COMMIT", "SIZE", "STORED", "BYTES"];
             context.output.result(&json!({ "items": items }), || {
-                table(header, artifacts.into_iter().map(row), "there is no artifact yet: `swell build PIPELINE`")
+                table(header, artifacts.into_iter().map(row), "no artifacts; build one with `swell build PIPELINE`")
             })?;
             Ok(Exit::Done)
         }
@@ -117,7 +123,7 @@ pub async fn run(context: &Context, command: ArtifactCommand) -> Result<Exit> {
     }
 }
 
-/// The only digest that begins with `text`.
+/// The digest with the prefix `text`, which must be unique.
 async fn whole_digest(client: &Client, text: &str) -> Result<String> {
     let bare = text.strip_prefix("sha256:").unwrap_or(text);
     let whole = format!("sha256:{bare}");
@@ -125,7 +131,7 @@ async fn whole_digest(client: &Client, text: &str) -> Result<String> {
         return Ok(whole);
     }
     if bare.len() < PREFIX_MIN || !bare.bytes().all(|b| b.is_ascii_hexdigit()) {
-        let hint = format!("write sha256: and its digits, or at least the first {PREFIX_MIN} of them");
+        let hint = format!("write sha256: and all digits, or at least the first {PREFIX_MIN} digits");
         return Err(Failure::usage(format!("`{text}` is not a digest")).hint(hint));
     }
     let items = client.list(&["v1", "artifacts"], &[], 100 * LIST_MAX).await?;
@@ -133,11 +139,11 @@ async fn whole_digest(client: &Client, text: &str) -> Result<String> {
     let found: Vec<&str> = digests.filter(|digest| digest.starts_with(&whole)).collect();
     match found.as_slice() {
         [only] => Ok((*only).to_owned()),
-        [] => Err(Failure::new(Exit::Usage, "not_found", format!("no artifact's digest begins with {bare}"))
+        [] => Err(Failure::new(Exit::Usage, "not_found", format!("no artifact has a digest that begins with {bare}"))
             .hint("`swell artifact ls` lists them")),
         many => {
-            let what = format!("{} artifacts begin with {bare}: {}", many.len(), many.join(", "));
-            Err(Failure::new(Exit::Usage, "ambiguous", what).hint("write more digits"))
+            let detail = format!("{bare} is the prefix of {} digests: {}", many.len(), many.join(", "));
+            Err(Failure::new(Exit::Usage, "ambiguous", detail).hint("write more digits"))
         }
     }
 }
@@ -147,7 +153,7 @@ async fn push(context: &Context, client: &Client, args: PushArgs) -> Result<Exit
     let text = pipeline_file(&file)?;
     let (epoch, built_from) = ((context.var)("SOURCE_DATE_EPOCH"), commit.clone());
     let (pack, say_dir) = (context.hooks.pack, dir.display().to_string());
-    context.output.say(format!("packing {say_dir}"));
+    context.output.progress(format!("packing {say_dir}"));
     let file_bytes = text.len();
     let done = tokio::task::spawn_blocking(move || {
         let time = source_date(epoch, &built_from);
@@ -155,34 +161,36 @@ async fn push(context: &Context, client: &Client, args: PushArgs) -> Result<Exit
     })
     .await;
     let (body, size) = done.map_err(|error| Failure::new(Exit::Failed, "pack", error.to_string()))??;
-    context.output.say(format!("sending {}", human::bytes(size)));
+    context.output.progress(format!("sending {}", human::bytes(size)));
     let mut query = vec![("commit", commit), ("file_bytes", file_bytes.to_string())];
     query.extend(git_ref.map(|name| ("ref", name)));
     let stream = || {
-        // Each try reads from the beginning, through a description of the file of its own.
+        // Each try reads from the start, with its own file offset.
         let again = File::open(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&body)))?;
         Ok(reqwest::Body::wrap_stream(ReaderStream::with_capacity(tokio::fs::File::from_std(again), 256 << 10)))
     };
     let build = client.upload(&["v1", "pipelines", &pipeline, "artifacts"], &query, stream).await?;
-    finish::started(context, client, Kind::Build, build, &follow).await
+    finish::started(context, client, ResourceKind::Build, build, &follow).await
 }
 
-/// The pipeline file, checked before anything is sent.
+/// Reads and validates the pipeline file before anything is uploaded.
 fn pipeline_file(path: &Path) -> Result<String> {
-    let text = fs::read_to_string(path).map_err(|error| file_error("read", path, &error).hint("name it with --file"))?;
+    let text =
+        fs::read_to_string(path).map_err(|error| file_error("read", path, &error).hint("name the pipeline file with --file"))?;
     if text.len() > FILE_BYTES_MAX {
-        return Err(Failure::usage(format!("`{}` has more than {FILE_BYTES_MAX} bytes", path.display())));
+        return Err(Failure::usage(format!("`{}` exceeds {FILE_BYTES_MAX} bytes", path.display())));
     }
     match PipelineFile::parse(&text) {
         Ok(_) => Ok(text),
         Err(found) => {
             let shown = render_all(&found, &path.display().to_string(), &text);
-            Err(Failure::new(Exit::Usage, "invalid_file", format!("the pipeline file is wrong\n{shown}")))
+            Err(Failure::new(Exit::Usage, "invalid_file", format!("the pipeline file is invalid\n{shown}")))
         }
     }
 }
 
-/// The time of everything in the archive: SOURCE_DATE_EPOCH, else the commit's where git knows it, else 1970.
+/// The modification time of every file in the archive, in seconds since 1970: SOURCE_DATE_EPOCH, else the commit's if git knows it,
+/// else 0.
 fn source_date(epoch: Option<String>, commit: &str) -> u64 {
     if let Some(time) = epoch.and_then(|text| text.parse().ok()) {
         return time;
@@ -197,7 +205,7 @@ fn source_date(epoch: Option<String>, commit: &str) -> u64 {
     text.and_then(|text| text.parse().ok()).unwrap_or_default()
 }
 
-/// What is sent, in a file without a name: the pipeline file, then the archive. With its size.
+/// The upload, in an unnamed temporary file: the pipeline file, then the archive. Returns its size in bytes.
 fn packed(
     pack: fn(&Path, &mut dyn io::Write, u64) -> anyhow::Result<()>,
     dir: &Path,

@@ -2,33 +2,32 @@
 
 use serde_json::json;
 
-use super::{body, choose, finish};
+use super::{body, finish};
 use crate::{
     context::Context,
     failure::{Exit, Result},
-    follow::{FollowArgs, Kind},
+    follow::{FollowArgs, ResourceKind},
 };
 
 /// `swell build NAME`
 #[derive(Debug, clap::Args)]
 pub struct BuildArgs {
-    /// Which pipeline
+    /// Name of the pipeline
     pub pipeline: String,
-    /// A branch or tag; the default branch unless given
+    /// Branch or tag to build [default: the default branch]
     #[arg(long = "ref", value_name = "REF")]
     pub git_ref: Option<String>,
-    /// Exactly this commit, with all its digits
+    /// Commit to build, in full
     #[arg(long, value_name = "SHA")]
     pub commit: Option<String>,
-    /// Build it anew although it was built before
+    /// Build the commit again even if it has a build
     #[arg(long)]
     pub again: bool,
-    /// How it is followed.
     #[command(flatten)]
     pub follow: FollowArgs,
 }
 
-/// Asks for the build and follows it.
+/// Requests the build and follows it.
 pub async fn run(context: &Context, args: BuildArgs) -> Result<Exit> {
     let client = context.client()?;
     let request = body([
@@ -37,9 +36,6 @@ pub async fn run(context: &Context, args: BuildArgs) -> Result<Exit> {
         ("commit", args.commit.map(Into::into)),
         ("again", args.again.then(|| true.into())),
     ]);
-    let build = match client.post(&["v1", "builds"], &request).await {
-        Ok(build) => build,
-        Err(failure) => return Err(choose::suggest(&client, failure, &["v1", "pipelines"], &args.pipeline).await),
-    };
-    finish::started(context, &client, Kind::Build, build, &args.follow).await
+    let build = client.post(&["v1", "builds"], &request).await?;
+    finish::started(context, &client, ResourceKind::Build, build, &args.follow).await
 }

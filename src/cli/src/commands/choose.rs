@@ -1,4 +1,4 @@
-//! Finding out what is meant where something was left out: the environment, a release's pipeline. Knows nothing of what is done there.
+//! Resolves omitted arguments, such as the environment, and asks where a choice is left.
 
 use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 
@@ -9,12 +9,11 @@ use crate::{
     client::Client,
     context::Context,
     failure::{Exit, Failure, Result},
-    human,
     views::{self, Deployment, Environment},
 };
 use swell_model::ids::ReleaseId;
 
-/// The environment that is meant: `--env`, else the setting, else the only one that there is.
+/// The environment to use: `--env`, else the setting, else the only one that exists.
 pub async fn environment(context: &Context, client: &Client, given: Option<String>) -> Result<String> {
     if let Some(name) = given.or_else(|| context.settings.value("environment").map(str::to_owned)) {
         return Ok(name);
@@ -23,15 +22,19 @@ pub async fn environment(context: &Context, client: &Client, given: Option<Strin
     let names: Vec<String> = all.into_iter().map(|environment| environment.name).collect();
     match names.as_slice() {
         [only] => Ok(only.clone()),
-        [] => Err(Failure::usage("there is no environment yet").hint("create one: `swell env create production`")),
+        [] => Err(Failure::usage("there is no environment").hint("create one with `swell env create production`")),
         [first, ..] => {
-            let failure = Failure::new(Exit::Usage, "ambiguous", format!("there are several environments: {}", names.join(", ")));
-            pick(&names, failure.hint(format!("say which: --env {first}")))
+            let failure = Failure::new(
+                Exit::Usage,
+                "ambiguous",
+                format!("--env is required: there are {} environments: {}", names.len(), names.join(", ")),
+            );
+            pick(&names, failure.hint(format!("add --env {first}")))
         }
     }
 }
 
-/// The plan that `wanted` asks for. Where it leaves out the environment and the server cannot tell which, a person chooses.
+/// Requests a plan. If the environment is omitted and ambiguous, the user chooses.
 pub async fn plan(client: &Client, mut wanted: Value) -> Result<Value> {
     match client.post(&["v1", "plans"], &wanted).await {
         Err(failure) if failure.code() == "ambiguous" => {
@@ -42,7 +45,7 @@ pub async fn plan(client: &Client, mut wanted: Value) -> Result<Value> {
     }
 }
 
-/// Lets a person choose; a script gets the failure instead.
+/// Lets the user choose; without a terminal, returns the failure `otherwise`.
 pub fn pick(choices: &[String], otherwise: Failure) -> Result<String> {
     if choices.is_empty() || !io::stdin().is_terminal() || !io::stderr().is_terminal() {
         return Err(otherwise);
@@ -50,12 +53,12 @@ pub fn pick(choices: &[String], otherwise: Failure) -> Result<String> {
     for (number, choice) in choices.iter().enumerate() {
         eprintln!("  {}) {choice}", number + 1);
     }
-    let answer = ask("which? ")?;
+    let answer = ask("choose: ")?;
     let by_number = answer.parse::<usize>().ok().and_then(|number| choices.get(number.checked_sub(1)?));
     by_number.or_else(|| choices.iter().find(|choice| **choice == answer)).cloned().ok_or(otherwise)
 }
 
-/// Asks a person for a line.
+/// Asks the user for a line.
 pub fn ask(question: &str) -> Result<String> {
     let mut err = io::stderr().lock();
     write!(err, "{question}")?;
@@ -65,19 +68,19 @@ pub fn ask(question: &str) -> Result<String> {
     Ok(line.trim().to_owned())
 }
 
-/// Goes on only if a person agrees, or `--yes` says that one did.
+/// Asks for confirmation, unless `--yes` gave it.
 pub fn confirm(question: &str, yes: bool) -> Result<()> {
     if yes {
         return Ok(());
     }
-    let refused = Failure::usage(format!("{question}: not confirmed")).hint("repeat it with --yes");
+    let refused = Failure::usage(format!("not confirmed: {question}")).hint("add --yes to confirm");
     if !io::stdin().is_terminal() || !matches!(ask(&format!("{question}? [y/N] "))?.as_str(), "y" | "Y" | "yes") {
         return Err(refused);
     }
     Ok(())
 }
 
-/// A release of `pipeline`: `shop@12`, or its number alone.
+/// The id of a release of `pipeline`, given as `shop@12` or as its number.
 pub fn release(pipeline: &str, text: &str) -> Result<String> {
     if text.parse::<ReleaseId>().is_ok() {
         return Ok(text.to_owned());
@@ -85,11 +88,11 @@ pub fn release(pipeline: &str, text: &str) -> Result<String> {
     match text.parse::<u64>() {
         Ok(number) => Ok(format!("{pipeline}@{number}")),
         Err(_) => Err(Failure::usage(format!("`{text}` is not a release"))
-            .hint(format!("write {pipeline}@12, or 12; `swell history {pipeline}` lists them"))),
+            .hint(format!("write {pipeline}@12 or 12; `swell history {pipeline}` lists releases"))),
     }
 }
 
-/// What a pipeline has, environment by environment.
+/// The deployments of one pipeline or all, by environment.
 pub async fn deployments(client: &Client, pipeline: Option<&str>) -> Result<Vec<(Deployment, Value)>> {
     let mut found = Vec::new();
     for value in client.list(&["v1", "environments"], &[], LIST_MAX).await? {
@@ -102,17 +105,4 @@ pub async fn deployments(client: &Client, pipeline: Option<&str>) -> Result<Vec<
         }
     }
     Ok(found)
-}
-
-/// Adds the name that was perhaps meant to the failure that `name` is unknown in the list at `path`.
-pub async fn suggest(client: &Client, failure: Failure, path: &[&str], name: &str) -> Failure {
-    if failure.code() != "not_found" {
-        return failure;
-    }
-    let names = client.list(path, &[], LIST_MAX).await.unwrap_or_default();
-    let names = names.iter().filter_map(|item| item.get("name").and_then(Value::as_str).map(str::to_owned));
-    match human::alike(name, names) {
-        Some(meant) => failure.hint(format!("did you mean `{meant}`?")),
-        None => failure,
-    }
 }

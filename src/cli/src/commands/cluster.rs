@@ -1,4 +1,4 @@
-//! `swell cluster`: the servers that agree.
+//! `swell cluster`: the servers of the cluster.
 
 use serde_json::{Value, json};
 
@@ -14,18 +14,18 @@ use crate::{
 /// `swell cluster`
 #[derive(Debug, clap::Subcommand)]
 pub enum ClusterCommand {
-    /// Show who leads, how far it is, and what is connected
+    /// Shows the leader, applied log index, disk usage, targets and runners
     Status,
 }
 
-/// Does it. Exit code 9 where nobody leads.
+/// Runs `swell cluster`. Exit code 9 without a leader.
 pub async fn run(context: &Context, command: ClusterCommand) -> Result<Exit> {
     let ClusterCommand::Status = command;
     let client = context.client()?;
     let mut value = client.get(&["v1", "cluster"], &[]).await?;
     let cluster: Cluster = views::read(&value)?;
     let exit = if cluster.leader.is_some() && cluster.stopped.is_none() { Exit::Done } else { Exit::Unreachable };
-    // Not ready is an answer, too; the leader above says the most important part of it.
+    // A server that is not ready answers with an error; the leader, read above, decides the exit code.
     let ready = client.get_once(&["readyz"]).await.ok();
     if let (Value::Object(fields), Some(ready)) = (&mut value, &ready) {
         fields.insert("ready".to_owned(), ready.get("ready").cloned().unwrap_or(json!(false)));
@@ -57,7 +57,7 @@ pub async fn run(context: &Context, command: ClusterCommand) -> Result<Exit> {
                     human::bytes(cluster.snapshot_bytes)
                 ),
             ),
-            ("events", format!("{}, the newest {}", cluster.events, cluster.last_event)),
+            ("events", format!("{}, newest {}", cluster.events, cluster.last_event)),
             ("targets", format!("{}, {} connected", cluster.targets, cluster.targets_connected)),
             ("runners", cluster.runners.to_string()),
         ])

@@ -1,9 +1,6 @@
 //! `swell completion`: a script that completes commands and flags in a shell.
 
-use clap::CommandFactory as _;
-
 use crate::{
-    args::Cli,
     context::Context,
     failure::{Exit, Result},
 };
@@ -11,15 +8,15 @@ use crate::{
 /// `swell completion SHELL`
 #[derive(Debug, clap::Args)]
 pub struct CompletionArgs {
-    /// For which shell
+    /// Shell to complete for
     #[arg(value_enum)]
     pub shell: clap_complete::Shell,
 }
 
-/// Prints the script. It is not JSON whatever was asked for: a shell reads it.
-pub fn run(context: &Context, args: CompletionArgs) -> Result<Exit> {
+/// Prints the script for the tree of commands, also with `--json`: a shell reads it.
+pub fn run(context: &Context, args: CompletionArgs, command: &mut clap::Command) -> Result<Exit> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "swell", &mut script);
+    clap_complete::generate(args.shell, command, "swell", &mut script);
     context.output.print(&String::from_utf8_lossy(&script))?;
     Ok(Exit::Done)
 }

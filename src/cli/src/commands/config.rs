@@ -1,4 +1,4 @@
-//! `swell config`: this program's own settings.
+//! `swell config`: the settings of the client.
 
 use serde_json::json;
 
@@ -13,15 +13,15 @@ use crate::{
 /// `swell config`
 #[derive(Debug, clap::Subcommand)]
 pub enum ConfigCommand {
-    /// Show each setting
+    /// Shows every setting and its value
     Show {
-        /// Say where each comes from
+        /// Show the source of each value
         #[arg(long)]
         origin: bool,
     },
 }
 
-/// Does it.
+/// Runs `swell config`.
 pub fn run(context: &Context, command: ConfigCommand) -> Result<Exit> {
     let ConfigCommand::Show { origin } = command;
     let settings = context.settings.all();
@@ -35,11 +35,11 @@ pub fn run(context: &Context, command: ConfigCommand) -> Result<Exit> {
             let row = |setting: &crate::config::Setting| {
                 [setting.key.to_owned(), or_dash(setting.value.clone()), setting.origin.to_string(), about(setting.key)]
             };
-            table(["KEY", "VALUE", "FROM", "WHAT IT IS"], settings.iter().map(row), "")
+            table(["KEY", "VALUE", "ORIGIN", "DESCRIPTION"], settings.iter().map(row), "")
         } else {
             let row =
                 |setting: &crate::config::Setting| [setting.key.to_owned(), or_dash(setting.value.clone()), about(setting.key)];
-            table(["KEY", "VALUE", "WHAT IT IS"], settings.iter().map(row), "")
+            table(["KEY", "VALUE", "DESCRIPTION"], settings.iter().map(row), "")
         }
     })?;
     Ok(Exit::Done)

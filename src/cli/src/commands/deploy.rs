@@ -1,4 +1,4 @@
-//! `swell deploy`: moves an environment to a release.
+//! `swell deploy`: deploys a release to an environment.
 
 use serde_json::json;
 
@@ -6,27 +6,26 @@ use super::{body, choose, finish};
 use crate::{
     context::Context,
     failure::{Exit, Result},
-    follow::{FollowArgs, Kind},
+    follow::{FollowArgs, ResourceKind},
 };
 
 /// `swell deploy PIPELINE`
 #[derive(Debug, clap::Args)]
 pub struct DeployArgs {
-    /// Which pipeline
+    /// Name of the pipeline
     pub pipeline: String,
-    /// Where; may be left out where there is one environment
+    /// Environment to deploy to [default: the only one]
     #[arg(long, short = 'e', value_name = "NAME")]
     pub env: Option<String>,
-    /// Which release, as shop@12 or 12; the newest unless given
+    /// Release to deploy, as shop@12 or 12 [default: the newest]
     #[arg(long, value_name = "RELEASE")]
     pub release: Option<String>,
-    /// Only if the plan is still the one with this hash, as `swell plan` printed it
+    /// Deploy only if the plan still has this hash, printed by `swell plan`
     #[arg(long, value_name = "HASH")]
     pub if_plan: Option<String>,
-    /// Why, for the event log
+    /// Reason, recorded in the event log
     #[arg(long, value_name = "TEXT")]
     pub why: Option<String>,
-    /// How it is followed.
     #[command(flatten)]
     pub follow: FollowArgs,
 }
@@ -43,9 +42,6 @@ pub async fn run(context: &Context, args: DeployArgs) -> Result<Exit> {
         ("if_plan", args.if_plan.map(Into::into)),
         ("why", args.why.map(Into::into)),
     ]);
-    let rollout = match client.post(&["v1", "rollouts"], &request).await {
-        Ok(rollout) => rollout,
-        Err(failure) => return Err(choose::suggest(&client, failure, &["v1", "environments"], &environment).await),
-    };
-    finish::started(context, &client, Kind::Rollout, rollout, &args.follow).await
+    let rollout = client.post(&["v1", "rollouts"], &request).await?;
+    finish::started(context, &client, ResourceKind::Rollout, rollout, &args.follow).await
 }

@@ -1,4 +1,4 @@
-//! `swell diff`: what is different between two releases: the commit, the artifact, and every key of the pipeline file.
+//! `swell diff`: the differences between two releases: commit, artifact, and the keys of the pipeline file.
 
 use std::collections::BTreeMap;
 
@@ -15,9 +15,9 @@ use crate::{
 /// `swell diff A B`
 #[derive(Debug, clap::Args)]
 pub struct DiffArgs {
-    /// The older release, such as shop@11
+    /// Older release, such as shop@11
     pub a: String,
-    /// The newer one, such as shop@12 or 12
+    /// Newer release, such as shop@12 or 12
     pub b: String,
 }
 
@@ -29,10 +29,11 @@ struct Change {
     to: Option<Value>,
 }
 
-/// Compares them.
+/// Runs `swell diff`.
 pub async fn run(context: &Context, args: DiffArgs) -> Result<Exit> {
     let (pipeline, _) = args.a.rsplit_once('@').ok_or_else(|| {
-        Failure::usage(format!("`{}` is not a release", args.a)).hint("write it as shop@11; `swell history` lists them")
+        Failure::usage(format!("`{}` is not a release", args.a))
+            .hint("write PIPELINE@NUMBER, such as shop@11; `swell history` lists releases")
     })?;
     let b = choose::release(pipeline, &args.b)?;
     let client = context.client()?;
@@ -47,7 +48,7 @@ pub async fn run(context: &Context, args: DiffArgs) -> Result<Exit> {
     context.output.result(&value, || {
         let mut out = format!("{} -> {}\n", from.id, to.id);
         if changes.is_empty() {
-            out += "no difference\n";
+            out += "no differences\n";
         }
         for Change { path, from, to } in &changes {
             let (tone, line) = match (from, to) {
@@ -88,7 +89,7 @@ fn changes(from: &Release, to: &Release) -> Vec<Change> {
     changes
 }
 
-/// Every value by its path of keys: `service.api.env.LOG`. Lists stay whole, since their places mean nothing by themselves.
+/// Every value by its path of keys, such as `service.api.env.LOG`. Lists are compared whole.
 fn flat(value: &Value) -> BTreeMap<String, Value> {
     let mut found = BTreeMap::new();
     let mut open = vec![(String::new(), value)];
@@ -112,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn differences_are_named_by_their_keys() {
+    fn differences_are_listed_by_path_of_keys() {
         let release = |commit: &str, file: Value| Release { commit: commit.to_owned(), file, ..Release::default() };
         let from = release("a", json!({ "build": { "run": "make" }, "service": { "api": { "env": { "LOG": "info" } } } }));
         let to =

@@ -1,53 +1,54 @@
-//! `swell env`: named sets of targets, and the policy for changing them.
+//! `swell env`: environments, and the policy for changing them.
 
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::{LIST_MAX, body, choose, key_value, labels, or_dash};
+use super::{LIST_MAX, body, labels, or_dash};
 use crate::{
     client::Client,
     context::Context,
-    failure::{Exit, Result},
+    failure::{Exit, Failure, Result},
+    flag_values::key_value,
     human,
     output::{info, table},
     views::{self, Deployment, Environment},
 };
 use swell_model::units::{Amount, Millis};
 
-/// How many targets are named.
+/// How many targets are listed by name.
 const NAMED_MAX: usize = 20;
 
 /// `swell env`
 #[derive(Debug, clap::Subcommand)]
 pub enum EnvCommand {
-    /// Create an environment
+    /// Creates an environment
     Create(CreateArgs),
-    /// List environments
+    /// Lists environments
     Ls,
-    /// Show an environment and what runs there
+    /// Shows an environment and what runs there
     Show {
-        /// Which
+        /// Name of the environment
         name: String,
     },
-    /// Forbid deploying; rolling back stays possible
+    /// Forbids deploys to an environment; rollbacks stay possible
     Freeze {
-        /// Which
+        /// Name of the environment
         name: String,
-        /// Why, for everyone who then cannot deploy
-        #[arg(long, value_name = "TEXT", default_value = "")]
+        /// Reason, shown to everyone who tries to deploy (required)
+        #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
         why: String,
     },
-    /// Allow deploying again
+    /// Allows deploys to a frozen environment again
     Unfreeze {
-        /// Which
+        /// Name of the environment
         name: String,
     },
-    /// Let a release that was rolled back be deployed again
+    /// Allows a quarantined release to be deployed again
     Clear {
-        /// Which environment
+        /// Name of the environment
         name: String,
-        /// Which release, such as shop@12
+        /// Quarantined release, such as shop@12
         release: String,
     },
 }
@@ -55,20 +56,20 @@ pub enum EnvCommand {
 /// `swell env create NAME`
 #[derive(Debug, clap::Args)]
 pub struct CreateArgs {
-    /// Its name
+    /// Name of the environment
     pub name: String,
-    /// A label that its targets have, as NAME=VALUE; once for each; without any it has every target
-    #[arg(long = "select", value_name = "LABEL", value_parser = key_value)]
+    /// Label that its targets have; repeat it for each label [default: every target]
+    #[arg(long = "select", value_name = "NAME=VALUE", value_parser = key_value)]
     pub select: Vec<(String, String)>,
-    /// Every wave but the last bakes at least so long, such as 5m
+    /// Least bake time of every wave but the last, such as 5m
     #[arg(long, value_name = "TIME")]
     pub least_bake: Option<Millis>,
-    /// The first wave is at most this: a count such as 3, or a share such as 10%
+    /// Largest first wave: a number of targets such as 3, or a share such as 10%
     #[arg(long, value_name = "AMOUNT")]
     pub first_wave_max: Option<Amount>,
 }
 
-/// Does it.
+/// Runs `swell env`.
 pub async fn run(context: &Context, command: EnvCommand) -> Result<Exit> {
     let client = context.client()?;
     match command {
@@ -85,22 +86,19 @@ pub async fn run(context: &Context, command: EnvCommand) -> Result<Exit> {
             done(context, client.post(&["v1", "environments"], &request).await?)
         }
         EnvCommand::Freeze { name, why } => {
-            done(context, act(&client, &["v1", "environments", &name, "freeze"], json!({ "why": why }), &name).await?)
+            if why.trim().is_empty() {
+                let failure = Failure::usage("--why is required: everyone who cannot deploy sees it");
+                return Err(failure.hint(format!("run `swell env freeze {name} --why TEXT`")));
+            }
+            done(context, client.post(&["v1", "environments", &name, "freeze"], &json!({ "why": why })).await?)
         }
         EnvCommand::Unfreeze { name } => {
-            done(context, act(&client, &["v1", "environments", &name, "unfreeze"], json!({}), &name).await?)
+            done(context, client.post(&["v1", "environments", &name, "unfreeze"], &json!({})).await?)
         }
         EnvCommand::Clear { name, release } => {
             let path = ["v1", "environments", &name, "quarantine", &release, "clear"];
-            done(context, act(&client, &path, json!({}), &name).await?)
+            done(context, client.post(&path, &json!({})).await?)
         }
-    }
-}
-
-async fn act(client: &Client, path: &[&str], body: Value, name: &str) -> Result<Value> {
-    match client.post(path, &body).await {
-        Ok(value) => Ok(value),
-        Err(failure) => Err(choose::suggest(client, failure, &["v1", "environments"], name).await),
     }
 }
 
@@ -113,16 +111,13 @@ async fn list(context: &Context, client: &Client) -> Result<Exit> {
     };
     let header = ["ENVIRONMENT", "TARGETS", "SELECTS", "FROZEN"];
     context.output.result(&json!({ "items": items }), || {
-        table(header, environments.into_iter().map(row), "there is no environment yet: `swell env create production`")
+        table(header, environments.into_iter().map(row), "no environments; create one with `swell env create production`")
     })?;
     Ok(Exit::Done)
 }
 
 async fn show(context: &Context, client: &Client, name: &str) -> Result<Exit> {
-    let mut value = match client.get(&["v1", "environments", name], &[]).await {
-        Ok(value) => value,
-        Err(failure) => return Err(choose::suggest(client, failure, &["v1", "environments"], name).await),
-    };
+    let mut value = client.get(&["v1", "environments", name], &[]).await?;
     let environment: Environment = views::read(&value)?;
     let items = client.list(&["v1", "environments", name, "deployments"], &[], LIST_MAX).await?;
     let deployments: Vec<Deployment> = views::read_all(&items)?;
@@ -140,8 +135,8 @@ async fn show(context: &Context, client: &Client, name: &str) -> Result<Exit> {
                 or_dash(Some(quarantined.join(" "))),
             ]
         };
-        let header = ["PIPELINE", "RUNS", "BACK TO", "AT WORK", "QUARANTINED"];
-        text(&environment) + "\n" + &table(header, deployments.into_iter().map(row), "nothing was deployed here yet")
+        let header = ["PIPELINE", "RELEASE", "ROLLBACK TO", "ROLLOUT", "QUARANTINED"];
+        text(&environment) + "\n" + &table(header, deployments.into_iter().map(row), "nothing is deployed here")
     })?;
     Ok(Exit::Done)
 }

@@ -1,4 +1,4 @@
-//! `swell events` and `swell audit`: what happened, the newest last, and on as it happens.
+//! `swell events` and `swell audit`: past events, newest last, and new ones with `--follow`.
 
 use serde_json::{Value, json};
 
@@ -12,40 +12,40 @@ use crate::{
     views::{self, Cluster, Event},
 };
 
-/// How often the search for the newest events reaches further back.
+/// How often the search for the newest events is widened.
 const REACHES_MAX: u32 = 24;
 
 /// `swell events`, `swell audit`
 #[derive(Debug, clap::Args)]
 pub struct EventsArgs {
-    /// Go on as things happen
+    /// Print new events as they happen
     #[arg(long, short)]
     pub follow: bool,
-    /// Only about this: rollout/r7, or all of a kind: build/; several separated by commas
+    /// Subject of the events, such as rollout/r7, or a kind, such as build/; separate several by commas
     #[arg(long, short, value_name = "SUBJECT")]
     pub subject: Option<String>,
-    /// Begin after this event, such as 120.3; 0.0 for all that are kept
+    /// Start after this event, such as 120.3; 0.0 starts with the oldest
     #[arg(long, value_name = "SEQ")]
     pub after: Option<String>,
-    /// How many of the newest to begin with
+    /// Number of events to print; without --after, the newest
     #[arg(long, short = 'n', default_value_t = 20, value_name = "N")]
     pub limit: usize,
 }
 
-/// How events are shown.
+/// The layout of events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Style {
-    /// What happened.
+    /// A line for each event.
     Events,
-    /// Who did what.
+    /// A table of who changed what.
     Audit,
 }
 
-/// Lists events, and follows them.
+/// Runs `swell events` or `swell audit`.
 pub async fn run(context: &Context, args: EventsArgs, style: Style) -> Result<Exit> {
     let client = context.client()?;
     let mut query: Vec<(&str, String)> = args.subject.clone().map(|subject| ("subject", subject)).into_iter().collect();
-    // Before the look: what happens during it is followed, and what was looked at is not repeated.
+    // Read before the list, so that no event between the list and the stream is missed.
     let newest = newest_index(&client).await?;
     let found = match &args.after {
         Some(after) => {
@@ -76,9 +76,9 @@ pub async fn run(context: &Context, args: EventsArgs, style: Style) -> Result<Ex
         tokio::select! {
             item = feed.next() => match item {
                 Item::Event(event) => show(context, &event)?,
-                Item::Lost(failure) => context.output.say(format!("lost the server ({}), trying again", failure.code())),
-                Item::Back => context.output.say("the server is back; nothing was missed"),
-                Item::Gap => context.output.say("events between the last one and now are no longer kept; going on from now"),
+                Item::Lost(failure) => context.output.progress(format!("lost the server ({}), reconnecting", failure.code())),
+                Item::Back => context.output.progress("reconnected; no event was missed"),
+                Item::Gap => context.output.progress("some events were deleted before they could be read; continuing with new ones"),
                 Item::End(failure) => return Err(failure),
             },
             () = context.interrupt.pressed() => break,
@@ -103,16 +103,16 @@ async fn newest_index(client: &Client) -> Result<u64> {
     Ok(index.unwrap_or_default())
 }
 
-/// The newest `limit` events. The API reads forwards, so this begins a little before the end and reaches further back until it has enough.
+/// The newest `limit` events. The API lists forwards, so this starts a little before the end, and further back until it has enough.
 async fn tail(client: &Client, query: &[(&str, String)], newest: u64, limit: usize) -> Result<Vec<Value>> {
     let mut reach = (limit as u64).max(1) * 2;
     for _ in 0..REACHES_MAX {
         let from = newest.saturating_sub(reach);
         let mut query = query.to_vec();
         query.push(("after", format!("{from}.0")));
-        // So many, that the newest are among them unless entries have very many events.
+        // The list must reach the newest event: an entry rarely has more than a few events.
         let mut found = match client.list(&["v1", "events"], &query, 20_000).await {
-            // What is older than that is forgotten: there are no more.
+            // Older events were deleted: start with the oldest.
             Err(failure) if failure.code() == "cursor_too_old" => {
                 client.list(&["v1", "events"], &query[..query.len() - 1], 20_000).await?
             }
@@ -127,7 +127,7 @@ async fn tail(client: &Client, query: &[(&str, String)], newest: u64, limit: usi
     Ok(Vec::new())
 }
 
-/// An event in a line.
+/// An event on a line.
 pub fn line(context: &Context, event: &Event) -> String {
     let when = context.output.paint(Tone::Faint, &human::date_time(event.at, &context.zone));
     let change = match (&event.from, &event.to) {
@@ -148,5 +148,5 @@ fn audit(context: &Context, events: Vec<Event>) -> String {
         let note = human::one_line(&event.note.unwrap_or_default(), 120);
         [event.seq, human::date_time(event.at, &context.zone), event.by, event.kind, event.subject, change, note]
     };
-    table(["SEQ", "WHEN", "WHO", "WHAT", "SUBJECT", "CHANGE", "WHY"], events.into_iter().map(row), "nothing happened yet")
+    table(["SEQ", "WHEN", "WHO", "WHAT", "SUBJECT", "CHANGE", "WHY"], events.into_iter().map(row), "no events")
 }

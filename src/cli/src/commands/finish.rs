@@ -1,4 +1,4 @@
-//! How commands that start work end: they leave at once, or follow it, and print what became of it. Knows nothing of what was started.
+//! The end of commands that start a build or rollout: follow it, or detach, and print the result.
 
 use serde_json::Value;
 
@@ -6,18 +6,18 @@ use crate::{
     client::Client,
     context::Context,
     failure::{Exit, Result},
-    follow::{FollowArgs, Kind, Thing, follow},
+    follow::{FollowArgs, FollowedResource, ResourceKind, follow},
 };
 
-/// Follows what was started, or leaves it, and prints it.
-pub async fn started(context: &Context, client: &Client, kind: Kind, value: Value, args: &FollowArgs) -> Result<Exit> {
+/// Follows the resource, or detaches from it, and prints it.
+pub async fn started(context: &Context, client: &Client, kind: ResourceKind, value: Value, args: &FollowArgs) -> Result<Exit> {
     if args.detach {
-        let thing = Thing::read(kind, &value)?;
-        context.output.result(&value, || thing.sentence() + "\n")?;
-        context.output.say(thing.how_to_go_on());
+        let resource = FollowedResource::read(kind, &value)?;
+        context.output.result(&value, || resource.sentence() + "\n")?;
+        context.output.progress(resource.how_to_resume());
         return Ok(Exit::Done);
     }
     let followed = follow(context, client, kind, value, args.timeout, false).await?;
-    context.output.result(&followed.value, || followed.thing.sentence() + "\n")?;
+    context.output.result(&followed.value, || followed.resource.sentence() + "\n")?;
     Ok(followed.exit)
 }

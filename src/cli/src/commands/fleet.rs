@@ -1,8 +1,8 @@
-//! `swell fleet`: the servers on which releases run.
+//! `swell fleet`: the targets that releases run on.
 
 use serde_json::{Value, json};
 
-use super::{LIST_MAX, choose, labels, or_dash};
+use super::{LIST_MAX, labels, or_dash};
 use crate::{
     client::Client,
     context::Context,
@@ -16,24 +16,24 @@ use crate::{
 /// `swell fleet`
 #[derive(Debug, clap::Subcommand)]
 pub enum FleetCommand {
-    /// List targets
+    /// Lists targets
     Ls(ListArgs),
-    /// Show a target and what runs there
+    /// Shows a target and what runs there
     Show {
-        /// Which
+        /// Name of the target
         name: String,
     },
-    /// Keep rollouts from changing a target
+    /// Excludes a target from rollouts
     Cordon {
-        /// Which
+        /// Name of the target
         name: String,
-        /// Why
-        #[arg(long, value_name = "TEXT", default_value = "")]
+        /// Reason, recorded in the event log
+        #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
         why: String,
     },
-    /// Let rollouts change it again
+    /// Includes a cordoned target in rollouts again
     Uncordon {
-        /// Which
+        /// Name of the target
         name: String,
     },
 }
@@ -41,40 +41,33 @@ pub enum FleetCommand {
 /// `swell fleet ls`
 #[derive(Debug, clap::Args)]
 pub struct ListArgs {
-    /// Only of this environment
+    /// List only targets of this environment
     #[arg(long, short = 'e', value_name = "NAME")]
     pub env: Option<String>,
-    /// Only in this region
+    /// List only targets in this region
     #[arg(long, value_name = "NAME")]
     pub region: Option<String>,
-    /// Only in zones of this name
+    /// List only targets in zones with this name
     #[arg(long, value_name = "NAME")]
     pub zone: Option<String>,
-    /// Only those that are connected, or are not
+    /// List only connected targets, or with `false` only lost ones
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     pub connected: Option<bool>,
-    /// How many
+    /// Number of targets to list
     #[arg(long, short = 'n', default_value_t = LIST_MAX, value_name = "N")]
     pub limit: usize,
 }
 
-/// Does it.
+/// Runs `swell fleet`.
 pub async fn run(context: &Context, command: FleetCommand) -> Result<Exit> {
     let client = context.client()?;
     match command {
         FleetCommand::Ls(args) => list(context, &client, args).await,
-        FleetCommand::Show { name } => {
-            let shown = client.get(&["v1", "targets", &name], &[]).await;
-            done(context, &client, &name, shown).await
-        }
+        FleetCommand::Show { name } => print(context, &client.get(&["v1", "targets", &name], &[]).await?),
         FleetCommand::Cordon { name, why } => {
-            let done_to = client.post(&["v1", "targets", &name, "cordon"], &json!({ "why": why })).await;
-            done(context, &client, &name, done_to).await
+            print(context, &client.post(&["v1", "targets", &name, "cordon"], &json!({ "why": why })).await?)
         }
-        FleetCommand::Uncordon { name } => {
-            let done_to = client.post(&["v1", "targets", &name, "uncordon"], &json!({})).await;
-            done(context, &client, &name, done_to).await
-        }
+        FleetCommand::Uncordon { name } => print(context, &client.post(&["v1", "targets", &name, "uncordon"], &json!({})).await?),
     }
 }
 
@@ -93,7 +86,7 @@ async fn list(context: &Context, client: &Client, args: ListArgs) -> Result<Exit
     };
     let header = ["TARGET", "REGION/ZONE", "STATE", "LABELS", "ADDRESS", "AGENT"];
     context.output.result(&json!({ "items": items }), || {
-        table(header, targets.into_iter().map(row), "no target: start `swell agent` on a server")
+        table(header, targets.into_iter().map(row), "no targets; run `swell agent` on a machine to add it")
     })?;
     Ok(Exit::Done)
 }
@@ -103,13 +96,9 @@ fn state(context: &Context, target: &Target) -> String {
     if target.cordoned.is_some() { format!("{state}, cordoned") } else { state }
 }
 
-async fn done(context: &Context, client: &Client, name: &str, answer: Result<Value>) -> Result<Exit> {
-    let value = match answer {
-        Ok(value) => value,
-        Err(failure) => return Err(choose::suggest(client, failure, &["v1", "targets"], name).await),
-    };
-    let target: Target = views::read(&value)?;
-    context.output.result(&value, || text(context, &target))?;
+fn print(context: &Context, value: &Value) -> Result<Exit> {
+    let target: Target = views::read(value)?;
+    context.output.result(value, || text(context, &target))?;
     Ok(Exit::Done)
 }
 
@@ -129,7 +118,7 @@ fn text(context: &Context, target: &Target) -> String {
         let release = or_dash(seen.release.clone());
         let serving = if seen.serving { "serving" } else { "not serving" };
         out += &format!(
-            "\n{} {release}: {}, {serving}, said {}\n",
+            "\n{} {release}: {}, {serving}, reported {}\n",
             seen.pipeline,
             context.output.state(&seen.progress),
             human::ago(seen.at, now)

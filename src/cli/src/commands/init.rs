@@ -1,4 +1,4 @@
-//! `swell init`: writes a commented `swell.toml` for the repository at hand.
+//! `swell init`: writes a commented `swell.toml` for the current repository.
 
 use std::{
     fs,
@@ -16,31 +16,29 @@ use crate::{
 /// `swell init`
 #[derive(Debug, clap::Args)]
 pub struct InitArgs {
-    /// Where to write it; the repository's root unless given
+    /// File to write [default: swell.toml in the root of the repository]
     #[arg(long, value_name = "FILE")]
     pub file: Option<PathBuf>,
-    /// Write over what is there
+    /// Overwrite an existing file
     #[arg(long)]
     pub force: bool,
 }
 
-/// How a kind of project is built, as far as its files tell.
+/// A kind of project: the file that identifies it, and the commands that build it.
 struct Kind {
-    /// What it is called.
     name: &'static str,
-    /// The file that tells.
-    sign: &'static str,
+    marker_file: &'static str,
     build: &'static str,
     test: &'static str,
     package: &'static str,
     command: &'static str,
 }
 
-/// In the order in which they are looked for: a Makefile mostly wraps the others.
+/// In order of precedence: a Makefile usually wraps the other tools.
 const KINDS: [Kind; 5] = [
     Kind {
         name: "make",
-        sign: "Makefile",
+        marker_file: "Makefile",
         build: "make",
         test: "make check",
         package: "make install prefix=$OUT",
@@ -48,7 +46,7 @@ const KINDS: [Kind; 5] = [
     },
     Kind {
         name: "Rust",
-        sign: "Cargo.toml",
+        marker_file: "Cargo.toml",
         build: "cargo build --release --offline",
         test: "cargo test --release --offline",
         package: "mkdir -p $OUT/bin && cp target/release/app $OUT/bin/",
@@ -56,7 +54,7 @@ const KINDS: [Kind; 5] = [
     },
     Kind {
         name: "Go",
-        sign: "go.mod",
+        marker_file: "go.mod",
         build: "go build -o app .",
         test: "go test ./...",
         package: "mkdir -p $OUT/bin && cp app $OUT/bin/",
@@ -64,21 +62,28 @@ const KINDS: [Kind; 5] = [
     },
     Kind {
         name: "Node.js",
-        sign: "package.json",
+        marker_file: "package.json",
         build: "npm ci --offline",
         test: "npm test",
         package: "cp -r . $OUT/",
         command: "bin/start",
     },
-    Kind { name: "unknown", sign: "", build: "echo build", test: "echo test", package: "cp -r . $OUT/", command: "bin/app" },
+    Kind {
+        name: "unknown",
+        marker_file: "",
+        build: "echo build",
+        test: "echo test",
+        package: "cp -r . $OUT/",
+        command: "bin/app",
+    },
 ];
 
-/// Writes it.
+/// Runs `swell init`.
 pub fn run(context: &Context, args: InitArgs) -> Result<Exit> {
     let folder = std::env::current_dir().map_err(|error| file_error("find", Path::new("."), &error))?;
     let root = folder.ancestors().find(|folder| folder.join(".git").exists()).unwrap_or(&folder);
     let path = args.file.unwrap_or_else(|| root.join("swell.toml"));
-    let kind = KINDS.iter().find(|kind| kind.sign.is_empty() || root.join(kind.sign).exists()).unwrap_or(&KINDS[0]);
+    let kind = KINDS.iter().find(|kind| kind.marker_file.is_empty() || root.join(kind.marker_file).exists()).unwrap_or(&KINDS[0]);
     let mut options = fs::File::options();
     options.write(true);
     if args.force {
@@ -89,7 +94,7 @@ pub fn run(context: &Context, args: InitArgs) -> Result<Exit> {
     let written = options.open(&path).and_then(|mut file| file.write_all(text(kind).as_bytes()));
     written.map_err(|error| match error.kind() {
         std::io::ErrorKind::AlreadyExists => {
-            Failure::usage(format!("`{}` is there already", path.display())).hint("edit it, or write over it with --force")
+            Failure::usage(format!("`{}` already exists", path.display())).hint("edit it, or overwrite it with --force")
         }
         _ => file_error("write", &path, &error),
     })?;
@@ -98,49 +103,49 @@ pub fn run(context: &Context, args: InitArgs) -> Result<Exit> {
         .result(&json!({ "file": path, "kind": kind.name }), || format!("wrote {} ({})\n", path.display(), kind.name))?;
     context
         .output
-        .say("next: edit it, then `swell validate`, `swell repo create NAME`, `swell pipeline create NAME --repo NAME`");
+        .progress("next: edit it, then run `swell validate`, `swell repo create NAME`, `swell pipeline create NAME --repo NAME`");
     Ok(Exit::Done)
 }
 
 fn text(kind: &Kind) -> String {
     let Kind { build, test, package, command, .. } = kind;
     format!(
-        r##"# How this repository is built, run and rolled out by Groundswell. `swell validate` checks this file,
-# `swell schema` prints what may stand here. Unknown keys are errors.
+        r##"# How Groundswell builds, runs and deploys this repository. `swell validate` checks this file,
+# `swell schema` prints its JSON Schema. Unknown keys are errors.
 
-# Each phase is a shell script in a container without network, in a clean checkout of the commit.
+# Each phase is a shell script, run in a container without network, in a clean checkout of the commit.
 [build]
 run = "{build}"
 cpu = 1.0
 memory = "1GiB"
 timeout = "15m"
 
-# Failing it fails the build. Leave the section out to skip the phase.
+# A failing test fails the build. Remove the section to skip the phase.
 [test]
 run = "{test}"
 
-# What is under $OUT afterwards is the artifact: immutable, named by its SHA-256.
+# The files that it leaves in $OUT become the artifact: immutable, named by its SHA-256.
 [package]
 run = "{package}"
 
-# What runs on each target. A pipeline may have several services.
+# A service that runs on each target. A pipeline may have several.
 [service.app]
 command = ["{command}"]                      # relative to the artifact
-ports = {{ http = "auto" }}                    # one of two ports that each target keeps for this service
-start = "beside"                             # the new instance beside the old one; or "in-place"
+ports = {{ http = "auto" }}                    # a free port, chosen by each target
+start = "beside"                             # start the new instance beside the old one; or "in-place"
 env = {{ LISTEN = "0.0.0.0:${{port.http}}" }}
 limits = {{ memory = "512MiB" }}
 health = {{ port = "http", http = "/healthz", interval = "2s", timeout = "1s", start_timeout = "60s" }}
 stop = {{ signal = "TERM", timeout = "30s", drain = "5s" }}
 
-# How the environment `production` is moved to a release. Each wave must prove healthy before the next begins;
-# what does not is rolled back by itself.
+# How releases are deployed to the environment `production`. Each wave must be healthy before the next begins;
+# otherwise the release is rolled back.
 [deploy.production]
-# auto = ["main"]                            # branches that deploy by themselves when ready
+# auto = ["main"]                            # branches that are deployed after each successful build
 strategy = "canary"                          # or "rolling"
-waves = [1, "25%", "100%"]                   # how many targets are changed when each wave is done
+waves = [1, "25%", "100%"]                   # number or share of targets that are updated after each wave
 max_unavailable = "25%"
-bake = "1m"                                  # how long each wave but the last is watched
+bake = "1m"                                  # how long each wave but the last must stay healthy
 "##
     )
 }
@@ -152,7 +157,7 @@ mod tests {
     use swell_model::pipeline_file::PipelineFile;
 
     #[test]
-    fn what_is_written_is_valid_and_carried_out() {
+    fn written_file_is_valid_and_fully_supported() {
         for kind in &KINDS {
             let text = text(kind);
             let file = PipelineFile::parse(&text).unwrap_or_else(|found| panic!("{}: {found:?}", kind.name));

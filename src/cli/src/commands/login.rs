@@ -1,4 +1,4 @@
-//! `swell login`: keeps a token for a server, after the server said that it is good.
+//! `swell login`: stores a token for a server, after checking it with the server.
 
 use std::io::{self, IsTerminal as _, Read as _};
 
@@ -13,14 +13,14 @@ use crate::{
     views,
 };
 
-/// A longer text is no token.
+/// The longest token, in bytes.
 const TOKEN_BYTES_MAX: u64 = 4096;
 
 /// `swell login`
 #[derive(Debug, clap::Args)]
 pub struct LoginArgs {}
 
-/// Asks for the token, or reads it from standard input, checks it and keeps it. `--token-file` names a file that holds it.
+/// Reads the token from `--token-file`, the terminal or standard input, checks it with the server, and stores it.
 pub async fn run(context: &Context, _: LoginArgs) -> Result<Exit> {
     let token = match context.settings.value("token_file") {
         Some(path) => std::fs::read_to_string(path).map_err(|error| file_error("read", path.as_ref(), &error))?,
@@ -28,15 +28,15 @@ pub async fn run(context: &Context, _: LoginArgs) -> Result<Exit> {
     };
     let token = token.trim().to_owned();
     if token.is_empty() || !token.bytes().all(|b| b.is_ascii_graphic()) {
-        return Err(Failure::usage("that is not a token").hint("paste it, or pipe it in: swell login < FILE"));
+        return Err(Failure::usage("the input is not a token").hint("paste the token, or pipe it in: swell login < FILE"));
     }
     let client = context.client_with(Some(token.clone()))?;
     let value = client.get(&["v1", "whoami"], &[]).await?;
-    let path = credentials::keep(client.addr(), &token, &context.var)?;
+    let path = credentials::store(client.addr(), &token, &context.var)?;
     let who: super::whoami::Who = views::read(&value)?;
     let result = json!({ "addr": client.addr(), "role": who.role, "name": who.name, "file": path });
     context.output.result(&result, || {
-        format!("{} takes you for {}:{}; the token is kept in {}\n", client.addr(), who.role, who.name, path.display())
+        format!("logged in to {} as {}:{}; token stored in {}\n", client.addr(), who.role, who.name, path.display())
     })?;
     Ok(Exit::Done)
 }
@@ -48,13 +48,13 @@ fn read_token() -> Result<String> {
         stdin.lock().take(TOKEN_BYTES_MAX).read_to_string(&mut token)?;
         return Ok(token);
     }
-    let as_it_was = termios::tcgetattr(&stdin).map_err(io::Error::from)?;
-    let mut silent = as_it_was.clone();
+    let settings = termios::tcgetattr(&stdin).map_err(io::Error::from)?;
+    let mut silent = settings.clone();
     silent.local_flags.remove(LocalFlags::ECHO);
     termios::tcsetattr(&stdin, SetArg::TCSADRAIN, &silent).map_err(io::Error::from)?;
-    let token = choose::ask("token (it is not shown): ");
-    // Whatever became of the reading, the terminal is given back as it was.
-    termios::tcsetattr(&stdin, SetArg::TCSADRAIN, &as_it_was).map_err(io::Error::from)?;
+    let token = choose::ask("token (hidden): ");
+    // Restore the terminal also when reading failed.
+    termios::tcsetattr(&stdin, SetArg::TCSADRAIN, &settings).map_err(io::Error::from)?;
     eprintln!();
     token
 }

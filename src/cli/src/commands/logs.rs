@@ -1,4 +1,4 @@
-//! `swell logs`: the log of a build, on as it is written; or the last output of a rollout's failed targets.
+//! `swell logs`: the log of a build, also while it runs; or the last output of a rollout's failed targets.
 
 use reqwest::header::HeaderMap;
 use serde_json::{Value, json};
@@ -8,36 +8,36 @@ use crate::{
     client::Client,
     context::Context,
     failure::{Exit, Result},
-    follow::{Kind, Thing, failed_targets},
+    follow::{FollowedResource, ResourceKind, failed_targets},
     human,
     views::{self, LogLine},
 };
 
-/// A longer line is not a line of a log.
+/// The longest line of the API's log stream, in bytes.
 const LINE_BYTES_MAX: usize = 8 << 20;
 
 /// `swell logs ID`
 #[derive(Debug, clap::Args)]
 pub struct LogsArgs {
-    /// Which build (b42), or rollout (r7)
+    /// Id of the build (b42) or rollout (r7)
     pub id: String,
-    /// Go on until the build ended
+    /// Print new output until the build ends
     #[arg(long, short)]
     pub follow: bool,
-    /// Which attempt; the last unless given
+    /// Number of the attempt [default: the last]
     #[arg(long, value_name = "N")]
     pub attempt: Option<u32>,
 }
 
-/// Prints the log.
+/// Runs `swell logs`.
 pub async fn run(context: &Context, args: LogsArgs) -> Result<Exit> {
     let client = context.client()?;
-    if Kind::named(&args.id)? == Kind::Rollout {
+    if ResourceKind::named(&args.id)? == ResourceKind::Rollout {
         let value = client.get(&["v1", "rollouts", &args.id], &[]).await?;
         let rollout: views::Rollout = views::read(&value)?;
         let failures = value.get("failures").cloned().unwrap_or_else(|| json!([]));
         context.output.result(&json!({ "failures": failures }), || match failed_targets(&rollout.failures) {
-            text if text.is_empty() => format!("no target of {} failed\n", args.id),
+            text if text.is_empty() => format!("no target failed in {}\n", args.id),
             text => text,
         })?;
         return Ok(Exit::Done);
@@ -53,22 +53,22 @@ pub async fn run(context: &Context, args: LogsArgs) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Prints the log of every attempt from the first wanted one on, until the build ended. What breaks off is gone on with.
+/// Prints the logs of the requested attempt and later ones until the build ends. A broken connection is resumed.
 async fn followed(context: &Context, client: &Client, args: &LogsArgs) -> Result<Exit> {
     let mut attempt = args.attempt;
     let mut reader = Reader { context, start: 0, lines: Vec::new(), collect: false };
     let mut away_since: Option<Instant> = None;
     let path = ["v1", "builds", &args.id];
     loop {
-        // As of before the read: what is written after it is read in the next round.
+        // The state before the read: output written after it is read in the next round.
         let seen = tokio::select! {
             seen = client.get_once(&path) => seen,
             () = context.interrupt.pressed() => break,
         };
         let read = match seen {
             Ok(value) => {
-                let thing = Thing::read(Kind::Build, &value)?;
-                let Thing::Build(build) = &thing else { break };
+                let resource = FollowedResource::read(ResourceKind::Build, &value)?;
+                let FollowedResource::Build(build) = &resource else { break };
                 let number = *attempt.get_or_insert(build.attempts.last().map_or(1, |attempt| attempt.number));
                 let attempt_ended = build.attempts.iter().any(|attempt| attempt.number == number && attempt.end.is_some());
                 let read = tokio::select! {
@@ -83,8 +83,8 @@ async fn followed(context: &Context, client: &Client, args: &LogsArgs) -> Result
                         reader.start = 0;
                         continue;
                     }
-                    if thing.ended() || (attempt_ended && args.attempt.is_some()) {
-                        return over(context, &thing, &value);
+                    if resource.ended() || (attempt_ended && args.attempt.is_some()) {
+                        return over(context, &resource, &value);
                     }
                     Ok(())
                 } else {
@@ -97,7 +97,7 @@ async fn followed(context: &Context, client: &Client, args: &LogsArgs) -> Result
             Ok(()) => away_since = None,
             Err(failure) if failure.exit() == Exit::Unreachable => {
                 let since = *away_since.get_or_insert_with(|| {
-                    context.output.say("lost the server, trying again");
+                    context.output.progress("lost the server, reconnecting");
                     Instant::now()
                 });
                 if since.elapsed() > context.pace.away_max {
@@ -107,27 +107,27 @@ async fn followed(context: &Context, client: &Client, args: &LogsArgs) -> Result
             Err(failure) => return Err(failure),
         }
         tokio::select! {
-            () = tokio::time::sleep(context.pace.look_every) => {}
+            () = tokio::time::sleep(context.pace.poll_every) => {}
             () = context.interrupt.pressed() => break,
         }
     }
     if context.output.json {
         context.output.json_line("result", json!({ "exit": Exit::TimedOut.code() }))?;
     }
-    context.output.say(format!("left. {} goes on. Follow it: swell logs {} -f", args.id, args.id));
+    context.output.progress(format!("stopped waiting; {} continues. Follow it: swell logs {} -f", args.id, args.id));
     Ok(Exit::TimedOut)
 }
 
-fn over(context: &Context, thing: &Thing, value: &Value) -> Result<Exit> {
-    let exit = thing.exit().unwrap_or(Exit::Done);
+fn over(context: &Context, resource: &FollowedResource, value: &Value) -> Result<Exit> {
+    let exit = resource.exit().unwrap_or(Exit::Done);
     match context.output.json {
         true => context.output.json_line("result", json!({ "exit": exit.code(), "build": value }))?,
-        false => context.output.say(thing.sentence()),
+        false => context.output.progress(resource.sentence()),
     }
     Ok(exit)
 }
 
-/// Reads a log from where it stopped before.
+/// Reads a log, and resumes where it stopped.
 struct Reader<'a> {
     context: &'a Context,
     start: u64,
@@ -143,8 +143,8 @@ impl Reader<'_> {
         let mut rest: Vec<u8> = Vec::new();
         loop {
             let chunk = response.chunk().await.map_err(|error| {
-                let what = format!("the log of {id} broke off: {error}");
-                crate::Failure::new(Exit::Unreachable, "unreachable", what).hint(format!("go on with `swell logs {id} -f`"))
+                let detail = format!("the log of {id} was cut off: {error}");
+                crate::Failure::new(Exit::Unreachable, "unreachable", detail).hint(format!("resume with `swell logs {id} -f`"))
             })?;
             let Some(chunk) = chunk else { return Ok(()) };
             rest.extend_from_slice(&chunk);
@@ -156,7 +156,7 @@ impl Reader<'_> {
                 return Err(crate::Failure::new(
                     Exit::Failed,
                     "not_understood",
-                    format!("the log of {id} has a line without end"),
+                    format!("a line of the log of {id} exceeds {LINE_BYTES_MAX} bytes"),
                 ));
             }
         }

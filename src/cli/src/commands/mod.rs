@@ -1,6 +1,6 @@
-//! One file for each command or noun. Table of contents, and what several of them need.
+//! A file for each command or noun. Table of contents, and helpers that several of them use.
 
-// From a repository to a fleet.
+// Building and deploying.
 pub mod act;
 pub mod build;
 pub mod deploy;
@@ -10,7 +10,7 @@ pub mod rollback;
 pub mod schema;
 pub mod validate;
 
-// Looking.
+// Inspecting.
 pub mod diff;
 pub mod events;
 pub mod history;
@@ -38,18 +38,10 @@ mod choose;
 mod finish;
 mod overview;
 
-/// The most items that a list shows unless told.
+/// How many items a list shows by default.
 pub const LIST_MAX: usize = 1000;
 
-/// `NAME=VALUE`
-pub fn key_value(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
-        _ => Err("write NAME=VALUE".to_owned()),
-    }
-}
-
-/// A dash for what is not there.
+/// The text, or a dash if there is none.
 fn or_dash(text: Option<String>) -> String {
     text.filter(|text| !text.is_empty()).unwrap_or_else(|| "-".to_owned())
 }
@@ -60,7 +52,7 @@ fn labels(labels: &std::collections::BTreeMap<String, String>) -> String {
     or_dash(Some(labels.join(",")))
 }
 
-/// The fields of a request that are given.
+/// A request body of the fields that have a value.
 fn body<const N: usize>(fields: [(&str, Option<serde_json::Value>); N]) -> serde_json::Value {
     fields.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect::<serde_json::Map<_, _>>().into()
 }

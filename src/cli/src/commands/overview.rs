@@ -1,4 +1,4 @@
-//! `swell status` without an id: every environment with what runs there, and what is at work.
+//! `swell status` without an id: what runs in each environment, open rollouts and open builds.
 
 use std::collections::BTreeMap;
 
@@ -13,17 +13,17 @@ use crate::{
     output::table,
     views::{self, Build, Deployment, Rollout},
 };
-use swell_model::units::Millis;
+use swell_model::{rollout::RolloutState, units::Millis};
 
-/// How many builds and rollouts at work are shown.
-const AT_WORK_MAX: usize = 50;
+/// How many open builds and rollouts are shown.
+const OPEN_MAX: usize = 50;
 
-/// Shows everything, once or whenever it changed.
+/// Shows the overview once, or with `watch` after every change.
 pub async fn run(context: &Context, watch: bool, timeout: Option<Millis>) -> Result<Exit> {
     let client = context.client()?;
     let time_is_up = timeout.map(|timeout| tokio::time::Instant::now() + timeout.as_duration());
     if !watch {
-        let value = look(&client).await?;
+        let value = overview(&client).await?;
         context.output.result(&value, || text(context, &value))?;
         return Ok(Exit::Done);
     }
@@ -45,11 +45,11 @@ pub async fn run(context: &Context, watch: bool, timeout: Option<Millis>) -> Res
     Ok(exit)
 }
 
-/// Shows everything whenever it changed, until it fails.
+/// Shows the overview after every change, until a request fails.
 async fn watched(context: &Context, client: &Client) -> Result<std::convert::Infallible> {
     let mut shown = None;
     loop {
-        let value = look(client).await?;
+        let value = overview(client).await?;
         if shown.as_ref() != Some(&value) {
             match context.output.json {
                 true => context.output.json_line("status", value.clone())?,
@@ -61,15 +61,15 @@ async fn watched(context: &Context, client: &Client) -> Result<std::convert::Inf
             }
             shown = Some(value);
         }
-        tokio::time::sleep(context.pace.look_every * 2).await;
+        tokio::time::sleep(context.pace.poll_every * 2).await;
     }
 }
 
-/// Everything as one object.
-async fn look(client: &Client) -> Result<Value> {
+/// The overview as one object.
+async fn overview(client: &Client) -> Result<Value> {
     let open = [("state", "open".to_owned())];
-    let rollouts = client.list(&["v1", "rollouts"], &open, AT_WORK_MAX).await?;
-    let builds = client.list(&["v1", "builds"], &open, AT_WORK_MAX).await?;
+    let rollouts = client.list(&["v1", "rollouts"], &open, OPEN_MAX).await?;
+    let builds = client.list(&["v1", "builds"], &open, OPEN_MAX).await?;
     let deployments: Vec<Value> = choose::deployments(client, None).await?.into_iter().map(|(_, value)| value).collect();
     Ok(json!({ "deployments": deployments, "rollouts": rollouts, "builds": builds }))
 }
@@ -83,10 +83,14 @@ fn text(context: &Context, value: &Value) -> String {
     let rollouts: Vec<Rollout> = part(value, "rollouts");
     let by_id: BTreeMap<&str, &Rollout> = rollouts.iter().map(|rollout| (rollout.id.as_str(), rollout)).collect();
     let row = |deployment: Deployment| {
-        let at_work = deployment.rollout.as_deref().map(|id| match by_id.get(id) {
+        let open = deployment.rollout.as_deref().map(|id| match by_id.get(id) {
             Some(rollout) => {
-                let waits_for = rollout.waits_for.as_ref().map(|what| format!(", waits for {what}")).unwrap_or_default();
-                format!("{id} {} to {}{waits_for}", rollout.state, rollout.release)
+                let is_blocked = rollout.state.get() == Some(RolloutState::Blocked);
+                let waiting = rollout.waits_for.as_ref().map(|reason| match is_blocked {
+                    true => format!(": {reason}"),
+                    false => format!(", waiting for {reason}"),
+                });
+                format!("{id} {} to {}{}", rollout.state, rollout.release, waiting.unwrap_or_default())
             }
             None => id.to_owned(),
         });
@@ -96,25 +100,32 @@ fn text(context: &Context, value: &Value) -> String {
             deployment.environment,
             deployment.pipeline,
             or_dash(deployment.stable),
-            or_dash(at_work),
+            or_dash(open),
             or_dash(last),
             or_dash(Some(quarantined.join(" "))),
         ]
     };
-    let header = ["ENVIRONMENT", "PIPELINE", "RUNS", "AT WORK", "LAST", "QUARANTINED"];
+    let header = ["ENVIRONMENT", "PIPELINE", "RELEASE", "ROLLOUT", "LAST ROLLOUT", "QUARANTINED"];
     let mut out = table(
         header,
         part::<Deployment>(value, "deployments").into_iter().map(row),
-        "nothing is deployed yet: `swell deploy PIPELINE --env ENVIRONMENT`",
+        "nothing is deployed; run `swell deploy PIPELINE --env ENVIRONMENT`",
     );
     let builds: Vec<Build> = part(value, "builds");
     if !builds.is_empty() {
         let row = |build: Build| {
             let age = human::ago(build.created_at, now);
-            [build.id, build.pipeline, human::short(&build.commit).to_owned(), build.state, or_dash(build.waits_for), age]
+            [
+                build.id,
+                build.pipeline,
+                human::short(&build.commit).to_owned(),
+                build.state.to_string(),
+                or_dash(build.waits_for),
+                age,
+            ]
         };
         out += "\n";
-        out += &table(["BUILD", "PIPELINE", "COMMIT", "STATE", "WAITS FOR", "ASKED FOR"], builds.into_iter().map(row), "");
+        out += &table(["BUILD", "PIPELINE", "COMMIT", "STATE", "WAITING FOR", "REQUESTED"], builds.into_iter().map(row), "");
     }
     out
 }

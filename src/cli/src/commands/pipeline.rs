@@ -1,4 +1,4 @@
-//! `swell pipeline`: registered repositories.
+//! `swell pipeline`: repositories that are built and deployed.
 
 use serde_json::{Value, json};
 
@@ -15,20 +15,20 @@ use swell_model::units::Millis;
 /// `swell pipeline`
 #[derive(Debug, clap::Subcommand)]
 pub enum PipelineCommand {
-    /// Register a repository as a pipeline
+    /// Creates a pipeline for a repository
     Create(CreateArgs),
-    /// List pipelines
+    /// Lists pipelines
     Ls,
-    /// Show a pipeline
+    /// Shows a pipeline
     Show {
-        /// Which
+        /// Name of the pipeline
         name: String,
     },
-    /// Forget a pipeline that no environment runs
+    /// Removes a pipeline that is not deployed anywhere
     Rm {
-        /// Which
+        /// Name of the pipeline
         name: String,
-        /// Do not ask
+        /// Do not ask for confirmation
         #[arg(long, short)]
         yes: bool,
     },
@@ -38,32 +38,32 @@ pub enum PipelineCommand {
 #[derive(Debug, clap::Args)]
 #[command(group(clap::ArgGroup::new("source").required(true).args(["repo", "url"])))]
 pub struct CreateArgs {
-    /// Its name
+    /// Name of the pipeline
     pub name: String,
-    /// A repository that Groundswell hosts
+    /// Repository hosted by Groundswell
     #[arg(long, value_name = "NAME")]
     pub repo: Option<String>,
-    /// A repository that git can reach, by its address
+    /// Address of any other git repository
     #[arg(long, value_name = "URL")]
     pub url: Option<String>,
-    /// The path of its pipeline file within the repository
+    /// Path of the pipeline file in the repository
     #[arg(long, default_value = "swell.toml", value_name = "PATH")]
     pub file: String,
-    /// How many of its builds may run at once
+    /// Number of its builds that may run at once
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub concurrency: u32,
-    /// Build every push, even when a newer one of the same branch waits
+    /// Build every push, even if a newer one of the same branch is queued
     #[arg(long)]
     pub no_supersede: bool,
-    /// So many of the newest releases keep their artifacts
+    /// Number of newest releases whose artifacts are kept
     #[arg(long, value_name = "N")]
     pub retention_releases: Option<u32>,
-    /// Artifacts younger than this are kept, such as 30d
+    /// Age up to which artifacts are kept, such as 30d
     #[arg(long, value_name = "TIME")]
     pub retention_age: Option<Millis>,
 }
 
-/// Does it.
+/// Runs `swell pipeline`.
 pub async fn run(context: &Context, command: PipelineCommand) -> Result<Exit> {
     match command {
         PipelineCommand::Create(args) => create(context, args).await,
@@ -71,11 +71,9 @@ pub async fn run(context: &Context, command: PipelineCommand) -> Result<Exit> {
         PipelineCommand::Show { name } => show(context, &name).await,
         PipelineCommand::Rm { name, yes } => {
             let client = context.client()?;
-            choose::confirm(&format!("forget pipeline {name}"), yes)?;
-            match client.delete(&["v1", "pipelines", &name]).await {
-                Ok(_) => context.output.result(&json!({ "removed": name }), || format!("{name} is forgotten\n"))?,
-                Err(failure) => return Err(choose::suggest(&client, failure, &["v1", "pipelines"], &name).await),
-            }
+            choose::confirm(&format!("remove pipeline {name}"), yes)?;
+            client.delete(&["v1", "pipelines", &name]).await?;
+            context.output.result(&json!({ "removed": name }), || format!("removed pipeline {name}\n"))?;
             Ok(Exit::Done)
         }
     }
@@ -98,7 +96,7 @@ async fn create(context: &Context, args: CreateArgs) -> Result<Exit> {
     let value = context.client()?.post(&["v1", "pipelines"], &request).await?;
     let pipeline: Pipeline = views::read(&value)?;
     context.output.result(&value, || text(context, &pipeline))?;
-    context.output.say(format!("build it: swell build {}", pipeline.name));
+    context.output.progress(format!("build it with `swell build {}`", pipeline.name));
     Ok(Exit::Done)
 }
 
@@ -117,18 +115,15 @@ async fn list(context: &Context) -> Result<Exit> {
     };
     let header = ["PIPELINE", "SOURCE", "FILE", "NEWEST RELEASE", "CREATED"];
     context.output.result(&json!({ "items": items }), || {
-        table(header, pipelines.into_iter().map(row), "there is no pipeline yet: `swell pipeline create NAME --repo REPO`")
+        table(header, pipelines.into_iter().map(row), "no pipelines; create one with `swell pipeline create NAME --repo REPO`")
     })?;
     Ok(Exit::Done)
 }
 
-/// Shows a pipeline; what `swell status NAME` shows, too.
+/// Shows a pipeline: `swell pipeline show NAME` and `swell status NAME`.
 pub async fn show(context: &Context, name: &str) -> Result<Exit> {
     let client = context.client()?;
-    let value = match client.get(&["v1", "pipelines", name], &[]).await {
-        Ok(value) => value,
-        Err(failure) => return Err(choose::suggest(&client, failure, &["v1", "pipelines"], name).await),
-    };
+    let value = client.get(&["v1", "pipelines", name], &[]).await?;
     let pipeline: Pipeline = views::read(&value)?;
     context.output.result(&value, || text(context, &pipeline))?;
     Ok(Exit::Done)
@@ -151,12 +146,12 @@ fn text(context: &Context, pipeline: &Pipeline) -> String {
         ("builds at once", pipeline.concurrency.to_string()),
         (
             "supersedes",
-            if pipeline.supersede { "a newer push takes the place of a queued build" } else { "every push is built" }.to_owned(),
+            if pipeline.supersede { "a newer push replaces a queued build" } else { "never; every push is built" }.to_owned(),
         ),
         (
-            "keeps",
+            "retention",
             format!(
-                "{} newest releases, and what is younger than {}",
+                "{} newest releases, and all younger than {}",
                 pipeline.retention_releases,
                 human::setting(pipeline.retention_age_ms)
             ),

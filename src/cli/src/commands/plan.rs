@@ -1,4 +1,4 @@
-//! `swell plan`: what a deploy would do. Exit code 10 where it would change something.
+//! `swell plan`: what a deploy would do. Exit code 10 if it would change something.
 
 use std::fmt::Write as _;
 
@@ -11,27 +11,28 @@ use crate::{
     human,
     views::{self, Plan},
 };
+use swell_model::rollout::Purpose;
 
-/// How many targets of a wave are named.
+/// How many targets of a wave are listed by name.
 const NAMED_MAX: usize = 8;
 
 /// `swell plan PIPELINE`
 #[derive(Debug, clap::Args)]
 pub struct PlanArgs {
-    /// Which pipeline
+    /// Name of the pipeline
     pub pipeline: String,
-    /// Where; may be left out where there is one environment, or with --rollback where the pipeline runs in one
+    /// Environment to plan for [default: the only one]
     #[arg(long, short = 'e', value_name = "NAME")]
     pub env: Option<String>,
-    /// Which release, as shop@12 or 12; the newest unless given
+    /// Release to plan for, as shop@12 or 12 [default: the newest]
     #[arg(long, value_name = "RELEASE")]
     pub release: Option<String>,
-    /// Plan going back instead
+    /// Plan a rollback
     #[arg(long)]
     pub rollback: bool,
 }
 
-/// Asks for the plan and prints it.
+/// Runs `swell plan`.
 pub async fn run(context: &Context, args: PlanArgs) -> Result<Exit> {
     let client = context.client()?;
     let environment = match args.rollback {
@@ -51,14 +52,14 @@ pub async fn run(context: &Context, args: PlanArgs) -> Result<Exit> {
     Ok(if plan.stable.as_ref() == Some(&plan.release) { Exit::Done } else { Exit::Changes })
 }
 
-/// The plan as people read it.
+/// The plan as text.
 fn text(plan: &Plan) -> String {
     let mut out = String::new();
     // Writing to a String cannot fail.
     let mut put = |line: std::fmt::Arguments<'_>| out.write_fmt(format_args!("{line}\n")).unwrap_or_default();
     let stable = plan.stable.as_deref().unwrap_or("nothing");
     if plan.stable.as_ref() == Some(&plan.release) {
-        put(format_args!("{} runs {} already: a {} would start it over", plan.environment, plan.release, plan.purpose));
+        put(format_args!("{} already runs {}: a {} would restart it", plan.environment, plan.release, plan.purpose));
     } else {
         put(format_args!("{}: {stable} -> {} ({}, {})", plan.environment, plan.release, plan.purpose, plan.settings.strategy));
     }
@@ -72,7 +73,7 @@ fn text(plan: &Plan) -> String {
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         let region = wave.region.as_ref().map(|region| format!(" of {region}")).unwrap_or_default();
         let count = human::count(wave.targets.count, "target");
-        put(format_args!("  wave {}: {count}{region}: {}{more}", wave.number + 1, named.join(", ")));
+        put(format_args!("  wave {}: {count}{region}: {}{more}", wave.number, named.join(", ")));
         for gate in &wave.gates {
             put(format_args!("    then {gate}"));
         }
@@ -80,10 +81,10 @@ fn text(plan: &Plan) -> String {
     let settings = &plan.settings;
     put(format_args!("at most {} unavailable at once", settings.max_unavailable));
     if settings.in_place {
-        put(format_args!("services start in place: each change is an interruption on its target"));
+        put(format_args!("services start in place: each target is interrupted while it is changed"));
     }
     if settings.irreversible {
-        put(format_args!("irreversible: a failing gate pauses instead of going back"));
+        put(format_args!("irreversible: a failing gate pauses the rollout instead of rolling back"));
     }
     let timing = &plan.timing;
     let (least, back) = (human::duration(timing.least_ms), human::duration(timing.least_rollback_ms));
@@ -91,10 +92,10 @@ fn text(plan: &Plan) -> String {
     for warning in &plan.warnings {
         put(format_args!("warning: {warning}"));
     }
-    if plan.purpose == "deploy" {
+    if plan.purpose.get() == Some(Purpose::Deploy) {
         let (pipeline, environment) = (&plan.pipeline, &plan.environment);
         put(format_args!(
-            "exactly this: swell deploy {pipeline} --env {environment} --release {} --if-plan {}",
+            "deploy this plan: swell deploy {pipeline} --env {environment} --release {} --if-plan {}",
             plan.release, plan.digest
         ));
     }
@@ -107,13 +108,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_plan_says_what_would_happen() {
+    fn plan_text_shows_waves_gates_limits_and_timing() {
         let plan = json!({
             "pipeline": "shop", "environment": "production", "release": "shop@12", "stable": "shop@11", "purpose": "deploy",
             "digest": "sha256:ab", "blocked": "the environment is frozen by ada: audit", "total": 6, "reachable": 5,
             "waves": [
-                { "number": 0, "targets": { "count": 1, "names": ["web-3"] }, "gates": ["convergence: healthy within 1m40s", "bake: healthy for 5m"] },
-                { "number": 1, "targets": { "count": 5, "names": ["web-1", "web-2"] }, "gates": ["convergence: healthy within 5m"] },
+                { "number": 1, "targets": { "count": 1, "names": ["web-3"] }, "gates": ["convergence: healthy within 1m40s", "bake: healthy for 5m"] },
+                { "number": 2, "targets": { "count": 5, "names": ["web-1", "web-2"] }, "gates": ["convergence: healthy within 5m"] },
             ],
             "settings": { "strategy": "canary", "max_unavailable": 1 },
             "timing": { "least_ms": 400_000, "least_rollback_ms": 12_000 },
@@ -129,7 +130,7 @@ mod tests {
             then convergence: healthy within 5m
         at most 1 unavailable at once
         takes at least 6m40s; a rollback at least 12s
-        exactly this: swell deploy shop --env production --release shop@12 --if-plan sha256:ab
+        deploy this plan: swell deploy shop --env production --release shop@12 --if-plan sha256:ab
         ");
     }
 }

@@ -1,8 +1,8 @@
-//! `swell repo`: repositories that Groundswell hosts.
+//! `swell repo`: git repositories hosted by Groundswell.
 
 use serde_json::json;
 
-use super::{LIST_MAX, choose};
+use super::LIST_MAX;
 use crate::{
     context::Context,
     failure::{Exit, Result},
@@ -15,24 +15,24 @@ use crate::{
 /// `swell repo`
 #[derive(Debug, clap::Subcommand)]
 pub enum RepoCommand {
-    /// Host a new repository
+    /// Creates a hosted repository
     Create {
-        /// Its name
+        /// Name of the repository
         name: String,
-        /// The branch that HEAD names
+        /// Default branch
         #[arg(long, default_value = "main", value_name = "NAME")]
         default_branch: String,
     },
-    /// List hosted repositories
+    /// Lists hosted repositories
     Ls,
-    /// Show a hosted repository with its branches and tags
+    /// Shows a hosted repository with its branches and tags
     Show {
-        /// Which
+        /// Name of the repository
         name: String,
     },
 }
 
-/// Does it.
+/// Runs `swell repo`.
 pub async fn run(context: &Context, command: RepoCommand) -> Result<Exit> {
     let client = context.client()?;
     let now = context.now_ms();
@@ -42,7 +42,9 @@ pub async fn run(context: &Context, command: RepoCommand) -> Result<Exit> {
             let repository: Repository = views::read(&value)?;
             let (addr, path) = (client.addr(), repository.path.clone());
             context.output.result(&value, || info([("repository", repository.name), ("address", format!("{addr}{path}"))]))?;
-            context.output.say(format!("push to it: git remote add swell {addr}{path} && git push swell {default_branch}"));
+            context
+                .output
+                .progress(format!("push to it with `git remote add swell {addr}{path} && git push swell {default_branch}`"));
         }
         RepoCommand::Ls => {
             let items = client.list(&["v1", "repositories"], &[], LIST_MAX).await?;
@@ -53,14 +55,15 @@ pub async fn run(context: &Context, command: RepoCommand) -> Result<Exit> {
             };
             let header = ["REPOSITORY", "BRANCH", "ADDRESS", "CREATED"];
             context.output.result(&json!({ "items": items }), || {
-                table(header, repositories.into_iter().map(row), "no repository is hosted yet: `swell repo create NAME`")
+                table(
+                    header,
+                    repositories.into_iter().map(row),
+                    "no hosted repositories; create one with `swell repo create NAME`",
+                )
             })?;
         }
         RepoCommand::Show { name } => {
-            let value = match client.get(&["v1", "repositories", &name], &[]).await {
-                Ok(value) => value,
-                Err(failure) => return Err(choose::suggest(&client, failure, &["v1", "repositories"], &name).await),
-            };
+            let value = client.get(&["v1", "repositories", &name], &[]).await?;
             let repository: Repository = views::read(&value)?;
             context.output.result(&value, || {
                 let shown = info([
@@ -74,7 +77,7 @@ pub async fn run(context: &Context, command: RepoCommand) -> Result<Exit> {
                 };
                 shown
                     + "\n"
-                    + &table(["REF", "COMMIT", "MOVED", "BY"], repository.refs.into_iter().map(row), "nothing was pushed yet")
+                    + &table(["REF", "COMMIT", "MOVED", "BY"], repository.refs.into_iter().map(row), "no branches or tags")
             })?;
         }
     }

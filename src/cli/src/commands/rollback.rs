@@ -1,4 +1,4 @@
-//! `swell rollback`: goes back to an earlier release, saying which before it starts.
+//! `swell rollback`: returns an environment to an earlier release, and says which before it starts.
 
 use serde_json::json;
 
@@ -6,25 +6,24 @@ use super::{body, choose, finish};
 use crate::{
     context::Context,
     failure::{Exit, Result},
-    follow::{FollowArgs, Kind},
+    follow::{FollowArgs, ResourceKind},
     views::{self, Plan},
 };
 
 /// `swell rollback PIPELINE`
 #[derive(Debug, clap::Args)]
 pub struct RollbackArgs {
-    /// Which pipeline
+    /// Name of the pipeline
     pub pipeline: String,
-    /// Where; may be left out where the pipeline runs in one environment
+    /// Environment to roll back [default: the only one that the pipeline runs in]
     #[arg(long, short = 'e', value_name = "NAME")]
     pub env: Option<String>,
-    /// To which release, as shop@11 or 11; the last good one unless given
+    /// Release to return to, as shop@11 or 11 [default: the last good one]
     #[arg(long, value_name = "RELEASE")]
     pub to: Option<String>,
-    /// Why, for the event log
+    /// Reason, recorded in the event log
     #[arg(long, value_name = "TEXT")]
     pub why: Option<String>,
-    /// How it is followed.
     #[command(flatten)]
     pub follow: FollowArgs,
 }
@@ -43,8 +42,8 @@ pub async fn run(context: &Context, args: RollbackArgs) -> Result<Exit> {
     ]);
     let plan: Plan = views::read(&choose::plan(&client, wanted).await?)?;
     let environment = &plan.environment;
-    let from = plan.stable.as_ref().map(|stable| format!(", whose stable release is {stable}")).unwrap_or_default();
-    context.output.say(format!("going back to {} in {environment}{from}", plan.release));
+    let from = plan.stable.as_ref().map(|stable| format!(" from {stable}")).unwrap_or_default();
+    context.output.progress(format!("rolling back {environment}{from} to {}", plan.release));
     let request = body([
         ("pipeline", Some(json!(pipeline))),
         ("environment", Some(json!(environment))),
@@ -52,5 +51,5 @@ pub async fn run(context: &Context, args: RollbackArgs) -> Result<Exit> {
         ("why", args.why.map(Into::into)),
     ]);
     let rollout = client.post(&["v1", "rollbacks"], &request).await?;
-    finish::started(context, &client, Kind::Rollout, rollout, &args.follow).await
+    finish::started(context, &client, ResourceKind::Rollout, rollout, &args.follow).await
 }

@@ -6,7 +6,7 @@ use crate::{
 };
 use swell_model::pipeline_file::json_schema;
 
-/// Prints it: JSON whether or not it was asked for.
+/// Runs `swell schema`. Prints JSON also without `--json`.
 pub fn run(context: &Context) -> Result<Exit> {
     context.output.json(&json_schema())?;
     Ok(Exit::Done)

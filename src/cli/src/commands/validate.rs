@@ -1,4 +1,4 @@
-//! `swell validate`: checks a pipeline file, without a server.
+//! `swell validate`: checks a pipeline file without a server.
 
 use std::{
     fs,
@@ -19,15 +19,15 @@ use swell_model::pipeline_file::{Diagnostic, FILE_BYTES_MAX, PipelineFile};
 /// `swell validate [FILE]`
 #[derive(Debug, clap::Args)]
 pub struct ValidateArgs {
-    /// The pipeline file; `-` for standard input
+    /// Pipeline file to check; `-` reads standard input
     #[arg(default_value = "swell.toml")]
     pub file: PathBuf,
-    /// Also refuse what this version does not carry out yet
+    /// Also refuse settings that this version does not support yet
     #[arg(long)]
     pub strict: bool,
 }
 
-/// Checks it. Exit code 2 where it is wrong.
+/// Runs `swell validate`. Exit code 2 if the file is invalid.
 pub fn run(context: &Context, args: ValidateArgs) -> Result<Exit> {
     let name = args.file.display().to_string();
     let text = read(&args)?;
@@ -47,7 +47,8 @@ pub fn run(context: &Context, args: ValidateArgs) -> Result<Exit> {
         }
         match (problems.len() as u64, warnings.len() as u64) {
             (0, 0) => out + &format!("{name} is valid\n"),
-            (0, some) => out + &format!("{name} is valid; {} of it this version leaves out\n", human::count(some, "part")),
+            (0, some) if args.strict => out + &format!("{name}: {}\n", human::count(some, "unsupported setting")),
+            (0, some) => out + &format!("{name} is valid; this version ignores {}\n", human::count(some, "setting")),
             (some, _) => out + &format!("{name}: {}\n", human::count(some, "problem")),
         }
     })?;
@@ -61,10 +62,10 @@ fn read(args: &ValidateArgs) -> Result<String> {
     } else {
         let file = fs::File::open(&args.file);
         let read = file.and_then(|file| file.take(FILE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes));
-        read.map_err(|error| file_error("read", &args.file, &error).hint("name another file, or write one with `swell init`"))?;
+        read.map_err(|error| file_error("read", &args.file, &error).hint("name another file, or create one with `swell init`"))?;
     }
     if bytes.len() > FILE_BYTES_MAX {
-        return Err(Failure::usage(format!("`{}` has more than {FILE_BYTES_MAX} bytes", args.file.display())));
+        return Err(Failure::usage(format!("`{}` exceeds {FILE_BYTES_MAX} bytes", args.file.display())));
     }
     String::from_utf8(bytes).map_err(|_| Failure::usage(format!("`{}` is not UTF-8", args.file.display())))
 }

@@ -1,4 +1,4 @@
-//! `swell version`
+//! `swell version`: the version of this program.
 
 use serde_json::json;
 
@@ -7,7 +7,7 @@ use crate::{
     failure::{Exit, Result},
 };
 
-/// Prints it.
+/// Runs `swell version`.
 pub fn run(context: &Context) -> Result<Exit> {
     let version = env!("CARGO_PKG_VERSION");
     context.output.result(&json!({ "name": "swell", "version": version }), || format!("swell {version}\n"))?;

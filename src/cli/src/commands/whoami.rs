@@ -1,4 +1,4 @@
-//! `swell whoami`: who the server takes you for.
+//! `swell whoami`: the role and name that the server knows the user by.
 
 use crate::{
     context::Context,
@@ -6,17 +6,17 @@ use crate::{
     views,
 };
 
-/// What the server says.
+/// The identity that a token proves.
 #[derive(Debug, Clone, Default, serde::Deserialize)]
 #[serde(default)]
 pub struct Who {
-    /// What the token may do.
+    /// What the token may do, such as `developer`.
     pub role: String,
-    /// The name within the role.
+    /// The name within the role, for attribution.
     pub name: String,
 }
 
-/// Asks.
+/// Runs `swell whoami`.
 pub async fn run(context: &Context) -> Result<Exit> {
     let client = context.client()?;
     let value = client.get(&["v1", "whoami"], &[]).await?;

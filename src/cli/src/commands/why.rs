@@ -1,23 +1,23 @@
-//! `swell why`: why a build or a rollout is where it is.
+//! `swell why`: explains the state of a build or rollout.
 
 use super::events;
 use crate::{
     context::Context,
     failure::{Exit, Result},
-    follow::{Kind, Thing, evidence},
+    follow::{FollowedResource, ResourceKind, evidence},
     views::{self, Why},
 };
 
 /// `swell why ID`
 #[derive(Debug, clap::Args)]
 pub struct WhyArgs {
-    /// Which build or rollout, such as b42 or r7
+    /// Id of the build or rollout, such as b42 or r7
     pub id: String,
 }
 
-/// Asks for the evidence and prints it.
+/// Runs `swell why`.
 pub async fn run(context: &Context, args: WhyArgs) -> Result<Exit> {
-    Kind::named(&args.id)?;
+    ResourceKind::named(&args.id)?;
     let value = context.client()?.get(&["v1", "why", &args.id], &[]).await?;
     let why: Why = views::read(&value)?;
     context.output.result(&value, || text(context, why))?;
@@ -27,17 +27,19 @@ pub async fn run(context: &Context, args: WhyArgs) -> Result<Exit> {
 fn text(context: &Context, why: Why) -> String {
     let mut out = format!("{}\n", why.summary);
     if let Some(hint) = why.hint.filter(|hint| !hint.is_empty()) {
-        out += &format!("next: {hint}\n");
+        out += &format!("hint: {hint}\n");
     }
-    let thing =
-        why.build.map(|build| Thing::Build(Box::new(build))).or(why.rollout.map(|rollout| Thing::Rollout(Box::new(rollout))));
-    if let Some(thing) = &thing {
-        if let Thing::Rollout(rollout) = thing {
-            for verdict in &rollout.verdicts {
-                out += &format!("wave {} {}: {}: {}\n", verdict.wave + 1, verdict.gate, verdict.verdict, verdict.evidence);
+    let resource = why
+        .build
+        .map(|build| FollowedResource::Build(Box::new(build)))
+        .or(why.rollout.map(|rollout| FollowedResource::Rollout(Box::new(rollout))));
+    if let Some(resource) = &resource {
+        if let FollowedResource::Rollout(rollout) = resource {
+            for record in &rollout.verdicts {
+                out += &format!("wave {} {}: {}: {}\n", record.wave, record.gate, record.verdict, record.evidence);
             }
         }
-        if let Some(evidence) = evidence(thing) {
+        if let Some(evidence) = evidence(resource) {
             out += &format!("\n{evidence}");
         }
     }

@@ -1,4 +1,4 @@
-//! Which setting wins, and what is refused.
+//! Precedence of settings, and refused ones.
 
 #![allow(clippy::unwrap_used)]
 
@@ -38,7 +38,7 @@ impl Place {
 }
 
 #[test]
-fn each_source_wins_over_the_next() {
+fn setting_is_taken_from_source_with_highest_precedence() {
     let mut place = Place::new();
     let none = Globals::default();
     assert_eq!(place.addr(&none), ("http://127.0.0.1:7400".to_owned(), Origin::Default));
@@ -55,14 +55,14 @@ fn each_source_wins_over_the_next() {
 }
 
 #[test]
-fn a_project_file_above_the_repository_does_not_count() {
+fn project_file_above_repository_is_ignored() {
     let place = Place::new();
     place.write(".swell.toml", "addr = 'http://elsewhere:1'");
     assert_eq!(place.addr(&Globals::default()).1, Origin::Default);
 }
 
 #[test]
-fn an_unknown_key_is_answered_with_what_was_meant() {
+fn unknown_key_is_refused_with_suggestion() {
     let place = Place::new();
     place.write("home/swell/config.toml", "adr = 'http://x:1'");
     let failure = place.load(&Globals::default()).unwrap_err();
@@ -71,29 +71,29 @@ fn an_unknown_key_is_answered_with_what_was_meant() {
 }
 
 #[test]
-fn a_named_file_must_exist_and_the_one_beside_it_is_suggested() {
+fn missing_named_file_is_refused_with_suggestion() {
     let place = Place::new();
     place.write("work.toml", "");
     let globals = Globals { config_file: Some(place.dir.path().join("wrok.toml")), ..Globals::default() };
     let said = place.load(&globals).unwrap_err().to_string();
-    assert!(said.contains("there is no file") && said.contains("work.toml"), "{said}");
+    assert!(said.contains("does not exist") && said.contains("work.toml"), "{said}");
     let globals = Globals { config_file: Some(place.dir.path().join("work.toml")), ..Globals::default() };
     place.load(&globals).unwrap();
 }
 
 #[test]
-fn a_project_may_not_choose_a_token_file() {
+fn token_file_in_project_file_is_refused() {
     let place = Place::new();
     place.write("repo/.swell.toml", "token_file = '/home/ada/.ssh/id_ed25519'");
     assert!(place.load(&Globals::default()).unwrap_err().to_string().contains("must not choose"));
 }
 
 #[test]
-fn values_are_checked_where_they_are_read() {
+fn wrong_value_is_refused_with_its_origin() {
     let mut place = Place::new();
     place.vars.insert("SWELL_ADDR", "localhost:7400".to_owned());
     let said = place.load(&Globals::default()).unwrap_err().to_string();
     assert!(said.contains("variable SWELL_ADDR") && said.contains("http://127.0.0.1:7400"), "{said}");
     place.vars.insert("SWELL_ADDR", "https://x:7400".to_owned());
-    assert!(place.load(&Globals::default()).unwrap_err().to_string().contains("http alone"));
+    assert!(place.load(&Globals::default()).unwrap_err().to_string().contains("only http://"));
 }

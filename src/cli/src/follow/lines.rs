@@ -1,27 +1,27 @@
-//! Progress where there is no terminal: what changed since the last look, in lines that only grow. Pure.
+//! Progress without a terminal: a line for each change since the last poll. Pure.
 
-use super::thing::{Thing, short_ref};
+use super::resource::{FollowedResource, short_ref};
 use crate::{
     human,
     views::{Attempt, Build, Counts, Rollout},
 };
 
-/// What changed from `old` (none: the first look) to `new`, a line each.
-pub fn changes(old: Option<&Thing>, new: &Thing) -> Vec<String> {
+/// The changes from `old` (none at first) to `new`, a line each.
+pub fn changes(old: Option<&FollowedResource>, new: &FollowedResource) -> Vec<String> {
     match (old, new) {
-        (Some(Thing::Build(old)), Thing::Build(new)) => build(Some(old), new),
-        (Some(Thing::Rollout(old)), Thing::Rollout(new)) => rollout(Some(old), new),
-        (_, Thing::Build(new)) => build(None, new),
-        (_, Thing::Rollout(new)) => rollout(None, new),
+        (Some(FollowedResource::Build(old)), FollowedResource::Build(new)) => build(Some(old), new),
+        (Some(FollowedResource::Rollout(old)), FollowedResource::Rollout(new)) => rollout(Some(old), new),
+        (_, FollowedResource::Build(new)) => build(None, new),
+        (_, FollowedResource::Rollout(new)) => rollout(None, new),
     }
 }
 
-/// What it waits for: said again and again while nothing changes, so that a silent log is not taken for a dead one.
-pub fn heartbeat(thing: &Thing, now_ms: u64) -> String {
-    let passed = human::duration(now_ms.saturating_sub(thing.created_at()));
-    match thing.waits_for() {
-        Some(waits_for) => format!("{} {} since {passed}; waits for {waits_for}", thing.id(), thing.state()),
-        None => format!("{} {}, {passed} so far", thing.id(), thing.state()),
+/// What it waits for, repeated while nothing changes, so that a quiet log does not look like a hung one.
+pub fn heartbeat(resource: &FollowedResource, now_ms: u64) -> String {
+    let passed = human::duration(now_ms.saturating_sub(resource.created_at()));
+    match resource.waiting() {
+        Some(waiting) => format!("{} {} for {passed}; {waiting}", resource.id(), resource.state()),
+        None => format!("{} {} for {passed}", resource.id(), resource.state()),
     }
 }
 
@@ -42,7 +42,7 @@ fn build(old: Option<&Build>, new: &Build) -> Vec<String> {
         let before = old.and_then(|old| old.attempts.iter().find(|before| before.number == attempt.number));
         lines.extend(attempt_changes(&new.id, before, attempt));
     }
-    lines.extend(state(&new.id, old.map(|old| old.state.as_str()), &new.state));
+    lines.extend(state(&new.id, old.map(|old| old.state.name()), new.state.name()));
     lines
 }
 
@@ -87,11 +87,11 @@ fn rollout(old: Option<&Rollout>, new: &Rollout) -> Vec<String> {
         let targets = human::count(new.total, "target");
         lines.push(format!("{id}: {} to {}{from}, {targets} in {waves}{least}", new.release, new.environment));
     }
-    lines.extend(state(id, old.map(|old| old.state.as_str()), &new.state));
+    lines.extend(state(id, old.map(|old| old.state.name()), new.state.name()));
     if old.map(|old| old.paused.is_some()) != Some(new.paused.is_some()) {
         match &new.paused {
             Some(pause) => lines.push(format!("{id} paused by {}: {}", pause.by, pause.why)),
-            None if old.is_some() => lines.push(format!("{id} goes on")),
+            None if old.is_some() => lines.push(format!("{id} resumed")),
             None => {}
         }
     }
@@ -99,13 +99,12 @@ fn rollout(old: Option<&Rollout>, new: &Rollout) -> Vec<String> {
         let before = old.and_then(|old| old.waves.iter().find(|before| before.number == wave.number));
         let untouched = wave.counts.waiting == wave.targets.count && before.is_none();
         if !untouched && before.map(|before| &before.counts) != Some(&wave.counts) {
-            let of = format!("wave {}/{}", wave.number + 1, new.waves.len());
+            let of = format!("wave {}/{}", wave.number, new.waves.len());
             lines.push(format!("{id} {of}: {}", counts(&wave.counts, wave.targets.count)));
         }
     }
-    for verdict in new.verdicts.iter().skip(old.map_or(0, |old| old.verdicts.len())) {
-        let wave = verdict.wave + 1;
-        lines.push(format!("{id} wave {wave} {}: {}: {}", verdict.gate, verdict.verdict, verdict.evidence));
+    for record in new.verdicts.iter().skip(old.map_or(0, |old| old.verdicts.len())) {
+        lines.push(format!("{id} wave {} {}: {}: {}", record.wave, record.gate, record.verdict, record.evidence));
     }
     for failed in new.failures.iter().skip(old.map_or(0, |old| old.failures.len())) {
         lines.push(format!("{id} {} failed: {}", failed.target, failed.reason));
@@ -113,14 +112,14 @@ fn rollout(old: Option<&Rollout>, new: &Rollout) -> Vec<String> {
     lines
 }
 
-/// Where the targets of a wave are.
+/// The targets of a wave by state: `3/5 healthy, 2 changing`.
 pub fn counts(counts: &Counts, of: u64) -> String {
     let mut parts = vec![format!("{}/{of} healthy", counts.healthy)];
     let rest = [
         (counts.changing, "changing"),
         (counts.failed, "failed"),
-        (counts.reverting, "going back"),
-        (counts.restored, "back"),
+        (counts.reverting, "reverting"),
+        (counts.restored, "restored"),
         (counts.unreachable, "unreachable"),
     ];
     parts.extend(rest.into_iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")));

@@ -1,5 +1,5 @@
-//! The loop that follows one thing: woken by events, looking at least every second, through lost connections and restarted servers,
-//! until it ended, the time is up, or the user leaves. Knows nothing of what is drawn.
+//! The loop that follows one resource: polls it on events and at least every second, through lost connections and server restarts,
+//! until it ends, the time-out passes, or the user presses Ctrl-C. Knows nothing of what is drawn.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::{
     evidence, lines,
-    thing::{Kind, Thing},
+    resource::{FollowedResource, ResourceKind},
     tree::Tree,
 };
 use crate::{
@@ -23,66 +23,65 @@ use swell_model::units::Millis;
 /// How following ended.
 #[derive(Debug)]
 pub struct Followed {
-    /// As it was seen last.
-    pub thing: Thing,
-    /// The same in the server's own words.
+    /// Its last known state.
+    pub resource: FollowedResource,
+    /// The same as the server sent it.
     pub value: Value,
-    /// What that means for whoever waited.
     pub exit: Exit,
 }
 
-/// Follows `id` from how the server showed it `first`, and says how it goes. With `as_lines`, each change is an object on standard output
-/// (`--watch --json`).
+/// Follows a resource from the state `first` and shows its progress. With `as_lines` and `--json`, each change is an object on
+/// standard output (`--watch --json`).
 pub async fn follow(
     context: &Context,
     client: &Client,
-    kind: Kind,
+    kind: ResourceKind,
     first: Value,
     timeout: Option<Millis>,
     as_lines: bool,
 ) -> Result<Followed> {
     let mut value = first;
-    let mut thing = Thing::read(kind, &value)?;
+    let mut resource = FollowedResource::read(kind, &value)?;
     let mut screen = Screen::new(context, as_lines);
-    let id = thing.id().to_owned();
+    let id = resource.id().to_owned();
     let mut feed = Feed::start(client.clone(), Some(kind.subject(&id)), None);
     let mut events_end = false;
-    let time_is_up = Instant::now() + timeout.map_or(FOREVER, Millis::as_duration);
+    let deadline = Instant::now() + timeout.map_or(FOREVER, Millis::as_duration);
     let mut away_since: Option<Instant> = None;
     let exit = loop {
         if away_since.is_none() {
-            screen.show(&thing, &value)?;
+            screen.show(&resource, &value)?;
         }
-        if let Some(exit) = thing.exit() {
+        if let Some(exit) = resource.exit() {
             break exit;
         }
         tokio::select! {
             item = feed.next(), if !events_end => events_end = matches!(item, Item::End(_)),
-            () = tokio::time::sleep(context.pace.look_every) => {}
-            () = tokio::time::sleep_until(screen.heartbeat_at) => screen.heartbeat(&thing),
-            exit = left(context, &screen, &thing, time_is_up) => break exit,
+            () = tokio::time::sleep(context.pace.poll_every) => {}
+            () = tokio::time::sleep_until(screen.heartbeat_at) => screen.heartbeat(&resource),
+            exit = stopped_waiting(context, &screen, &resource, deadline) => break exit,
         }
         let path = ["v1", kind.collection(), &id];
         let seen = tokio::select! {
             seen = client.get_once(&path) => seen,
-            exit = left(context, &screen, &thing, time_is_up) => break exit,
+            exit = stopped_waiting(context, &screen, &resource, deadline) => break exit,
         };
         match seen {
             Ok(seen) => {
                 if away_since.take().is_some() {
-                    screen.note("the server is back");
+                    screen.note("reconnected to the server");
                 }
-                thing = Thing::read(kind, &seen)?;
+                resource = FollowedResource::read(kind, &seen)?;
                 value = seen;
             }
             Err(failure) if failure.exit() == Exit::Unreachable => {
                 let since = *away_since.get_or_insert_with(|| {
-                    screen.note(&format!("lost the server ({}); {id} goes on, trying again", first_line(&failure.to_string())));
+                    screen.note(&format!("lost the server ({}); {id} continues, reconnecting", first_line(&failure.to_string())));
                     Instant::now()
                 });
                 if since.elapsed() > context.pace.away_max {
                     screen.finish();
-                    return Err(failure.hint(thing.how_to_go_on()));
+                    return Err(failure.hint(resource.how_to_resume()));
                 }
             }
             Err(failure) => {
@@ -95,36 +94,36 @@ pub async fn follow(
     if exit != Exit::Done
         && exit != Exit::TimedOut
         && !context.output.json
-        && let Some(text) = evidence(&thing)
+        && let Some(text) = evidence(&resource)
     {
-        context.output.complain(text.trim_end());
+        context.output.error_line(text.trim_end());
     }
-    Ok(Followed { thing, value, exit })
+    Ok(Followed { resource, value, exit })
 }
 
-/// Waits until the user leaves or the time is up, and says how to go on.
-async fn left(context: &Context, screen: &Screen<'_>, thing: &Thing, time_is_up: Instant) -> Exit {
+/// Waits for Ctrl-C or the time-out, and says how to follow the resource again.
+async fn stopped_waiting(context: &Context, screen: &Screen<'_>, resource: &FollowedResource, deadline: Instant) -> Exit {
     let why = tokio::select! {
-        () = tokio::time::sleep_until(time_is_up) => "stopped waiting: the time is up",
-        () = context.interrupt.pressed() => "left",
+        () = tokio::time::sleep_until(deadline) => "stopped waiting: the time-out passed",
+        () = context.interrupt.pressed() => "stopped waiting",
     };
-    screen.note(&format!("{why}. {}", thing.how_to_go_on()));
+    screen.note(&format!("{why}. {}", resource.how_to_resume()));
     Exit::TimedOut
 }
 
-/// Longer than anyone waits, and short enough to be added to the present.
+/// Ten years: no time-out, and still safe to add to an instant.
 const FOREVER: Duration = Duration::from_secs(10 * 365 * 86_400);
 
 fn first_line(text: &str) -> &str {
     text.lines().next().unwrap_or_default()
 }
 
-/// Where following is seen: a tree on a terminal, else lines; with `--watch --json` objects on standard output.
+/// Where progress is shown: a tree on a terminal, else lines; with `--watch --json`, objects on standard output.
 struct Screen<'a> {
     context: &'a Context,
     tree: Option<Tree>,
     as_lines: bool,
-    shown: Option<Thing>,
+    shown: Option<FollowedResource>,
     heartbeat_at: Instant,
 }
 
@@ -135,50 +134,50 @@ impl<'a> Screen<'a> {
         Self { context, tree, as_lines, shown: None, heartbeat_at }
     }
 
-    fn show(&mut self, thing: &Thing, value: &Value) -> Result<()> {
+    fn show(&mut self, resource: &FollowedResource, value: &Value) -> Result<()> {
         let output = &self.context.output;
         if let Some(tree) = &mut self.tree {
-            tree.show(output, thing, self.context.now_ms());
+            tree.show(output, resource, self.context.now_ms());
             return Ok(());
         }
-        if self.shown.as_ref() == Some(thing) {
+        if self.shown.as_ref() == Some(resource) {
             return Ok(());
         }
         if self.as_lines && output.json {
-            let kind = if thing.kind() == Kind::Build { "build" } else { "rollout" };
+            let kind = resource.kind().name();
             output.json_line(kind, json!({ kind: value }))?;
         }
-        let lines = lines::changes(self.shown.as_ref(), thing);
+        let lines = lines::changes(self.shown.as_ref(), resource);
         if !lines.is_empty() {
             self.heartbeat_at = Instant::now() + self.context.pace.heartbeat_every;
         }
         for line in lines {
-            output.say(line);
+            output.progress(line);
         }
-        self.shown = Some(thing.clone());
+        self.shown = Some(resource.clone());
         Ok(())
     }
 
-    fn heartbeat(&mut self, thing: &Thing) {
+    fn heartbeat(&mut self, resource: &FollowedResource) {
         self.heartbeat_at = Instant::now() + self.context.pace.heartbeat_every;
         if self.tree.is_none() {
-            let line = lines::heartbeat(thing, self.context.now_ms());
-            self.context.output.say(self.context.output.paint(Tone::Faint, &line));
+            let line = lines::heartbeat(resource, self.context.now_ms());
+            self.context.output.progress(self.context.output.paint(Tone::Faint, &line));
         }
     }
 
     fn note(&self, line: &str) {
         match &self.tree {
             Some(tree) => tree.note(line),
-            None => self.context.output.say(line),
+            None => self.context.output.progress(line),
         }
     }
 
     fn finish(&mut self) {
         if let Some(tree) = self.tree.take() {
             tree.finish();
-            // The tree's last line has no end of its own.
-            self.context.output.complain("");
+            // The tree does not end its last line.
+            self.context.output.error_line("");
         }
     }
 }

@@ -1,27 +1,27 @@
-//! Following a build or a rollout to its end. Table of contents.
+//! Follows a build or rollout to its end. Table of contents.
 //!
-//! The server computes what is shown; here it is only looked at, drawn, and turned into an exit code.
+//! The server computes what is shown; this module polls it, draws it, and turns its end into an exit code.
 
 mod evidence;
 mod lines;
 mod live;
-mod thing;
+mod resource;
 mod tree;
 
 pub use evidence::{evidence, failed_targets};
 pub use lines::counts;
 pub use live::follow;
-pub use thing::{Kind, Thing, short_ref};
+pub use resource::{FollowedResource, ResourceKind, short_ref};
 
 use swell_model::units::Millis;
 
-/// What commands that follow take.
+/// The flags of commands that follow what they start.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct FollowArgs {
-    /// Leave at once; the work goes on
+    /// Do not follow; the work continues
     #[arg(long, short = 'd')]
     pub detach: bool,
-    /// Stop waiting after so long, such as 10m, with exit code 6; the work goes on
+    /// Stop waiting after this time, such as 10m, with exit code 6; the work continues
     #[arg(long, value_name = "TIME", conflicts_with = "detach")]
     pub timeout: Option<Millis>,
 }

@@ -1,4 +1,4 @@
-//! Which setting wins, what is refused, and whether the examples in `config/` keep up with the flags.
+//! Precedence of settings, refused ones, and whether the examples in `config/` match the flags.
 
 #![allow(clippy::unwrap_used)]
 
@@ -15,7 +15,7 @@ use crate::{
     Cli, Exit,
     args::Command as Verb,
     roles::{AgentArgs, GatewayArgs, ServerArgs},
-    start::{Unread, parse_with},
+    start::{ParseError, parse_with},
 };
 
 /// The command line without the variables of whoever runs the tests.
@@ -40,7 +40,7 @@ impl Place {
         self.folder.path().join(format!("{role}.toml"))
     }
 
-    fn parse_as(&self, command: impl Fn() -> Command, words: &[&str]) -> Result<Cli, Unread> {
+    fn parse_as(&self, command: impl Fn() -> Command, words: &[&str]) -> Result<Cli, ParseError> {
         let var = |name: &str| self.vars.get(name).cloned();
         let arguments: Vec<OsString> = ["swell"].iter().chain(words).map(OsString::from).collect();
         parse_with(command, &arguments, &RoleSources { var: &var, folder: self.folder.path() })
@@ -52,11 +52,11 @@ impl Place {
 
     fn refusal(&self, words: &[&str]) -> String {
         match self.parse_as(without_variables, words).unwrap_err() {
-            Unread::Written(failure) => {
+            ParseError::File(failure) => {
                 assert_eq!(failure.exit(), Exit::Usage);
                 failure.to_string()
             }
-            Unread::Typed(error) => panic!("refused as typed: {error}"),
+            ParseError::CommandLine(error) => panic!("refused as an argument: {error}"),
         }
     }
 
@@ -77,7 +77,7 @@ impl Place {
 }
 
 #[test]
-fn a_flag_wins_over_a_variable_over_the_file_over_the_default() {
+fn flag_takes_precedence_over_variable_over_file_over_default() {
     let place = Place::with("agent", "zone = 'file'");
     // A variable that cargo sets stands in for SWELL_ZONE, since a test must not change its process.
     let with_variable =
@@ -99,7 +99,7 @@ fn a_flag_wins_over_a_variable_over_the_file_over_the_default() {
 }
 
 #[test]
-fn what_goes_together_does_so_wherever_it_comes_from() {
+fn dependent_settings_are_checked_across_sources() {
     let place = Place::with("server", "runner = true\ncpu = 2");
     let args = place.server(&[]);
     assert_eq!((args.runner, args.cpu, args.check()), (true, Some(2.0), Ok(())));
@@ -112,24 +112,24 @@ fn what_goes_together_does_so_wherever_it_comes_from() {
 }
 
 #[test]
-fn the_named_file_is_the_one_that_is_read_and_must_exist() {
+fn named_file_is_read_and_must_exist() {
     let mut place = Place::with("agent", "zone = 'system'");
     fs::write(place.file("mine"), "zone = 'mine'").unwrap();
     let mine = place.file("mine").display().to_string();
     assert_eq!(place.agent(&["--config", &mine]).zone, "mine");
     place.vars.insert("SWELL_CONFIG", mine.replace("mine", "mien"));
     let said = place.refusal(&["agent"]);
-    assert!(said.contains("there is no file") && said.contains("mine.toml`?"), "{said}");
+    assert!(said.contains("does not exist") && said.contains("mine.toml`?"), "{said}");
     place.vars.insert("SWELL_CONFIG", mine.clone());
     assert_eq!(place.agent(&[]).zone, "mine");
     assert_eq!(place.agent(&["--config", "/dev/null"]).zone, "default");
-    assert!(place.parse(&["dev"]).command.is_role(), "dev reads none, not even of SWELL_CONFIG");
+    assert!(matches!(place.parse(&["dev"]).command, Verb::Dev(_)), "dev reads no file, not even that of SWELL_CONFIG");
     assert!(place.refusal(&["dev", "--config", &mine]).contains("reads no configuration file"));
-    assert!(!place.parse(&["status", "--config", &mine]).command.is_role(), "clients read it elsewhere");
+    assert!(matches!(place.parse(&["status", "--config", &mine]).command, Verb::Status(_)), "clients read their file later");
 }
 
 #[test]
-fn the_token_comes_from_the_nearest_source() {
+fn token_is_taken_from_source_with_highest_precedence() {
     let mut place = Place::with("agent", "token_file = '/file'");
     let token = |place: &Place, words: &[&str]| place.parse(words).globals.token_file;
     assert_eq!(token(&place, &["agent"]), Some("/file".into()));
@@ -142,7 +142,7 @@ fn the_token_comes_from_the_nearest_source() {
 }
 
 #[test]
-fn what_cannot_be_meant_is_answered_with_file_and_key_and_what_to_write() {
+fn wrong_setting_is_refused_with_file_key_and_hint() {
     for (role, text, words) in [
         ("agent", "zoen = 'b'", ["unknown key `zoen`", "`zone`?"]),
         ("agent", "default-user = 'app'", ["unknown key `default-user`", "`default_user`?"]),
@@ -151,17 +151,17 @@ fn what_cannot_be_meant_is_answered_with_file_and_key_and_what_to_write() {
         ("server", "token_file = '/x'", ["unknown key `token_file`", "`swell server`"]),
         ("agent", "limits = {}", ["unknown key `limits`", "the keys are"]),
         ("gateway", "limit = {}", ["unknown key `limit`", "`limits`?"]),
-        ("agent", "zone = 3", ["`zone` is a number, and must be a text", "`zone = \"3\"`"]),
-        ("server", "runner = 'yes'", ["`runner` is a text, and must be true or false", "`runner = true`"]),
-        ("server", "cpu = '2'", ["`cpu` is a text, and must be a number", "`cpu = 2`"]),
+        ("agent", "zone = 3", ["`zone` is a number, and must be a string", "`zone = \"3\"`"]),
+        ("server", "runner = 'yes'", ["`runner` is a string, and must be true or false", "`runner = true`"]),
+        ("server", "cpu = '2'", ["`cpu` is a string, and must be a number", "`cpu = 2`"]),
         ("server", "cpu = 0", ["`cpu` is `0`", "0.1 to 4096"]),
-        ("agent", "server = []", ["`server` is an empty list", "take the line out"]),
-        ("agent", "server = [1]", ["`server` is a list with other things", "[\"…\"]"]),
-        ("agent", "label = { role = 1 }", ["`label` is a table with other things", "{ role = \"web\" }"]),
+        ("agent", "server = []", ["`server` is an empty list", "remove the line"]),
+        ("agent", "server = [1]", ["`server` is a list that holds more", "[\"…\"]"]),
+        ("agent", "label = { role = 1 }", ["`label` is a table that holds more", "{ role = \"web\" }"]),
         ("agent", "address = 'here'", ["`address` is `here`: invalid IP address", "`127.0.0.1`"]),
         ("agent", "reserve = '1 horse'", ["`reserve` is `1 horse`", "`512MiB`"]),
         ("gateway", "listen = ['x']", ["`listen` is `x`", "0.0.0.0:80"]),
-        ("gateway", "listen = ['0.0.0.0:80']\nlistener = []", ["`listen` stands beside `[[listener]]`", "keep one"]),
+        ("gateway", "listen = ['0.0.0.0:80']\nlistener = []", ["`listen` and `[[listener]]` both", "remove one"]),
         ("gateway", "zone = 'a", ["line 1", "zone = 'a"]),
     ] {
         let place = Place::with(role, text);
@@ -172,7 +172,7 @@ fn what_cannot_be_meant_is_answered_with_file_and_key_and_what_to_write() {
 }
 
 #[test]
-fn what_is_for_the_gateway_itself_is_handed_on() {
+fn gateway_settings_without_flag_are_passed_on() {
     let args = Place::with("gateway", "zone = 'a'\ntrust_forwarded = true\n[limits]\nattempts_max = 2").gateway(&[]);
     assert_eq!((args.zone.as_deref(), args.tuning.keys.len()), (Some("a"), 2));
     assert_eq!(args.tuning.keys["limits"]["attempts_max"].as_integer(), Some(2));
@@ -193,7 +193,7 @@ fn made(text: &str) -> String {
 }
 
 #[test]
-fn every_example_sets_nothing_and_shows_every_flag_with_its_default() {
+fn example_files_set_nothing_and_show_every_flag_with_its_default() {
     for role in ["server", "agent", "gateway"] {
         let text = example(&format!("{role}.toml"));
         assert_eq!(text.parse::<toml::Table>().unwrap(), toml::Table::new(), "{role}.toml must set nothing");
@@ -208,7 +208,7 @@ fn every_example_sets_nothing_and_shows_every_flag_with_its_default() {
                 table.get(&key).unwrap_or_else(|| panic!("config/{role}.toml must show `{key}`: add it, with its default"));
             let default: Vec<_> = flag.get_default_values().iter().map(|value| value.to_string_lossy().into_owned()).collect();
             assert!(
-                default.is_empty() || words(flag, value).unwrap() == default,
+                default.is_empty() || arguments(flag, value).unwrap() == default,
                 "{role}.toml: the default of {key} is {default:?}"
             );
         }
@@ -218,7 +218,7 @@ fn every_example_sets_nothing_and_shows_every_flag_with_its_default() {
 }
 
 #[test]
-fn the_clients_example_shows_every_key_with_its_default() {
+fn client_example_shows_every_key_with_its_default() {
     let text = example("client.toml");
     assert_eq!(text.parse::<toml::Table>().unwrap(), toml::Table::new());
     let table: toml::Table = made(&text).parse().unwrap();

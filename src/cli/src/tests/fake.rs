@@ -1,4 +1,4 @@
-//! A server that answers what a test scripts, and a client whose words can be read.
+//! A scripted server, and a client whose output can be read.
 
 use std::{
     collections::BTreeMap,
@@ -19,15 +19,16 @@ use tokio::net::TcpListener;
 
 use crate::{
     Exit, Failure, Hooks,
-    args::{Cli, Globals},
-    commands::doctor::Check,
+    args::Cli,
+    check::Check,
     config::{Settings, Sources},
     context::{Context, Pace},
+    globals::Globals,
     output::{ColorChoice, Output, Surroundings},
     start,
 };
 
-/// What a request was.
+/// A received request.
 #[derive(Debug, Clone)]
 pub struct Seen {
     pub method: String,
@@ -35,16 +36,16 @@ pub struct Seen {
     pub query: String,
     pub headers: BTreeMap<String, String>,
     pub body: Value,
-    /// How many requests of this method and path came before.
+    /// The number of earlier requests with this method and path.
     pub before: usize,
 }
 
-/// What the server does about it.
+/// The answer to a request.
 pub enum Reply {
     Json(u16, Value),
-    /// Chunks, then the stream stays open, or not.
+    /// Chunks; then the stream stays open (true) or ends.
     Stream(Vec<String>, bool),
-    /// The connection is cut without an answer.
+    /// The connection is closed without an answer.
     Cut,
 }
 
@@ -85,7 +86,7 @@ impl Fake {
         self.seen.lock().unwrap().clone()
     }
 
-    /// The requests with this method and path.
+    /// The received requests with this method and path.
     pub fn seen_at(&self, method: &str, path: &str) -> Vec<Seen> {
         self.seen().into_iter().filter(|seen| seen.method == method && seen.path == path).collect()
     }
@@ -125,7 +126,7 @@ async fn answer(
     Ok(Response::builder().status(status).body(body).unwrap())
 }
 
-/// Words that can be read back.
+/// Output that can be read back.
 #[derive(Clone, Default)]
 pub struct Words(Arc<Mutex<Vec<u8>>>);
 
@@ -145,7 +146,7 @@ impl Write for Words {
     }
 }
 
-/// What a command said, and how it ended.
+/// The output and exit code of a command.
 #[derive(Debug)]
 pub struct Said {
     pub out: String,
@@ -166,11 +167,11 @@ impl Said {
 pub fn hooks() -> Hooks {
     Hooks {
         pack: |dir: &Path, out: &mut dyn Write, mtime_secs: u64| Ok(write!(out, "<{} {mtime_secs}>", dir.display())?),
-        isolation: || vec![Check::good("namespaces", "there")],
+        isolation: || vec![Check::passed("namespaces", "available")],
     }
 }
 
-/// A command that is about to run.
+/// A parsed command, not yet running.
 pub struct Typed {
     pub context: Arc<Context>,
     command: crate::Command,
@@ -178,7 +179,7 @@ pub struct Typed {
     err: Words,
 }
 
-/// `swell` with these arguments, against the server at `addr`, without a terminal.
+/// `swell` with these arguments, without a terminal, against the server at `addr`.
 pub fn typed(addr: &str, arguments: &[&str]) -> Typed {
     typed_with(addr, arguments, &[("SWELL_TOKEN", "swell_developer_1"), ("SWELL_USER", "ada")])
 }
@@ -202,7 +203,7 @@ pub fn typed_with(addr: &str, arguments: &[&str], vars: &[(&'static str, &str)])
         Box::new(err.clone()),
     );
     let ms = Duration::from_millis;
-    let pace = Pace { look_every: ms(10), heartbeat_every: ms(10_000), away_max: Duration::from_secs(20) };
+    let pace = Pace { poll_every: ms(10), heartbeat_every: ms(10_000), away_max: Duration::from_secs(20) };
     let context = Context {
         output,
         settings,
@@ -221,12 +222,12 @@ impl Typed {
         self
     }
 
-    /// Runs it to its end, which must come within half a minute.
+    /// Runs it to its end, within 30 s.
     pub async fn run(self) -> Said {
         let Self { context, command, out, err } = self;
         let running = async {
             let end: Result<Exit, Failure> = start::dispatch(&context, command).await;
-            start::ended(&context.output, end)
+            start::exit_of(&context.output, end)
         };
         let ended = tokio::time::timeout(Duration::from_secs(30), running).await;
         let exit = ended.unwrap_or_else(|_| panic!("no end; said so far:\n{}\n{}", out.text(), err.text()));
@@ -242,7 +243,7 @@ impl Typed {
     }
 }
 
-/// Waits until `holds`, half a minute at the most.
+/// Waits until `holds`, for at most 30 s.
 pub async fn until(what: &str, holds: impl Fn() -> bool) {
     for _ in 0..3000 {
         if holds() {

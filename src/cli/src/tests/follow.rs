@@ -1,4 +1,4 @@
-//! Following: to every kind of end, through lost connections and restarted servers, until the time is up or the user leaves.
+//! Following a resource: to every kind of end, through lost connections and server restarts, until time-out or Ctrl-C.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,15 +8,15 @@ use super::fake::{Fake, Reply, Seen, typed, until};
 use crate::Exit;
 
 fn rollout(state: &str, more: Value) -> Value {
-    let ended = matches!(state, "deployed" | "rolled-back" | "failed" | "canceled" | "preempted");
+    let ended = matches!(state, "deployed" | "rolled-back" | "failed" | "canceled" | "preempted" | "expired");
     let mut rollout = json!({
         "id": "r7", "pipeline": "shop", "environment": "production", "release": "shop@12", "stable": "shop@11", "purpose": "deploy",
-        "state": state, "ended": ended, "total": 3, "wave": 0, "created_at": 1_000_000, "ended_at": ended.then_some(1_095_000),
+        "state": state, "ended": ended, "total": 3, "wave": 1, "created_at": 1_000_000, "ended_at": ended.then_some(1_095_000),
         "waits_for": (!ended).then_some("web-1 to become healthy"),
         "timing": { "least_ms": 70_000, "least_rollback_ms": 9000 },
         "waves": [
-            { "number": 0, "state": "at-work", "targets": { "count": 1, "names": ["web-1"] }, "counts": { "waiting": 1 } },
-            { "number": 1, "state": "waiting", "targets": { "count": 2, "names": ["web-2", "web-3"] }, "counts": { "waiting": 2 } },
+            { "number": 1, "state": "at-work", "targets": { "count": 1, "names": ["web-1"] }, "counts": { "waiting": 1 } },
+            { "number": 2, "state": "waiting", "targets": { "count": 2, "names": ["web-2", "web-3"] }, "counts": { "waiting": 2 } },
         ],
     });
     if let (Value::Object(fields), Value::Object(more)) = (&mut rollout, more) {
@@ -33,12 +33,12 @@ fn build(state: &str, attempts: Value) -> Value {
     })
 }
 
-/// Events that say nothing.
+/// An event stream without events.
 fn silent() -> Reply {
     Reply::Stream(vec!["id: 1.0\nevent: cursor\ndata: 1.0\n\n".to_owned()], true)
 }
 
-/// Answers the rollout's requests with one state after the other; the last stays.
+/// Answers each poll with the next state; the last one repeats.
 fn script(states: Vec<Value>) -> impl Fn(&Seen) -> Reply + Send + Sync {
     move |seen| match (seen.method.as_str(), seen.path.as_str()) {
         ("GET", "/v1/events") => silent(),
@@ -50,12 +50,12 @@ fn script(states: Vec<Value>) -> impl Fn(&Seen) -> Reply + Send + Sync {
 const DEPLOY: &[&str] = &["deploy", "shop", "--env", "production"];
 
 #[tokio::test]
-async fn a_deploy_is_followed_in_lines_to_its_good_end() {
+async fn deploy_prints_progress_lines_until_deployed() {
     let healthy = json!([
-        { "number": 0, "state": "passed", "targets": { "count": 1, "names": ["web-1"] }, "counts": { "healthy": 1 } },
-        { "number": 1, "state": "at-work", "targets": { "count": 2, "names": [] }, "counts": { "changing": 2 } },
+        { "number": 1, "state": "passed", "targets": { "count": 1, "names": ["web-1"] }, "counts": { "healthy": 1 } },
+        { "number": 2, "state": "at-work", "targets": { "count": 2, "names": [] }, "counts": { "changing": 2 } },
     ]);
-    let verdicts = json!([{ "wave": 0, "gate": "bake", "verdict": "pass", "evidence": "healthy for 1m" }]);
+    let verdicts = json!([{ "wave": 1, "gate": "bake", "verdict": "pass", "evidence": "healthy for 1m" }]);
     let server = Fake::start(script(vec![
         rollout("deploying", json!({})),
         rollout("canary-check", json!({})),
@@ -86,9 +86,9 @@ async fn a_deploy_is_followed_in_lines_to_its_good_end() {
 }
 
 #[tokio::test]
-async fn a_failed_rollout_shows_its_evidence_unasked() {
+async fn failed_rollout_prints_its_evidence() {
     let failed = json!({
-        "verdicts": [{ "wave": 0, "gate": "convergence", "verdict": "fail", "evidence": "1 of 1 failed, at most 0 may" }],
+        "verdicts": [{ "wave": 1, "gate": "convergence", "verdict": "fail", "evidence": "1 of 1 failed, at most 0 may" }],
         "failures": [{
             "target": "web-1", "service": "api", "reason": "the process ended at once", "hint": "look at its output", "exit": "exit 3",
             "probe": "connection refused", "output": "starting\n\u{1b}[31mpanic: no database\u{1b}[0m\n",
@@ -103,25 +103,26 @@ async fn a_failed_rollout_shows_its_evidence_unasked() {
     r7 web-1 failed: the process ended at once
     r7 wave 1 failed its convergence gate: 1 of 1 failed, at most 0 may
     web-1 (api) failed: the process ended at once
-      ended with: exit 3
+      exit: exit 3
       last probe: connection refused
       | starting
       | panic: no database
-      next: look at its output
-      all of it: swell why r7
+      hint: look at its output
+      details: swell why r7
     ");
     insta::assert_snapshot!(said.out, @"r7: rolled-back: production is back on shop@11; shop@12 is quarantined there (after 1m35s)");
 }
 
 #[tokio::test]
-async fn each_end_has_its_exit_code() {
+async fn end_of_resource_determines_exit_code() {
     let ends = [
         ("deployed", Exit::Done),
         ("rolled-back", Exit::RolledBack),
         ("failed", Exit::RollbackFailed),
         ("canceled", Exit::Failed),
         ("preempted", Exit::Failed),
-        ("awaiting-approval", Exit::AwaitsApproval),
+        // The state of a newer server.
+        ("expired", Exit::Failed),
     ];
     for (state, exit) in ends {
         let server = Fake::start(script(vec![rollout("deploying", json!({})), rollout(state, json!({}))])).await;
@@ -134,7 +135,7 @@ async fn each_end_has_its_exit_code() {
 }
 
 #[tokio::test]
-async fn a_failed_build_shows_its_phase_and_last_output() {
+async fn failed_build_prints_its_phase_and_last_output() {
     let at_work = json!([{ "number": 1, "runner": "r1", "unisolated": "no user namespaces", "phases": [
         { "phase": "checkout", "started_at": 1000, "ended_at": 1400 }, { "phase": "build", "started_at": 1400 },
     ] }]);
@@ -158,14 +159,14 @@ async fn a_failed_build_shows_its_phase_and_last_output() {
     b3 building -> build-failed
     b3 failed in build: the script ended with 2
       | cc: no such file
-      next: correct it and push
-      all of it: swell logs b3
+      hint: correct it and push
+      full log: swell logs b3
     ");
     assert_eq!(said.out, "b3: shop 012345678901 (main) build-failed (after 30s)\n");
 }
 
 #[tokio::test]
-async fn with_json_the_result_alone_is_on_standard_output() {
+async fn json_result_is_alone_on_standard_output() {
     let server = Fake::start(script(vec![rollout("deploying", json!({})), rollout("deployed", json!({}))])).await;
     let said = typed(&server.addr, &[DEPLOY, &["--json"]].concat()).run().await;
     assert_eq!(said.json()["state"], "deployed");
@@ -173,7 +174,7 @@ async fn with_json_the_result_alone_is_on_standard_output() {
 }
 
 #[tokio::test]
-async fn leaving_says_how_to_go_on_and_the_work_does() {
+async fn detach_interrupt_and_timeout_say_how_to_resume_and_abort_nothing() {
     let server = Fake::start(script(vec![rollout("deploying", json!({}))])).await;
     let said = typed(&server.addr, &[DEPLOY, &["--detach"]].concat()).run().await;
     assert_eq!(said.exit, Exit::Done);
@@ -187,12 +188,12 @@ async fn leaving_says_how_to_go_on_and_the_work_does() {
 
     let said = typed(&server.addr, &[DEPLOY, &["--timeout", "50ms"]].concat()).run().await;
     assert_eq!(said.exit, Exit::TimedOut);
-    assert!(said.err.contains("the time is up"), "{}", said.err);
+    assert!(said.err.contains("the time-out passed"), "{}", said.err);
     assert!(server.seen().iter().all(|seen| !seen.path.contains("abort")));
 }
 
 #[tokio::test]
-async fn leaving_does_not_wait_for_an_answer() {
+async fn interrupt_does_not_wait_for_pending_request() {
     let server = Fake::start(|seen| match seen.method.as_str() {
         "POST" => Reply::Json(201, rollout("deploying", json!({}))),
         _ => silent(),
@@ -212,18 +213,31 @@ async fn leaving_does_not_wait_for_an_answer() {
 }
 
 #[tokio::test]
-async fn without_news_it_says_what_it_waits_for() {
+async fn heartbeat_repeats_reason_for_waiting() {
     let server = Fake::start(script(vec![rollout("deploying", json!({}))])).await;
     let running = typed(&server.addr, DEPLOY).pace(|pace| pace.heartbeat_every = Duration::from_millis(30));
     let (err, context) = (running.err(), Arc::clone(&running.context));
     let end = tokio::spawn(running.run());
-    until("two heartbeats", || err.text().matches("waits for web-1 to become healthy").count() >= 2).await;
+    until("two heartbeats", || err.text().matches("waiting for web-1 to become healthy").count() >= 2).await;
     context.interrupt.press();
     assert_eq!(end.await.unwrap().exit, Exit::TimedOut);
 }
 
 #[tokio::test]
-async fn a_restarted_server_does_not_end_the_following() {
+async fn blocked_rollout_says_what_blocks_it_and_how_to_cancel() {
+    let blocked = json!({ "waits_for": "the environment is frozen by admin: black friday" });
+    let server = Fake::start(script(vec![rollout("blocked", blocked)])).await;
+    let running = typed(&server.addr, DEPLOY).pace(|pace| pace.heartbeat_every = Duration::from_millis(30));
+    let (err, context) = (running.err(), Arc::clone(&running.context));
+    let end = tokio::spawn(running.run());
+    let expected = "; the environment is frozen by admin: black friday; cancel with `swell abort r7`";
+    until("a heartbeat", || err.text().contains(expected)).await;
+    context.interrupt.press();
+    assert_eq!(end.await.unwrap().exit, Exit::TimedOut);
+}
+
+#[tokio::test]
+async fn following_survives_server_restart() {
     let server = Fake::start(|seen| match (seen.method.as_str(), seen.path.as_str()) {
         ("POST", _) => Reply::Json(201, rollout("deploying", json!({}))),
         (_, "/v1/events") if seen.before < 3 => Reply::Cut,
@@ -237,11 +251,11 @@ async fn a_restarted_server_does_not_end_the_following() {
     let said = typed(&server.addr, DEPLOY).run().await;
     assert_eq!(said.exit, Exit::Done, "{}", said.err);
     assert_eq!(said.err.matches("lost the server").count(), 1, "{}", said.err);
-    assert!(said.err.contains("the server is back"), "{}", said.err);
+    assert!(said.err.contains("reconnected"), "{}", said.err);
 }
 
 #[tokio::test]
-async fn a_server_that_stays_away_ends_it_with_how_to_go_on() {
+async fn following_ends_with_how_to_resume_when_server_stays_unreachable() {
     let server = Fake::start(|seen| match seen.method.as_str() {
         "POST" => Reply::Json(201, rollout("deploying", json!({}))),
         _ => Reply::Cut,
@@ -253,7 +267,7 @@ async fn a_server_that_stays_away_ends_it_with_how_to_go_on() {
 }
 
 #[tokio::test]
-async fn events_resume_where_the_connection_broke() {
+async fn events_resume_after_lost_connection() {
     let event = |seq: &str| {
         let event = json!({ "seq": seq, "at": 1, "by": "developer:ada", "subject": "build/b3", "kind": "build.started" });
         format!("id: {seq}\nevent: event\ndata: {event}\n\n")
@@ -272,13 +286,13 @@ async fn events_resume_where_the_connection_broke() {
     until("the event after the break", || out.text().contains("7.0")).await;
     context.interrupt.press();
     let said = end.await.unwrap();
-    assert!(said.err.contains("nothing was missed"), "{}", said.err);
+    assert!(said.err.contains("no event was missed"), "{}", said.err);
     let seqs: Vec<String> = said.json_lines().iter().filter_map(|line| line["seq"].as_str().map(str::to_owned)).collect();
     assert_eq!(seqs, ["4.0", "5.0", "6.1", "7.0"]);
 }
 
 #[tokio::test]
-async fn a_log_is_gone_on_with_where_it_broke_and_into_the_next_attempt() {
+async fn log_resumes_after_lost_connection_and_continues_with_next_attempt() {
     let line = |n: u64, text: &str| json!({ "start": n, "end": n + 1, "phase": "build", "text": text }).to_string() + "\n";
     let attempt = |number: u32, end: Option<&str>| json!({ "number": number, "runner": "r1", "end": end });
     let server = Fake::start(move |seen| {
@@ -308,7 +322,7 @@ async fn a_log_is_gone_on_with_where_it_broke_and_into_the_next_attempt() {
 }
 
 #[tokio::test]
-async fn a_change_is_sent_again_with_the_same_key_and_happens_once() {
+async fn change_is_retried_with_same_idempotency_key() {
     let server = Fake::start(|seen| match (seen.method.as_str(), seen.before) {
         ("POST", 0) => Reply::Json(503, json!({ "code": "no_leader", "detail": "no leader", "hint": "wait", "retryable": true })),
         ("POST", 1) => Reply::Cut,
@@ -323,7 +337,7 @@ async fn a_change_is_sent_again_with_the_same_key_and_happens_once() {
 }
 
 #[tokio::test]
-async fn nobody_there_is_said_soon() {
+async fn unreachable_server_fails_soon_with_hint() {
     let said = typed("http://127.0.0.1:9", &["whoami"]).run().await;
     assert_eq!(said.exit, Exit::Unreachable);
     assert!(said.err.contains("error[unreachable]") && said.err.contains("swell dev"), "{}", said.err);

@@ -1,4 +1,4 @@
-//! Every leaf of the tree, run with `--json` against a scripted server: it prints one JSON object and nothing else.
+//! Every command, run against a scripted server: with `--json`, it prints one JSON object and nothing else.
 
 use std::{collections::BTreeSet, path::Path};
 
@@ -32,7 +32,7 @@ fn one(name: &str) -> Value {
     json!({ "items": [{ "name": name, "source": { "hosted": "shop" }, "path": "/git/shop" }], "next": null })
 }
 
-/// A server on which everything is fine.
+/// A server on which every request succeeds.
 pub fn fine(seen: &Seen) -> Reply {
     let parts: Vec<&str> = seen.path.trim_start_matches('/').split('/').collect();
     let event =
@@ -72,7 +72,7 @@ pub fn fine(seen: &Seen) -> Reply {
     Reply::Json(200, value)
 }
 
-/// How each leaf is run; `@` stands for a folder of the test's own.
+/// Arguments for each command; `@` stands for a folder of the test.
 const RUNS: &[&[&str]] = &[
     &["init", "--file", "@/new.toml"],
     &["validate", "@/swell.toml"],
@@ -127,7 +127,7 @@ const RUNS: &[&[&str]] = &[
     &["version"],
 ];
 
-/// Roles print no result; a shell reads the other one.
+/// Roles print no result; the output of `completion` is for a shell.
 const WITHOUT_RESULT: &[&str] = &["dev", "server", "runner", "agent", "gateway", "completion"];
 
 fn prepare(folder: &Path) {
@@ -145,7 +145,7 @@ fn filled(run: &[&str], folder: &Path) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn every_leaf_prints_one_json_object_and_text() {
+async fn every_command_prints_text_and_with_json_one_object() {
     let folder = tempfile::tempdir().unwrap();
     let home = folder.path().display().to_string();
     let server = Fake::start(fine).await;
@@ -167,7 +167,10 @@ async fn every_leaf_prints_one_json_object_and_text() {
             if json {
                 assert!(said.json().is_object(), "{words:?}: {}", said.out);
             }
-            assert!(!said.out.contains('\u{1b}') && !said.err.contains('\u{1b}'), "{words:?} colours without a terminal");
+            assert!(
+                !said.out.contains('\u{1b}') && !said.err.contains('\u{1b}'),
+                "{words:?} must not use color without a terminal"
+            );
         }
         let leaf = all.iter().find(|leaf| leaf.split(' ').eq(run.iter().take(leaf.split(' ').count()).copied()));
         covered.extend(leaf.cloned());
@@ -178,7 +181,7 @@ async fn every_leaf_prints_one_json_object_and_text() {
 }
 
 #[tokio::test]
-async fn watching_prints_an_object_a_line_and_a_result_at_the_end() {
+async fn watch_with_json_prints_object_per_line_and_result_last() {
     let server = Fake::start(fine).await;
     for words in [&["status", "r7", "--watch", "--json"][..], &["logs", "b3", "-f", "--json"]] {
         let said = typed(&server.addr, words).run().await;
@@ -195,7 +198,7 @@ async fn watching_prints_an_object_a_line_and_a_result_at_the_end() {
 }
 
 #[tokio::test]
-async fn an_error_is_json_too_when_json_was_asked_for() {
+async fn error_is_json_with_json_flag() {
     let problem = json!({ "code": "held", "detail": "production is held", "hint": "swell abort r7", "holder": "rollout/r7" });
     let server = Fake::start(move |_| Reply::Json(409, problem.clone())).await;
     let said = typed(&server.addr, &["deploy", "shop", "--env", "production", "--json"]).run().await;

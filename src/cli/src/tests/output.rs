@@ -1,4 +1,4 @@
-//! What people read: tables, refusals with what was meant, plans and rollbacks.
+//! Text output: tables, errors with suggestions, plans and rollbacks.
 
 use serde_json::json;
 
@@ -13,7 +13,7 @@ fn now_ms() -> u64 {
 }
 
 #[tokio::test]
-async fn the_overview_says_what_runs_where_and_what_is_at_work() {
+async fn overview_shows_releases_open_rollouts_and_builds() {
     let ago = now_ms() - 2 * 3_600_000 - 30_000;
     let server = Fake::start(move |seen| {
         Reply::Json(200, match seen.path.as_str() {
@@ -37,18 +37,18 @@ async fn the_overview_says_what_runs_where_and_what_is_at_work() {
     .await;
     let said = typed(&server.addr, &["status"]).run().await;
     insta::assert_snapshot!(said.out, @r"
-    ENVIRONMENT  PIPELINE  RUNS       AT WORK                                                    LAST             QUARANTINED
-    production   shop      shop@11    r7 canary-check to shop@12, waits for the bake: 40s of 5m  deployed 2h ago  shop@10
-    production   billing   billing@3  -                                                          -                -
+    ENVIRONMENT  PIPELINE  RELEASE    ROLLOUT                                                      LAST ROLLOUT     QUARANTINED
+    production   shop      shop@11    r7 canary-check to shop@12, waiting for the bake: 40s of 5m  deployed 2h ago  shop@10
+    production   billing   billing@3  -                                                            -                -
 
-    BUILD  PIPELINE  COMMIT        STATE   WAITS FOR  ASKED FOR
-    b9     shop      012345678901  queued  a runner   2h ago
+    BUILD  PIPELINE  COMMIT        STATE   WAITING FOR  REQUESTED
+    b9     shop      012345678901  queued  a runner     2h ago
     ");
     assert_eq!(server.seen_at("GET", "/v1/builds")[0].query, "state=open&limit=50");
 }
 
 #[tokio::test]
-async fn history_is_one_list_newest_first() {
+async fn history_lists_builds_and_rollouts_newest_first() {
     let now = now_ms();
     let server = Fake::start(move |seen| {
         Reply::Json(200, match seen.path.as_str() {
@@ -65,14 +65,14 @@ async fn history_is_one_list_newest_first() {
     .await;
     let said = typed(&server.addr, &["history", "shop"]).run().await;
     insta::assert_snapshot!(said.out, @r"
-    ID  WHEN    WHAT                     STATE            RELEASE  WHERE       BY
+    ID  AGE     ACTION                   STATE            RELEASE  REF/ENV     BY
     r7  1h ago  deploy shop              deployed         shop@12  production  system:deploy
     b3  2h ago  build shop 012345678901  ready-to-deploy  shop@12  main        developer:ada
     ");
 }
 
 #[tokio::test]
-async fn plan_says_by_its_exit_code_whether_something_would_change() {
+async fn plan_exit_code_tells_whether_something_would_change() {
     let server = Fake::start(|seen| match seen.path.as_str() {
         "/v1/plans" => {
             let stable = if seen.body["release"] == "shop@11" { "shop@11" } else { "shop@10" };
@@ -86,14 +86,14 @@ async fn plan_says_by_its_exit_code_whether_something_would_change() {
 }
 
 #[tokio::test]
-async fn a_rollback_says_where_it_goes_before_it_starts_and_asks_where_it_cannot_know() {
+async fn rollback_names_release_before_start_and_refuses_ambiguous_environment() {
     let server = Fake::start(|seen| match (seen.method.as_str(), seen.path.as_str()) {
         (_, "/v1/plans") => Reply::Json(200, json!({ "release": "shop@11", "stable": "shop@12", "environment": "production" })),
         _ => fine(seen),
     })
     .await;
     let said = typed(&server.addr, &["rollback", "shop", "--why", "errors"]).run().await;
-    assert!(said.err.starts_with("going back to shop@11 in production, whose stable release is shop@12\n"), "{}", said.err);
+    assert!(said.err.starts_with("rolling back production from shop@12 to shop@11\n"), "{}", said.err);
     let asked = &server.seen_at("POST", "/v1/rollbacks")[0].body;
     assert_eq!(*asked, json!({ "pipeline": "shop", "environment": "production", "to": "shop@11", "why": "errors" }));
 
@@ -112,7 +112,7 @@ async fn a_rollback_says_where_it_goes_before_it_starts_and_asks_where_it_cannot
         insta::allow_duplicates! {
             insta::assert_snapshot!(said.err, @r"
             error[ambiguous]: shop runs in 2 environments: production, staging
-              next: say which: --env production
+              hint: say which: --env production
             ");
         }
     }
@@ -121,24 +121,79 @@ async fn a_rollback_says_where_it_goes_before_it_starts_and_asks_where_it_cannot
 }
 
 #[tokio::test]
-async fn an_unknown_name_is_answered_with_what_was_meant() {
+async fn unknown_name_is_refused_with_suggestion_of_same_kind() {
     let server = Fake::start(|seen| match (seen.method.as_str(), seen.path.as_str()) {
         ("GET", "/v1/pipelines") => Reply::Json(200, json!({ "items": [{ "name": "shop" }, { "name": "billing" }] })),
+        ("GET", "/v1/builds" | "/v1/rollouts") => Reply::Json(200, json!({ "items": [] })),
+        (_, "/v1/rollouts") => {
+            let detail = "there is no release/shop@99";
+            let problem =
+                json!({ "code": "not_found", "detail": detail, "hint": "`swell history`", "subject": "release/shop@99" });
+            Reply::Json(404, problem)
+        }
         _ => {
-            Reply::Json(404, json!({ "code": "not_found", "detail": "there is no pipeline shpo", "hint": "`swell pipeline ls`" }))
+            let detail = "there is no pipeline/shpo";
+            let problem =
+                json!({ "code": "not_found", "detail": detail, "hint": "`swell pipeline ls`", "subject": "pipeline/shpo" });
+            Reply::Json(404, problem)
         }
     })
     .await;
+    let said = typed(&server.addr, &["deploy", "shop", "--env", "shop", "--release", "99"]).run().await;
+    assert!(!said.err.contains("did you mean"), "a release is not answered with a pipeline: {}", said.err);
+    for words in [&["history", "shpo"][..], &["plan", "shpo", "--env", "production"], &["rollback", "shpo"]] {
+        let said = typed(&server.addr, words).run().await;
+        assert_eq!(said.exit, Exit::Usage, "{words:?}");
+        assert!(said.err.contains("did you mean `shop`?"), "{words:?}: {}", said.err);
+    }
     let said = typed(&server.addr, &["build", "shpo"]).run().await;
     assert_eq!(said.exit, Exit::Usage);
     insta::assert_snapshot!(said.err, @r"
-    error[not_found]: there is no pipeline shpo
-      next: did you mean `shop`?
+    error[not_found]: there is no pipeline/shpo
+      hint: did you mean `shop`?
     ");
 }
 
 #[tokio::test]
-async fn a_wrong_pipeline_file_is_shown_with_a_caret() {
+async fn strict_validation_does_not_call_file_with_unsupported_settings_valid() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("swell.toml");
+    std::fs::write(&file, "[test]\nrun = \"make check\"\nreports = [\"junit.xml\"]\n").unwrap();
+    let validate = async |flags: &[&str]| {
+        let words = [&["validate", file.to_str().unwrap()], flags].concat();
+        typed("http://127.0.0.1:9", &words).run().await
+    };
+    let said = validate(&[]).await;
+    assert_eq!(said.exit, Exit::Done);
+    assert!(said.out.contains("is valid; this version ignores 1 setting"), "{}", said.out);
+    let strict = validate(&["--strict"]).await;
+    assert_eq!(strict.exit, Exit::Usage);
+    assert!(strict.out.contains("1 unsupported setting") && !strict.out.contains("is valid"), "{}", strict.out);
+}
+
+#[tokio::test]
+async fn freeze_without_reason_is_refused_with_command_to_run() {
+    let server = Fake::start(fine).await;
+    let said = typed(&server.addr, &["env", "freeze", "staging"]).run().await;
+    assert_eq!(said.exit, Exit::Usage);
+    assert!(said.err.contains("--why is required") && said.err.contains("`swell env freeze staging --why TEXT`"), "{}", said.err);
+    assert!(server.seen_at("POST", "/v1/environments/staging/freeze").is_empty());
+}
+
+#[tokio::test]
+async fn build_that_is_being_canceled_says_so() {
+    let server = Fake::start(|_| {
+        let build =
+            json!({ "id": "b54", "pipeline": "shop", "state": "building", "cancel_asked": true, "waits_for": "the runner" });
+        Reply::Json(200, build)
+    })
+    .await;
+    let said = typed(&server.addr, &["abort", "b54"]).run().await;
+    assert!(said.out.contains("b54") && said.out.contains("is being canceled; waiting for the runner"), "{}", said.out);
+}
+
+#[tokio::test]
+async fn invalid_pipeline_file_is_shown_with_caret() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("swell.toml");
     std::fs::write(&file, "[build]\nmemroy = \"4GiB\"\n").unwrap();
@@ -151,7 +206,7 @@ async fn a_wrong_pipeline_file_is_shown_with_a_caret() {
 }
 
 #[tokio::test]
-async fn an_artifact_is_sent_with_its_pipeline_file_in_front() {
+async fn artifact_upload_starts_with_pipeline_file_and_is_retried_whole() {
     let folder = tempfile::tempdir().unwrap();
     let text = "[service.app]\ncommand = [\"bin/app\"]\n";
     std::fs::write(folder.path().join("swell.toml"), text).unwrap();
@@ -170,7 +225,7 @@ async fn an_artifact_is_sent_with_its_pipeline_file_in_front() {
 }
 
 #[tokio::test]
-async fn a_beginning_of_a_digest_must_mean_one() {
+async fn digest_prefix_must_be_unique() {
     let two = || json!({ "items": [{ "digest": format!("sha256:{}", "ab".repeat(32)) }, { "digest": format!("sha256:{}", "ac".repeat(32)) }] });
     let server = Fake::start(move |seen| if seen.path == "/v1/artifacts" { Reply::Json(200, two()) } else { fine(seen) }).await;
     let said = typed(&server.addr, &["artifact", "show", "abab"]).run().await;

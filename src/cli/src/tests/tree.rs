@@ -1,4 +1,4 @@
-//! The tree of commands: every leaf takes `--json`, has help, and the top reads well.
+//! The tree of commands: every command takes `--json` and has help.
 
 use std::collections::BTreeSet;
 
@@ -6,7 +6,7 @@ use clap::CommandFactory as _;
 
 use crate::{Cli, Exit, parse};
 
-/// Every leaf as the words that are typed, such as `pipeline ls`.
+/// Every command without subcommands, as it is typed, such as `pipeline ls`.
 pub fn leaves() -> BTreeSet<String> {
     fn walk(command: &clap::Command, path: &str, found: &mut BTreeSet<String>) {
         let below: Vec<_> = command.get_subcommands().filter(|below| below.get_name() != "help").collect();
@@ -25,7 +25,7 @@ pub fn leaves() -> BTreeSet<String> {
 }
 
 #[test]
-fn the_tree_is_sound_and_every_leaf_takes_json_and_says_what_it_does() {
+fn every_command_takes_json_and_documents_itself_and_its_arguments() {
     Cli::command().debug_assert();
     let mut command = Cli::command();
     command.build();
@@ -35,15 +35,19 @@ fn the_tree_is_sound_and_every_leaf_takes_json_and_says_what_it_does() {
             at = at.find_subcommand(word).unwrap();
         }
         assert!(at.get_arguments().any(|argument| argument.get_long() == Some("json")), "{leaf} does not take --json");
-        assert!(at.get_about().is_some(), "{leaf} does not say what it does");
+        let about = at.get_about().map(ToString::to_string).unwrap_or_default();
+        let verb = about.split(' ').next().unwrap_or_default();
+        assert!(verb.ends_with('s') && !about.ends_with('.'), "{leaf}: `{about}` does not say what it does");
         for argument in at.get_arguments().filter(|argument| !argument.is_hide_set()) {
-            assert!(argument.get_help().is_some(), "{leaf} {} has no help", argument.get_id());
+            let help = argument.get_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.split(' ').count() > 1, "{leaf} {}: `{help}` does not say what it is", argument.get_id());
+            assert!(!help.ends_with('.') && help.starts_with(char::is_uppercase), "{leaf} {}: `{help}`", argument.get_id());
         }
     }
 }
 
 #[test]
-fn a_typo_is_answered_with_what_was_meant() {
+fn mistyped_command_is_refused_with_suggestion() {
     let error = Cli::command().try_get_matches_from(["swell", "deply"]).unwrap_err();
     assert!(error.to_string().contains("'deploy'"), "{error}");
     assert_eq!(parse(["swell", "deply"]).unwrap_err(), Exit::Usage);
@@ -51,78 +55,76 @@ fn a_typo_is_answered_with_what_was_meant() {
 }
 
 #[test]
-fn roles_are_not_run_by_the_client() {
-    for role in ["dev", "server", "agent", "gateway"] {
-        assert!(parse(["swell", role]).unwrap().command.is_role(), "{role}");
-    }
-    assert!(!parse(["swell", "status"]).unwrap().command.is_role());
+fn agent_with_url_as_server_is_refused_with_form_to_write() {
+    let error = Cli::command().try_get_matches_from(["swell", "agent", "--server", "http://10.0.0.1:7400"]).unwrap_err();
+    assert!(error.to_string().contains("write HOST:PORT, such as 10.0.0.1:7400, without http://"), "{error}");
 }
 
 #[test]
-fn the_top_reads_well() {
+fn top_level_help_matches_snapshot() {
     insta::assert_snapshot!(Cli::command().term_width(100).render_help(), @r"
     Turns a git push into a healthy fleet, and a bad push back before users notice
 
     Usage: swell [OPTIONS] <COMMAND>
 
     Commands:
-      dev         Run everything on this machine: a server with a runner, a gateway and a few agents
-      server      Run a server of the cluster
-      agent       Make this machine a target: converge it to what it should run
-      gateway     Split traffic between releases
-      init        Write a commented swell.toml for the repository at hand
-      validate    Check a pipeline file, without a server
-      schema      Print the JSON Schema of swell.toml
-      plan        Show what a deploy would do, and change nothing
-      build       Build a commit, and follow it
-      deploy      Move an environment to a release, and follow it
-      rollback    Go back to the last good release, and follow it
-      promote     Pass the gate at which a rollout stands
-      pause       Let a rollout stand still
-      resume      Let a paused rollout go on
-      abort       Stop a build, or a rollout and take back what it changed
-      retry       Queue a failed build again, and follow it
-      status      Show what runs where, or one thing
-      logs        Show the log of a build, or the last output of a rollout's failed targets
-      history     List builds and rollouts, newest first
-      why         Explain why a build or a rollout is where it is
-      diff        Compare two releases
-      events      Show what happened, and follow it
-      audit       Show who did what
-      pipeline    Registered repositories
-      repo        Repositories that Groundswell hosts
-      artifact    What builds made
-      fleet       The servers on which releases run
-      env         Named sets of targets, and the policy for changing them
-      cluster     The servers that agree
-      login       Keep a token for a server
-      whoami      Show who the server takes you for
-      doctor      Look for the usual causes of trouble
-      config      This program's own settings
-      completion  Print a completion script for a shell
-      version     Show the version
+      dev         Runs everything on this machine: a server with a runner, a gateway and a few agents
+      server      Runs a server of the cluster
+      agent       Makes this machine a target that releases are deployed to
+      gateway     Forwards users' requests to healthy instances
+      init        Writes a commented swell.toml for the current repository
+      validate    Checks a pipeline file without a server
+      schema      Prints the JSON Schema of swell.toml
+      plan        Shows what a deploy would do, without changing anything
+      build       Builds a commit and follows the build
+      deploy      Deploys a release to an environment and follows the rollout
+      rollback    Returns an environment to its last good release and follows the rollout
+      promote     Skips the waiting time of a rollout's current gate
+      pause       Pauses a rollout before its next change
+      resume      Resumes a paused rollout
+      abort       Cancels a build, or stops a rollout and reverts what it changed
+      retry       Queues a failed build again and follows it
+      status      Shows what runs where, or one build, rollout, release or pipeline
+      logs        Prints the log of a build, or the last output of a rollout's failed targets
+      history     Lists builds and rollouts, newest first
+      why         Explains the state of a build or rollout
+      diff        Compares two releases
+      events      Lists events, and follows them
+      audit       Lists who changed what
+      pipeline    Manages pipelines: repositories that are built and deployed
+      repo        Manages git repositories hosted by Groundswell
+      artifact    Manages artifacts: the output of builds
+      fleet       Manages targets: the machines that releases run on
+      env         Manages environments: sets of targets, and the policy for changing them
+      cluster     Shows the servers of the cluster
+      login       Stores a token for a server
+      whoami      Shows the role and name that the server knows you by
+      doctor      Checks this machine and the server for common problems
+      config      Shows the settings of this program
+      completion  Prints a completion script for a shell
+      version     Prints the version
 
     Options:
       -h, --help     Print help (see more with '--help')
       -V, --version  Print version
 
-    Everywhere:
-          --json               Print the result as JSON on standard output (roles: log as JSON)
-          --addr <URL>         The server's address, such as http://10.0.0.1:7400
-          --config <FILE>      A configuration file in place of the user's (roles: of the system's)
-          --token-file <FILE>  The file that holds the token
-          --color <WHEN>       Whether to use colours [possible values: auto, always, never]
-      -q, --quiet              Print no progress, only the result and errors
+    Global options:
+          --json               Print the result as JSON on standard output; for roles, log as JSON
+          --addr <URL>         Address of the server, such as http://10.0.0.1:7400
+          --config <FILE>      Configuration file instead of the user's; for roles, instead of the system's
+          --token-file <FILE>  File that holds the token
+          --color <WHEN>       When to use colors [possible values: auto, always, never]
+      -q, --quiet              Print only the result and errors, no progress
 
     Exit codes:
-      0  done                           6  stopped waiting, the work goes on
+      0  done                           6  stopped waiting, the work continues
       1  failed                         7  conflict or lock
       2  usage or configuration         8  not allowed
       3  failed and rolled back         9  no leader, or no server answers
       4  rollback failed               10  `plan` found changes
-      5  waits for approval
+      5  waiting for approval
 
-    The server is --addr, SWELL_ADDR, `addr` of a configuration file, or http://127.0.0.1:7400;
-    `swell config show --origin` says which.
+    The server is --addr, SWELL_ADDR, `addr` in a configuration file, or http://127.0.0.1:7400.
+    Run `swell config show --origin` to see which applies.
     ");
 }

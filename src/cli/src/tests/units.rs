@@ -1,4 +1,4 @@
-//! The units in `config/systemd/`: they start roles that exist, and systemd takes them.
+//! The units in `config/systemd/`: they start existing roles, and systemd accepts them.
 
 use std::{fs, path::Path, process::Command};
 
@@ -7,7 +7,7 @@ use clap::Parser as _;
 use crate::Cli;
 
 #[test]
-fn the_units_start_roles_that_exist_and_systemd_takes_them() {
+fn systemd_units_start_existing_roles_and_pass_verification() {
     let folder = tempfile::tempdir().unwrap();
     for role in ["server", "agent", "gateway"] {
         let name = format!("swell-{role}.service");

@@ -1,4 +1,4 @@
-//! `/v1/artifacts`: what builds made, and its bytes.
+//! `/v1/artifacts`: the output of builds.
 
 use axum::{
     Json,
@@ -26,17 +26,18 @@ use swell_model::{
     tables::{Key, key},
 };
 
-/// Which artifacts.
+/// Filters of a list of artifacts.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct ArtifactFilter {
-    /// Only of this pipeline.
+    /// Returns only artifacts of this pipeline.
     #[param(value_type = Option<String>)]
     pipeline: Option<PipelineName>,
-    /// Where the page begins: `next` of the one before.
+    /// `next` of the previous page.
     cursor: Option<String>,
-    /// How many items, 1 to 500; 50 unless given.
+    /// Number of items, 1 to 500. Default: 50.
+    #[param(minimum = 1, maximum = 500)]
     limit: Option<usize>,
 }
 
@@ -74,7 +75,7 @@ pub async fn get(State(app): State<App>, At(digest): At<Digest>) -> Result<Answe
     .await
 }
 
-/// The bytes of an artifact, whole or by range.
+/// Downloads an artifact, whole or by range.
 #[utoipa::path(
     get, path = "/v1/artifacts/{digest}/content", tag = "artifacts",
     params(("digest" = String, Path)),
@@ -98,11 +99,11 @@ pub async fn content(
     Ok(answer)
 }
 
-/// The manifest of an artifact: its pieces and their hashes.
+/// Downloads the manifest of an artifact: its pieces and their hashes.
 #[utoipa::path(
     get, path = "/v1/artifacts/{digest}/manifest", tag = "artifacts",
     params(("digest" = String, Path)),
-    responses((status = OK, content_type = "application/json")),
+    responses((status = OK, content_type = "application/octet-stream")),
 )]
 pub async fn manifest(
     State(app): State<App>,
@@ -114,12 +115,12 @@ pub async fn manifest(
     Ok(serve(&app, artifact.manifest, &method, &headers).await)
 }
 
-/// Artifacts alone are served: what else the content store holds has routes and roles of its own.
+/// The artifact with this digest. Other objects of the content store have endpoints and roles of their own.
 async fn known(app: &App, digest: Digest) -> Result<Artifact, Problem> {
     app.read(move |view| existing(view, &key(digest.hex().as_str()), || Subject::Artifact(digest))).await
 }
 
-/// The bytes of `digest` as an answer.
+/// An answer with the content of `digest`.
 pub async fn serve(app: &App, digest: Digest, method: &Method, headers: &HeaderMap) -> Response {
     serve_content(&*app.content, digest, headers, method).await.map(Body::new).into_response()
 }

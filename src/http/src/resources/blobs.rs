@@ -1,4 +1,4 @@
-//! `/v1/blobs`: small evidence that agents keep of failures, by its digest.
+//! `/v1/blobs`: output of failed instances that agents upload, by its digest.
 
 use axum::RequestExt as _;
 use axum::{
@@ -19,16 +19,16 @@ use swell_model::digest::Digest;
 /// The largest blob, in bytes.
 pub const BLOB_BYTES_MAX: usize = 64 << 10;
 
-/// A kept blob.
+/// A stored blob.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct BlobView {
-    /// Its digest: `/v1/blobs/{digest}`.
+    /// Digest, for `/v1/blobs/{digest}`.
     digest: String,
-    /// Its size.
+    /// Size in bytes.
     size_bytes: u64,
 }
 
-/// Keeps up to 64 KiB of output.
+/// Stores 1 byte to 64 KiB of output.
 #[utoipa::path(
     post, path = "/v1/blobs", tag = "artifacts",
     request_body(content = String, content_type = "application/octet-stream"),
@@ -37,14 +37,17 @@ pub struct BlobView {
 pub async fn create(State(app): State<App>, mut request: Request) -> Result<(StatusCode, Json<BlobView>), Problem> {
     DefaultBodyLimit::max(BLOB_BYTES_MAX).apply(&mut request);
     let bytes: Bytes = request.extract().await.map_err(|_| {
-        let detail = format!("a blob has at most {BLOB_BYTES_MAX} bytes");
+        let detail = format!("the blob exceeds {BLOB_BYTES_MAX} bytes");
         Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", detail, "send the end of the output")
     })?;
+    if bytes.is_empty() {
+        return Err(Problem::invalid("the blob is empty", "send at least one byte"));
+    }
     let stored = app.content.put(stream_of(bytes), None).await?;
     Ok((StatusCode::CREATED, Json(BlobView { digest: stored.digest.to_string(), size_bytes: stored.size })))
 }
 
-/// The bytes of a blob.
+/// Downloads a blob.
 #[utoipa::path(
     get, path = "/v1/blobs/{digest}", tag = "artifacts",
     params(("digest" = String, Path)),
@@ -61,7 +64,7 @@ pub async fn get(
             StatusCode::NOT_FOUND,
             "no_content",
             format!("there is no blob {digest}"),
-            "artifacts are under `/v1/artifacts`",
+            "artifacts are served under `/v1/artifacts`",
         )
     };
     match app.content.stat(digest).await? {

@@ -1,4 +1,4 @@
-//! `/v1/builds`: commits being built.
+//! `/v1/builds`: builds of commits.
 
 use axum::{Json, extract::State};
 use serde::Deserialize;
@@ -13,35 +13,36 @@ use crate::{
     views::build::BuildView,
 };
 use swell_model::{
-    build::{Build, BuildState, Cause, Resources, queue::queue_waits},
+    build::{Build, BuildState, Cause, OpenBuild, Resources, queue::queue_waits},
     command::{BuildAction, Outcome},
     event::Subject,
     ids::{BuildId, PipelineName},
     pipeline::Pipeline,
     release::Release,
     repository::CommitId,
-    tables::{ReadTables, Scan, key},
+    tables::{ReadTables, Scan, TablesError, key},
 };
 use swell_raft::View;
 use swell_repositories::FoundCommit;
 
-/// Which builds.
+/// Filters of a list of builds.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct BuildFilter {
-    /// Only of this pipeline.
+    /// Returns only builds of this pipeline.
     #[param(value_type = Option<String>)]
     pipeline: Option<PipelineName>,
-    /// Only in this state, such as `queued`; or `open` or `ended`.
+    /// Returns only builds in this state, such as `queued`; or `open` or `ended` ones.
     state: Option<String>,
-    /// Where the page begins: `next` of the one before.
+    /// `next` of the previous page.
     cursor: Option<String>,
-    /// How many items, 1 to 500; 50 unless given.
+    /// Number of items, 1 to 500. Default: 50.
+    #[param(minimum = 1, maximum = 500)]
     limit: Option<usize>,
 }
 
-/// Lists builds, newest first, without their attempts.
+/// Lists builds, newest first, without attempts.
 #[utoipa::path(get, path = "/v1/builds", tag = "builds", params(BuildFilter), responses((status = OK, body = Page<BuildView>)))]
 pub async fn list(State(app): State<App>, Params(query): Params<BuildFilter>) -> Result<Json<Page<BuildView>>, Problem> {
     let limit = page::limit(query.limit)?;
@@ -58,11 +59,24 @@ pub async fn list(State(app): State<App>, Params(query): Params<BuildFilter>) ->
                 && state.as_ref().is_none_or(|states| states.contains(&build.state))
         };
         let scan = Scan { after: before.map(|id| key(id.0)), ..Scan::all().backwards() };
-        let (builds, last) = page::collect(view, scan, limit, wanted)?;
+        let only_open = state.as_ref().is_some_and(|states| states.iter().all(|state| !state.is_end()));
+        let (builds, last) = if only_open {
+            let open = |open: &OpenBuild| -> Result<Option<Build>, TablesError> {
+                if pipeline.as_ref().is_some_and(|pipeline| open.pipeline != *pipeline) {
+                    return Ok(None);
+                }
+                Ok(view.get::<Build>(&key(open.build.0))?.filter(&wanted))
+            };
+            let (builds, last) = page::collect_indexed(view, scan, limit, open)?;
+            (builds, last.map(|open: OpenBuild| open.build))
+        } else {
+            let (builds, last) = page::collect(view, scan, limit, wanted)?;
+            (builds, last.map(|build: Build| build.id))
+        };
         let any_queued = builds.iter().any(|build| build.state == BuildState::Queued);
         let mut waits = if any_queued { queue_waits(view)? } else { Default::default() };
         let items = builds.iter().map(|build| BuildView::brief(build, waits.remove(&build.id))).collect();
-        Ok(Json(Page { items, next: last.map(|last| last.id.to_string()), as_of: view.applied() }))
+        Ok(Json(Page { items, next: last.map(|last| last.to_string()), as_of: view.applied() }))
     })
     .await
 }
@@ -86,36 +100,36 @@ async fn shown(app: &App, id: BuildId) -> Result<Answer<BuildView>, Problem> {
     .await
 }
 
-/// The build `id`, or the problem that there is none.
+/// The build `id`, or the problem that it does not exist.
 pub fn of(view: &View, id: BuildId) -> Result<Build, Problem> {
     existing(view, &key(id.0), || Subject::Build(id))
 }
 
-/// With its attempts and what it waits for.
+/// The view of a build with its attempts and what it waits for.
 pub fn full(view: &View, build: Build) -> Result<BuildView, Problem> {
     let waits = if build.state == BuildState::Queued { queue_waits(view)?.remove(&build.id) } else { None };
     Ok(BuildView::full(build, waits))
 }
 
-/// A build to make. Without `commit` it is the one that `ref` points at now; without both, the default branch's.
+/// A build to request. Without `commit`, the commit that `ref` points to is built; without both, the head of the default branch.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateBuild {
-    /// Whose.
+    /// Name of the pipeline.
     #[schema(value_type = String)]
     pipeline: PipelineName,
-    /// Which commit: all of its digits.
+    /// Commit to build: its full hash.
     #[schema(value_type = Option<String>)]
     commit: Option<CommitId>,
-    /// A branch or tag, by its short or full name.
+    /// Branch or tag, by its short or full name.
     #[serde(rename = "ref")]
     git_ref: Option<String>,
-    /// Build it anew although it has a build.
+    /// Builds the commit again even if it has a build.
     #[serde(default)]
     again: bool,
 }
 
-/// Builds a commit. A commit that has a build is answered with that build, unless `again`.
+/// Requests a build of a commit. Returns the existing build if the commit has one, unless `again` is set.
 #[utoipa::path(
     post, path = "/v1/builds", tag = "builds",
     request_body = CreateBuild,
@@ -135,7 +149,7 @@ pub async fn create(
     let (source, resources) = app
         .read_latest(move |view| {
             let pipeline: Pipeline = existing(view, &key(name.as_str()), || Subject::Pipeline(name.clone()))?;
-            Ok((pipeline.source, asked_last(view, &pipeline.name)?))
+            Ok((pipeline.source, newest_request(view, &pipeline.name)?))
         })
         .await?;
     let found = match commit {
@@ -153,8 +167,8 @@ async fn created(app: &App, outcome: &Outcome) -> Result<Answer<BuildView>, Prob
     Ok(shown(app, id).await?.after(outcome).created(format!("/v1/builds/{id}")))
 }
 
-/// The room that the pipeline's newest release asked for; what a build asks for is known only after its checkout.
-fn asked_last(view: &View, pipeline: &PipelineName) -> Result<Resources, Problem> {
+/// The resources that the pipeline's newest release requested: those of the new build are known only after its checkout.
+fn newest_request(view: &View, pipeline: &PipelineName) -> Result<Resources, Problem> {
     let newest: Vec<Release> = view.scan(&Scan::prefix(key(pipeline.as_str())).backwards(), 1)?;
     let Some(release) = newest.into_iter().next() else { return Ok(Resources::default()) };
     let build = release.file.build;
@@ -170,7 +184,7 @@ pub fn build_id(outcome: &Outcome) -> Result<BuildId, Problem> {
     }
 }
 
-/// Stops a build.
+/// Cancels a build.
 #[utoipa::path(
     post, path = "/v1/builds/{id}/cancel", tag = "builds",
     params(("id" = String, Path)),
@@ -186,7 +200,7 @@ pub async fn cancel(
     Ok(shown(&app, id).await?.after(&outcome))
 }
 
-/// Queues a failed build again.
+/// Queues a failed build again. The answer may be a new build of the same commit.
 #[utoipa::path(
     post, path = "/v1/builds/{id}/retry", tag = "builds",
     params(("id" = String, Path)),
@@ -199,7 +213,6 @@ pub async fn retry(
     At(id): At<BuildId>,
 ) -> Result<Answer<BuildView>, Problem> {
     let outcome = app.propose(caller, guards, BuildAction::Retry { build: id }).await?;
-    // A retry may make a build of its own; the answer shows whichever is at work.
     let id = build_id(&outcome)?;
     Ok(shown(&app, id).await?.after(&outcome))
 }

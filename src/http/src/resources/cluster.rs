@@ -1,4 +1,4 @@
-//! `/v1/cluster` and `/v1/whoami`: who answers, who leads, and who asks.
+//! `/v1/cluster` and `/v1/whoami`: the state of the cluster, and the identity of the caller.
 
 use axum::{Json, extract::State};
 use serde::Serialize;
@@ -12,52 +12,52 @@ use swell_model::{
     tables::{Key, ReadTables, SCAN_RECORDS_MAX, Scan},
 };
 
-/// How the cluster is doing, as this server sees it.
+/// State of the cluster as this server sees it.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ClusterView {
-    /// The server that answers.
+    /// Number of the server that answers.
     server: u64,
-    /// The server that leads, as far as this one knows.
+    /// Number of the leader, if this server knows one.
     leader: Option<u64>,
-    /// The Raft term.
+    /// Raft term.
     term: u64,
-    /// The log index up to which this server has applied.
+    /// Last log index that this server has applied.
     applied: Option<u64>,
-    /// The index of the last log entry on this server's disk.
+    /// Last log index on this server's disk.
     last_log: Option<u64>,
-    /// The index that its newest snapshot covers.
+    /// Last log index in this server's newest snapshot.
     snapshot: Option<u64>,
-    /// The size of the log's files.
+    /// Size of the log's files.
     log_bytes: u64,
-    /// The size of the state's files.
+    /// Size of the state's files.
     state_bytes: u64,
-    /// The size of the snapshots' files.
+    /// Size of the snapshots' files.
     snapshot_bytes: u64,
-    /// Why it stopped, if it did.
+    /// Why this server stopped taking part, if it did.
     stopped: Option<String>,
-    /// Grows with each restore or recovery.
+    /// Incremented by each restore or recovery.
     generation: u64,
-    /// The present leadership.
+    /// Number of the current leadership.
     epoch: u64,
-    /// Which rules changes follow.
+    /// Version of the rules that commands follow.
     feature_level: u32,
-    /// The newest event.
+    /// Sequence number of the newest event.
     last_event: String,
-    /// The hash over all events: two servers that show the same index show the same.
+    /// Hash over all events; equal on servers with the same applied index.
     event_head: String,
-    /// How many events there were.
+    /// Number of events since the cluster was created.
     events: u64,
-    /// How many targets ever joined.
+    /// Number of targets that have joined.
     targets: u32,
-    /// How many agents are connected.
+    /// Number of connected agents.
     targets_connected: u64,
-    /// How many runners registered.
+    /// Number of registered runners.
     runners: u64,
-    /// The version of this server.
+    /// Version of this server.
     version: String,
 }
 
-/// Shows how the cluster is doing.
+/// Shows the state of the cluster.
 #[utoipa::path(get, path = "/v1/cluster", tag = "cluster", responses((status = OK, body = ClusterView)))]
 pub async fn get(State(app): State<App>) -> Result<Json<ClusterView>, Problem> {
     let node = app.node.clone();
@@ -90,16 +90,16 @@ pub async fn get(State(app): State<App>) -> Result<Json<ClusterView>, Problem> {
     .await
 }
 
-/// Who asks.
+/// Identity that a token proves.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct WhoamiView {
-    /// What the token may do.
+    /// Role of the token.
     role: String,
-    /// The name within the role, for attribution.
+    /// Name within the role, for attribution.
     name: String,
 }
 
-/// Shows what the token proves.
+/// Shows the identity that the token proves.
 #[utoipa::path(get, path = "/v1/whoami", tag = "cluster", responses((status = OK, body = WhoamiView)))]
 pub async fn whoami(Caller(caller): Caller) -> Json<WhoamiView> {
     Json(WhoamiView { role: caller.role.to_string(), name: caller.name })

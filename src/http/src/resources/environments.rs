@@ -1,4 +1,4 @@
-//! `/v1/environments`: named sets of targets, the policy for changing them, and what runs there.
+//! `/v1/environments`: sets of targets, the policy for changing them, and what runs there.
 
 use std::collections::BTreeMap;
 
@@ -27,7 +27,7 @@ use swell_model::{
     units::{Amount, Millis},
 };
 
-/// Lists environments by name; their targets are only counted.
+/// Lists environments by name, with the number of their targets.
 #[utoipa::path(
     get, path = "/v1/environments", tag = "environments",
     params(Listing),
@@ -64,7 +64,7 @@ async fn shown(app: &App, name: EnvironmentName) -> Result<Answer<EnvironmentVie
     .await
 }
 
-/// What runs in an environment, by pipeline: the stable release, the rollout at work, what was there before, what is quarantined.
+/// Lists the deployments of an environment, by pipeline: stable release, open rollout, history and quarantined releases.
 #[utoipa::path(
     get, path = "/v1/environments/{name}/deployments", tag = "environments",
     params(("name" = String, Path), Listing),
@@ -91,16 +91,16 @@ pub async fn deployments(
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateEnvironment {
-    /// Its name.
+    /// Name of the environment.
     #[schema(value_type = String)]
     name: EnvironmentName,
-    /// The labels that its targets have; without any, it has every target.
+    /// Labels that its targets have. Without any, it has every target.
     #[serde(default)]
     selector: BTreeMap<String, String>,
-    /// Every wave but the last bakes at least so long, such as `5m`.
+    /// Least bake time of every wave but the last, such as `5m`.
     #[schema(value_type = Option<String>)]
     least_bake: Option<Millis>,
-    /// The first wave is at most this: a count such as `3` or a share such as `10%`.
+    /// Largest first wave: a number of targets such as `3`, or a share such as `10%`.
     #[schema(value_type = Option<String>)]
     first_wave_max: Option<Amount>,
 }
@@ -124,16 +124,16 @@ pub async fn create(
     Ok(shown(&app, name).await?.after(&outcome).created(location))
 }
 
-/// Why something is done.
+/// The reason for an action.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Why {
-    /// In a sentence, for people and for the event log.
+    /// Reason, recorded in the event log.
     #[serde(default)]
     pub why: String,
 }
 
-/// Forbids deploying, until it is allowed again. Rolling back stays possible.
+/// Forbids deploys to an environment. Rollbacks stay possible.
 #[utoipa::path(
     post, path = "/v1/environments/{name}/freeze", tag = "environments",
     params(("name" = String, Path)),
@@ -151,7 +151,7 @@ pub async fn freeze(
     Ok(shown(&app, name).await?.after(&outcome))
 }
 
-/// Allows deploying again.
+/// Allows deploys to a frozen environment again.
 #[utoipa::path(
     post, path = "/v1/environments/{name}/unfreeze", tag = "environments",
     params(("name" = String, Path)),
@@ -167,7 +167,7 @@ pub async fn unfreeze(
     Ok(shown(&app, name).await?.after(&outcome))
 }
 
-/// Lets a release that was rolled back here be deployed again.
+/// Allows a quarantined release to be deployed to the environment again.
 #[utoipa::path(
     post, path = "/v1/environments/{name}/quarantine/{release}/clear", tag = "environments",
     params(("name" = String, Path), ("release" = String, Path)),

@@ -1,4 +1,4 @@
-//! `/livez`, `/readyz`, `/metrics`: for load balancers and monitoring.
+//! `/livez`, `/readyz`, `/metrics`: endpoints for load balancers and monitoring.
 
 use axum::{Json, extract::State, response::IntoResponse};
 use hyper::{StatusCode, header::CONTENT_TYPE};
@@ -9,42 +9,42 @@ use crate::{app::App, input::Params, metrics, problem::Problem};
 use swell_artifacts::store::{Level, Usage};
 use swell_model::units::ByteSize;
 
-/// Whether the process answers at all.
+/// Answers if the process is alive.
 #[utoipa::path(get, path = "/livez", tag = "health", responses((status = OK, body = String)))]
 pub async fn live() -> &'static str {
     "alive\n"
 }
 
-/// How much to say.
+/// Detail of the answer.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct ReadyQuery {
-    /// Whether to name each check; any value.
+    /// Includes each check in the answer; any value.
     verbose: Option<String>,
 }
 
-/// Whether this server can do its work.
+/// Readiness of this server.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ReadyView {
-    /// Whether all checks pass.
+    /// Whether all checks passed.
     ready: bool,
-    /// The checks, with `verbose`.
+    /// Results of the checks, with `verbose`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     checks: Vec<CheckView>,
 }
 
-/// One check.
+/// Result of one check.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct CheckView {
-    /// What was looked at.
+    /// Name of the check.
     name: String,
-    /// Whether it is as it should be.
+    /// Whether the check passed.
     ok: bool,
-    /// What was seen.
+    /// What was found.
     detail: String,
 }
 
-/// Whether this server can do its work: it has a leader, has not stopped, and its content store answers.
+/// Shows whether this server is ready: it knows a leader, takes part in the cluster, and its content store answers.
 #[utoipa::path(
     get, path = "/readyz", tag = "health",
     params(ReadyQuery),
@@ -58,7 +58,7 @@ pub async fn ready(State(app): State<App>, Params(query): Params<ReadyQuery>) ->
     let checks = vec![
         check("leader", status.leader.is_some(), status.leader.map_or("none".to_owned(), |leader| format!("server {leader}"))),
         check("raft", status.stopped.is_none(), status.stopped.unwrap_or_else(|| "running".to_owned())),
-        check("content", usage.is_ok(), usage.map_or_else(|error| error.to_string(), room)),
+        check("content", usage.is_ok(), usage.map_or_else(|error| error.to_string(), free_space)),
     ];
     let ready = checks.iter().all(|check| check.ok);
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
@@ -66,16 +66,16 @@ pub async fn ready(State(app): State<App>, Params(query): Params<ReadyQuery>) ->
     Ok((status, Json(ReadyView { ready, checks })))
 }
 
-fn room(usage: Usage) -> String {
-    let room = format!("{} free of {}", ByteSize(usage.free_bytes), ByteSize(usage.capacity_bytes));
+fn free_space(usage: Usage) -> String {
+    let free = format!("{} free of {}", ByteSize(usage.free_bytes), ByteSize(usage.capacity_bytes));
     match usage.level {
-        Level::Normal => room,
-        Level::Low => format!("{room}: it fills up"),
-        Level::High => format!("{room}: nothing new is stored until there is more"),
+        Level::Normal => free,
+        Level::Low => format!("{free}: running low"),
+        Level::High => format!("{free}: too little, nothing new is stored"),
     }
 }
 
-/// Figures for Prometheus (text format 0.0.4).
+/// Returns metrics for Prometheus (text format 0.0.4).
 #[utoipa::path(get, path = "/metrics", tag = "health", responses((status = OK, body = String, content_type = "text/plain")))]
 pub async fn figures(State(app): State<App>) -> Result<impl IntoResponse, Problem> {
     let text = metrics::text(&app).await?;

@@ -1,4 +1,4 @@
-//! `/v1/builds/{id}/log`: a line a chunk (NDJSON): from where the attempt is at work, or from the content store once it ended.
+//! `/v1/builds/{id}/log`: the log of an attempt as NDJSON, from its runner while it runs, from the content store afterwards.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -22,38 +22,38 @@ use crate::{
 use swell_artifacts::log::{LogError, read_log};
 use swell_model::{build::Attempt, digest::Digest, ids::BuildId, interfaces::LogChunk};
 
-/// Without `follow`, a log at work is over when nothing more comes for this long.
-const NOTHING_MORE: Duration = Duration::from_millis(500);
+/// Without `follow`, the log of a running attempt ends after this long without output.
+const SILENCE_MAX: Duration = Duration::from_millis(500);
 
-/// Which part of which log.
+/// Part of a log to return.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct LogQuery {
-    /// Which attempt; the last unless given.
+    /// Number of the attempt. Default: the last.
     attempt: Option<u32>,
-    /// Whether to wait for more until the attempt ends.
+    /// Waits for more output until the attempt ends.
     #[serde(default)]
     follow: bool,
-    /// From which byte of the raw log: `end` of the last chunk that was read.
+    /// Byte of the raw log to start from: `end` of the last line received.
     #[serde(default)]
     start: u64,
 }
 
-/// A line of a log.
+/// A piece of a log.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct LogLine {
-    /// Where it begins in the attempt's raw log, in bytes.
+    /// Offset in the attempt's raw log, in bytes.
     pub start: u64,
-    /// Where the next one begins.
+    /// Offset of the next piece, in bytes.
     pub end: u64,
-    /// When it was written.
+    /// Time of the output, in milliseconds since 1970.
     pub at: u64,
-    /// Whether it came on standard error.
+    /// Whether it was written to standard error.
     pub stderr: bool,
-    /// In which phase.
+    /// Phase of the build.
     pub phase: String,
-    /// What was written, as text.
+    /// The output.
     pub text: String,
 }
 
@@ -64,7 +64,7 @@ impl From<LogChunk> for LogLine {
     }
 }
 
-/// The log of an attempt, a JSON object a line. It can be resumed with `start`.
+/// Streams the log of an attempt, a JSON object per line. Resume with `start`.
 #[utoipa::path(
     get, path = "/v1/builds/{id}/log", tag = "builds",
     params(("id" = String, Path), LogQuery),
@@ -77,18 +77,18 @@ pub async fn log(State(app): State<App>, At(id): At<BuildId>, Params(query): Par
         return Ok(ndjson(kept(&app, digest, query.start).await?));
     }
     if attempt.end.is_some() {
-        return Err(no_log(format!("the log of {id}'s attempt {} was not kept", attempt.number), "run it again"));
+        return Err(no_log(format!("the log of {id}, attempt {}, was not stored", attempt.number), "run the build again"));
     }
     let Some(live) = app.logs.follow(id, attempt.number, query.start) else {
-        let detail = format!("this server does not hold the log of {id}'s attempt {} yet", attempt.number);
-        let hint = format!("ask again in a moment, or ask another server: it runs on runner {}", attempt.runner);
+        let detail = format!("this server does not have the log of {id}, attempt {}, yet", attempt.number);
+        let hint = format!("retry in a moment, or use the server of runner {}", attempt.runner);
         return Err(no_log(detail, &hint).retryable());
     };
     let lines = live.map(|chunk| line(&LogLine::from(chunk)));
     if query.follow {
         return Ok(ndjson(lines));
     }
-    let until_silence = tokio_stream::StreamExt::timeout(lines, NOTHING_MORE).take_while(|line| std::future::ready(line.is_ok()));
+    let until_silence = tokio_stream::StreamExt::timeout(lines, SILENCE_MAX).take_while(|line| std::future::ready(line.is_ok()));
     Ok(ndjson(until_silence.filter_map(|line| std::future::ready(line.ok()))))
 }
 
@@ -98,8 +98,8 @@ fn attempt(mut attempts: Vec<Attempt>, id: BuildId, asked: Option<u32>) -> Resul
         None => attempts.pop(),
     };
     found.ok_or_else(|| match asked {
-        Some(number) => no_log(format!("{id} has no attempt {number}"), "`swell status` shows its attempts"),
-        None => no_log(format!("{id} has not been given to a runner yet"), "ask again when it is at work").retryable(),
+        Some(number) => no_log(format!("{id} has no attempt {number}"), "`swell status` lists its attempts"),
+        None => no_log(format!("{id} has not started yet"), "retry when it is assigned to a runner").retryable(),
     })
 }
 
@@ -117,7 +117,7 @@ fn line(line: &LogLine) -> io::Result<Bytes> {
     Ok(text.into())
 }
 
-/// The kept log from byte `start` on.
+/// The stored log from byte `start` on.
 async fn kept(app: &App, digest: Digest, start: u64) -> Result<impl Stream<Item = io::Result<Bytes>> + use<>, Problem> {
     let chunks = read_log(Arc::clone(&app.content), digest, start).await.map_err(|error| match error {
         LogError::Store(error) => Problem::from(error),

@@ -1,4 +1,4 @@
-//! One file for each kind of thing that the API serves; each handler small. What they have in common is in the parent.
+//! A file for each kind of resource of the API. Table of contents.
 
 pub mod artifacts;
 pub mod blobs;

@@ -1,4 +1,4 @@
-//! `/v1/pipelines`: registered repositories.
+//! `/v1/pipelines`: repositories that are built and deployed.
 
 use axum::{Json, extract::State};
 use hyper::StatusCode;
@@ -59,28 +59,28 @@ async fn shown(app: &App, name: PipelineName) -> Result<Answer<PipelineView>, Pr
     .await
 }
 
-/// A pipeline to register.
+/// A pipeline to create.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreatePipeline {
-    /// Its name.
+    /// Name of the pipeline.
     #[schema(value_type = String)]
     name: PipelineName,
-    /// Where its commits come from.
+    /// Repository that its commits come from.
     #[schema(value_type = SourceView)]
     source: Source,
-    /// The path of its pipeline file within the repository; `swell.toml` unless given.
+    /// Path of the pipeline file in the repository. Default: `swell.toml`.
     #[serde(default = "file")]
     file: String,
-    /// How many of its builds may run at once; 1 unless given.
+    /// Number of its builds that may run at once. Default: 1.
     #[serde(default = "concurrency")]
     concurrency: u32,
-    /// Whether a newer push takes the place of a queued build of the same ref; true unless given.
+    /// Whether a newer push replaces a queued build of the same ref. Default: true.
     #[serde(default = "supersede")]
     supersede: bool,
-    /// So many of the newest releases keep their artifacts; 10 unless given.
+    /// Number of newest releases whose artifacts are kept. Default: 10.
     retention_releases: Option<u32>,
-    /// Artifacts younger than this are kept, such as `30d`.
+    /// Age up to which artifacts are kept, such as `30d`.
     #[schema(value_type = Option<String>)]
     retention_age: Option<Millis>,
     /// How long builds, rollouts and releases stay in state after their end, before they leave it for the archive; `30d` unless given.
@@ -100,7 +100,7 @@ fn supersede() -> bool {
     true
 }
 
-/// Registers a pipeline.
+/// Creates a pipeline.
 #[utoipa::path(
     post, path = "/v1/pipelines", tag = "pipelines",
     request_body = CreatePipeline,
@@ -126,7 +126,7 @@ pub async fn create(
     Ok(shown(&app, name).await?.after(&outcome).created(location))
 }
 
-/// Forgets a pipeline that no environment runs.
+/// Removes a pipeline that is not deployed anywhere.
 #[utoipa::path(
     delete, path = "/v1/pipelines/{name}", tag = "pipelines",
     params(("name" = String, Path)),

@@ -1,4 +1,4 @@
-//! `/v1/plans`: what a rollout or a rollback would do. Changes nothing.
+//! `/v1/plans`: dry runs of rollouts and rollbacks.
 
 use axum::{Json, extract::State};
 use serde::Deserialize;
@@ -13,26 +13,26 @@ use swell_model::{
     tables::{Key, ReadTables},
 };
 
-/// What to plan.
+/// A plan to compute.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreatePlan {
-    /// Whose release.
+    /// Name of the pipeline.
     #[schema(value_type = String)]
     pipeline: PipelineName,
-    /// Where. With `rollback` it may be left out where the pipeline runs in one environment.
+    /// Environment to plan for. May be omitted with `rollback` if the pipeline runs in only one.
     #[schema(value_type = Option<String>)]
     environment: Option<EnvironmentName>,
-    /// To which release; the pipeline's newest unless given, or with `rollback` the last good one.
+    /// Release to plan for. Default: the newest of the pipeline, or with `rollback` the last good one.
     #[schema(value_type = Option<String>)]
     release: Option<ReleaseId>,
-    /// Plan going back instead.
+    /// Plans a rollback.
     #[serde(default)]
     rollback: bool,
 }
 
-/// Shows which targets would change together, the gates, how long it takes at least and what blocks. Its `digest` is for
-/// `if_plan`: it holds until something about the plan changes, such as another rollout that starts before it.
+/// Computes the waves, gates, least duration and blocking reason of a rollout without starting it. Its `digest` is for `if_plan`: it
+/// is valid until the plan changes, for example because another rollout starts.
 #[utoipa::path(post, path = "/v1/plans", tag = "rollouts", request_body = CreatePlan, responses((status = OK, body = PlanView)))]
 pub async fn create(State(app): State<App>, Body(wanted): Body<CreatePlan>) -> Result<Json<PlanView>, Problem> {
     let CreatePlan { pipeline, environment, release, rollback } = wanted;
@@ -43,9 +43,9 @@ pub async fn create(State(app): State<App>, Body(wanted): Body<CreatePlan>) -> R
                 (Purpose::Rollback, environment, release)
             }
             Some(environment) => (Purpose::Deploy, environment, releases::chosen(view, &pipeline, release)?),
-            None => return Err(Problem::invalid("`environment` is missing", "say where: `swell env ls` lists them")),
+            None => return Err(Problem::invalid("`environment` is missing", "name one; `swell env ls` lists environments")),
         };
-        // The number that the rollout would have: the same targets are drawn when it starts.
+        // The number that the rollout would get: it selects the same canary targets when it starts.
         let seed = view.get::<Cluster>(&Key::all())?.unwrap_or_default().next_rollout;
         let planned = planned(view, &environment, &release, purpose, seed)?;
         let release = releases::of(view, &release)?;

@@ -1,5 +1,5 @@
-//! `POST /v1/pipelines/{name}/artifacts`: an artifact that was built elsewhere, with its pipeline file. It is stored as it comes,
-//! hashed by pieces on the way, then read back once to learn what is inside; nothing of it is kept in memory whole.
+//! `POST /v1/pipelines/{name}/artifacts`: imports an artifact built elsewhere, with its pipeline file. The archive is stored and
+//! hashed as it arrives, then read back once to validate its contents; it is never in memory as a whole.
 
 use std::{
     io::{self, Read},
@@ -45,18 +45,18 @@ use swell_model::{
     units::{ByteSize, Timestamp},
 };
 
-/// What is pushed.
+/// Origin of an imported artifact.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct PushQuery {
-    /// From which commit it was built.
+    /// Commit that the artifact was built from.
     #[param(value_type = String)]
     commit: CommitId,
-    /// The ref that led to it, by its full name. A branch that deploys by itself does so.
+    /// Full name of the commit's ref, such as `refs/heads/main`. A branch named in `auto` is deployed.
     #[serde(rename = "ref", default = "head")]
     git_ref: String,
-    /// How many bytes of the body are the pipeline file; the archive follows.
+    /// Size of the pipeline file at the start of the body; the archive follows.
     file_bytes: usize,
 }
 
@@ -64,7 +64,7 @@ fn head() -> String {
     "HEAD".to_owned()
 }
 
-/// Stores an artifact that was built elsewhere and makes a release of it. The body is the pipeline file, then the archive: a tar,
+/// Imports an artifact built elsewhere and makes a release of it. The body is the pipeline file followed by the archive: a tar
 /// compressed with Zstandard, as `swell artifact push` packs it.
 #[utoipa::path(
     post, path = "/v1/pipelines/{name}/artifacts", tag = "artifacts",
@@ -81,7 +81,7 @@ pub async fn create(
     body: Body,
 ) -> Result<Answer<BuildView>, Problem> {
     let name = pipeline.clone();
-    // Before gigabytes are received for nothing.
+    // Before receiving gigabytes.
     app.read(move |view| existing::<Pipeline>(view, &key(name.as_str()), || Subject::Pipeline(name.clone()))).await?;
     let mut chunks = incoming(&app, body);
     let (file, file_digest, rest) = pipeline_file(&mut chunks, query.file_bytes).await?;
@@ -137,36 +137,36 @@ fn now() -> Timestamp {
 
 type Chunks = futures::stream::BoxStream<'static, io::Result<Bytes>>;
 
-/// The body, given up when it is silent for too long.
+/// The body, with a time-out for each chunk.
 fn incoming(app: &App, body: Body) -> Chunks {
     let chunks = tokio_stream::StreamExt::timeout(body.into_data_stream(), app.options.idle_timeout);
-    let ended = |_| io::Error::new(io::ErrorKind::TimedOut, "nothing came for too long");
+    let ended = |_| io::Error::new(io::ErrorKind::TimedOut, "the body stalled");
     chunks.map(move |chunk| chunk.map_err(ended)?.map_err(io::Error::other)).boxed()
 }
 
-/// The pipeline file at the beginning with its digest, and what came along of the archive.
+/// The pipeline file at the start of the body with its digest, and the first bytes of the archive.
 async fn pipeline_file(chunks: &mut Chunks, bytes: usize) -> Result<(Box<PipelineFile>, Digest, Bytes), Problem> {
     if bytes == 0 || bytes > FILE_BYTES_MAX {
         let hint = format!("a pipeline file has 1 to {FILE_BYTES_MAX} bytes");
         return Err(Problem::invalid(format!("`file_bytes` is {bytes}"), hint));
     }
     let mut head = Vec::with_capacity(bytes);
-    let broken = || Problem::invalid("the body broke off within the pipeline file", "send it again");
+    let broken = || Problem::invalid("the body ended within the pipeline file", "send it again");
     while head.len() < bytes {
         head.extend_from_slice(&chunks.try_next().await.map_err(|_| broken())?.ok_or_else(broken)?);
     }
     let rest = Bytes::from(head.split_off(bytes));
     let digest = Digest::of(&head);
-    let text = String::from_utf8(head).map_err(|_| Problem::invalid("the pipeline file is not UTF-8", "send it as text"))?;
+    let text = String::from_utf8(head).map_err(|_| Problem::invalid("the pipeline file is not UTF-8", "send UTF-8 text"))?;
     let file = PipelineFile::parse(&text).map_err(|found| {
         let shown = render_all(&found, "swell.toml", &text);
-        let detail = format!("the pipeline file is wrong:\n{shown}");
+        let detail = format!("the pipeline file is invalid:\n{shown}");
         Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_file", detail, "`swell validate` checks it offline")
     })?;
     Ok((Box::new(file), digest, rest))
 }
 
-/// Stores the archive and hashes its pieces as they pass.
+/// Stores the archive, and hashes its pieces as they arrive.
 async fn store(app: &App, archive: impl Stream<Item = io::Result<Bytes>> + Send + 'static) -> Result<(Stored, Content), Problem> {
     let hasher = Arc::new(Mutex::new(ContentHasher::new(app.options.artifact_bytes_max)));
     let passing = Arc::clone(&hasher);
@@ -180,7 +180,7 @@ async fn store(app: &App, archive: impl Stream<Item = io::Result<Bytes>> + Send 
     Ok((stored, content))
 }
 
-/// The digest and size of the tar inside. What no target would unpack is refused now, and not by every target later.
+/// The digest and size of the tar inside. An archive that targets would refuse to unpack is refused here.
 async fn unpacked(store: &dyn ContentStore, stored: Stored) -> Result<(Digest, u64), Problem> {
     let content = store.get_range(stored.digest, 0..stored.size).await?;
     let (sender, chunks) = mpsc::channel(4);
@@ -198,19 +198,19 @@ fn not_unpacked(error: &UnpackError) -> Problem {
     let (code, detail, hint) = match error {
         UnpackError::Damaged(why) => (
             "not_an_archive",
-            format!("the archive cannot be read: {why}"),
-            "push what `swell artifact push` or a package phase has packed",
+            format!("failed to read the archive: {why}"),
+            "send an archive packed by `swell artifact push` or a package phase",
         ),
         _ => (
             "harmful_archive",
-            format!("{error}; no target would unpack it, so no release was made"),
-            "leave that out of the archive, or push the folder and let `swell artifact push` pack it",
+            format!("{error}; targets refuse to unpack it, so no release was made"),
+            "remove it from the archive, or pack the folder with `swell artifact push`",
         ),
     };
     Problem::new(StatusCode::UNPROCESSABLE_ENTITY, code, detail, hint)
 }
 
-/// A stream of the async side, read on a thread that may block.
+/// A reader of an async stream, for a blocking thread.
 struct Bridge {
     chunks: mpsc::Receiver<io::Result<Bytes>>,
     left: Bytes,

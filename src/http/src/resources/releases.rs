@@ -1,4 +1,4 @@
-//! `/v1/releases`: what can be deployed.
+//! `/v1/releases`: releases of pipelines.
 
 use axum::{Json, extract::State};
 use serde::Deserialize;
@@ -14,26 +14,28 @@ use crate::{
 use swell_model::{
     event::Subject,
     ids::{PipelineName, ReleaseId},
+    pipeline::Pipeline,
     release::{Release, release_key},
     tables::{Key, ReadTables, Scan, key},
 };
 use swell_raft::View;
 
-/// Which releases.
+/// Filters of a list of releases.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct ReleaseFilter {
-    /// Only of this pipeline.
+    /// Returns only releases of this pipeline.
     #[param(value_type = Option<String>)]
     pipeline: Option<PipelineName>,
-    /// Where the page begins: `next` of the one before.
+    /// `next` of the previous page.
     cursor: Option<String>,
-    /// How many items, 1 to 500; 50 unless given.
+    /// Number of items, 1 to 500. Default: 50.
+    #[param(minimum = 1, maximum = 500)]
     limit: Option<usize>,
 }
 
-/// Lists releases, newest first within a pipeline, without their pipeline files.
+/// Lists releases, newest first within each pipeline, without pipeline files.
 #[utoipa::path(
     get, path = "/v1/releases", tag = "releases",
     params(ReleaseFilter),
@@ -62,24 +64,31 @@ pub async fn get(State(app): State<App>, At(id): At<ReleaseId>) -> Result<Answer
     app.read(move |view| Ok(Answer::read(view, ReleaseView::full(of(view, &id)?), None))).await
 }
 
-/// The release `id`, or the problem that there is none.
+/// The release `id`, or the problem that it does not exist.
 pub fn of(view: &View, id: &ReleaseId) -> Result<Release, Problem> {
     existing(view, &release_key(id), || Subject::Release(id.clone()))
 }
 
-/// The release that is meant: `wanted`, which must be the pipeline's, else its newest.
+/// The release `wanted`, which must belong to the pipeline, else the pipeline's newest.
 pub fn chosen(view: &View, pipeline: &PipelineName, wanted: Option<ReleaseId>) -> Result<ReleaseId, Problem> {
+    // A mistyped pipeline is reported as such, not as one without releases.
+    let _: Pipeline = existing(view, &key(pipeline.as_str()), || Subject::Pipeline(pipeline.clone()))?;
     match wanted {
         Some(wanted) if wanted.pipeline != *pipeline => Err(Problem::invalid(
             format!("{wanted} is not a release of {pipeline}"),
-            "name one of its own: `swell history` lists them",
+            format!("`swell history {pipeline}` lists its releases"),
         )),
         Some(wanted) => Ok(wanted),
         None => {
             let newest: Vec<Release> = view.scan(&Scan::prefix(key(pipeline.as_str())).backwards(), 1)?;
             newest.into_iter().next().map(|release| release.id).ok_or_else(|| {
-                let detail = format!("{pipeline} has no release yet");
-                Problem::new(hyper::StatusCode::CONFLICT, "no_release", detail, format!("build one: `swell build {pipeline}`"))
+                let detail = format!("pipeline {pipeline} has no release");
+                Problem::new(
+                    hyper::StatusCode::CONFLICT,
+                    "no_release",
+                    detail,
+                    format!("build one with `swell build {pipeline}`"),
+                )
             })
         }
     }

@@ -1,4 +1,4 @@
-//! `/v1/repositories`: repositories that Groundswell hosts, and how a name of a commit becomes a commit.
+//! `/v1/repositories`: hosted git repositories.
 
 use axum::{Json, extract::State};
 use serde::Deserialize;
@@ -20,10 +20,10 @@ use swell_model::{
     tables::{Key, ReadTables, Scan, key},
 };
 
-/// How many refs are shown.
+/// How many refs a repository is shown with.
 const REFS_SHOWN_MAX: usize = 1000;
 
-/// Lists hosted repositories by name, without their refs.
+/// Lists hosted repositories by name, without refs.
 #[utoipa::path(
     get, path = "/v1/repositories", tag = "repositories",
     params(Listing),
@@ -60,14 +60,14 @@ async fn shown(app: &App, name: RepositoryName) -> Result<Answer<RepositoryView>
     .await
 }
 
-/// A repository to host.
+/// A hosted repository to create.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateRepository {
-    /// Its name.
+    /// Name of the repository.
     #[schema(value_type = String)]
     name: RepositoryName,
-    /// The branch that `HEAD` names; `main` unless given.
+    /// Default branch. Default: `main`.
     #[serde(default = "main_branch")]
     default_branch: String,
 }

@@ -1,4 +1,4 @@
-//! `/v1/rollbacks`: going back, with nothing but the pipeline's name where that says enough.
+//! `/v1/rollbacks`: returns to an earlier release. The name of the pipeline is enough where it identifies the environment.
 
 use axum::extract::State;
 use hyper::StatusCode;
@@ -24,24 +24,24 @@ use swell_model::{
 };
 use swell_raft::View;
 
-/// What to take back.
+/// A rollback to start.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateRollback {
-    /// Whose.
+    /// Name of the pipeline.
     #[schema(value_type = String)]
     pipeline: PipelineName,
-    /// Where; may be left out where the pipeline runs in one environment.
+    /// Environment to roll back. Default: the only one that the pipeline runs in.
     #[schema(value_type = Option<String>)]
     environment: Option<EnvironmentName>,
-    /// To which release; the last good one before the present unless given.
+    /// Release to return to. Default: the last good one before the current.
     #[schema(value_type = Option<String>)]
     to: Option<ReleaseId>,
-    /// Why, for the event log.
+    /// Reason, recorded in the event log.
     why: Option<String>,
 }
 
-/// Goes back to an earlier release: skips bakes, ignores freezes, takes the place of what is at work.
+/// Starts a rollback to an earlier release. It skips bakes, ignores freezes and replaces a rollout in progress.
 #[utoipa::path(
     post, path = "/v1/rollbacks", tag = "rollouts",
     request_body = CreateRollback,
@@ -62,7 +62,7 @@ pub async fn create(
     rollouts::start(&app, caller, guards, action).await
 }
 
-/// Where a rollback takes place, and to what it goes.
+/// The environment of a rollback and the release that it returns to.
 pub fn goal(
     view: &View,
     pipeline: &PipelineName,
@@ -98,7 +98,7 @@ fn only_deployment(view: &View, pipeline: &PipelineName) -> Result<Deployment, P
         (Some(only), 1) => Ok(only),
         (Some(_), _) => {
             let detail = format!("{pipeline} runs in {} environments: {}", names.len(), names.join(", "));
-            let hint = format!("say which: --env {}", names[0]);
+            let hint = format!("name one: --env {}", names[0]);
             Err(Problem::new(StatusCode::CONFLICT, "ambiguous", detail, hint).choices(names))
         }
         (None, _) => Err(not_deployed(format!("{pipeline} was never deployed"))),

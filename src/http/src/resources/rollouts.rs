@@ -1,4 +1,4 @@
-//! `/v1/rollouts`: moving environments to releases.
+//! `/v1/rollouts`: deploys of releases to environments.
 
 use axum::{Json, extract::State};
 use serde::Deserialize;
@@ -18,27 +18,28 @@ use swell_model::{
     digest::Digest,
     event::Subject,
     ids::{EnvironmentName, PipelineName, ReleaseId, RolloutId},
-    rollout::{Purpose, Rollout, RolloutState},
-    tables::{Scan, key},
+    rollout::{OpenRollout, Purpose, Rollout, RolloutState},
+    tables::{ReadTables, Scan, TablesError, key},
 };
 use swell_raft::View;
 
-/// Which rollouts.
+/// Filters of a list of rollouts.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct RolloutFilter {
-    /// Only of this pipeline.
+    /// Returns only rollouts of this pipeline.
     #[param(value_type = Option<String>)]
     pipeline: Option<PipelineName>,
-    /// Only in this environment.
+    /// Returns only rollouts in this environment.
     #[param(value_type = Option<String>)]
     environment: Option<EnvironmentName>,
-    /// Only in this state, such as `deployed`; or `open` or `ended`.
+    /// Returns only rollouts in this state, such as `deployed`; or `open` or `ended` ones.
     state: Option<String>,
-    /// Where the page begins: `next` of the one before.
+    /// `next` of the previous page.
     cursor: Option<String>,
-    /// How many items, 1 to 500; 50 unless given.
+    /// Number of items, 1 to 500. Default: 50.
+    #[param(minimum = 1, maximum = 500)]
     limit: Option<usize>,
 }
 
@@ -63,14 +64,24 @@ pub async fn list(State(app): State<App>, Params(query): Params<RolloutFilter>) 
                 && states.as_ref().is_none_or(|states| states.contains(&rollout.state))
         };
         let scan = Scan { after: before.map(|id| key(id.0)), ..Scan::all().backwards() };
-        let (rollouts, last) = page::collect(view, scan, limit, wanted)?;
+        let only_open = states.as_ref().is_some_and(|states| states.iter().all(|state| !state.is_end()));
+        let (rollouts, last) = if only_open {
+            let open = |open: &OpenRollout| -> Result<Option<Rollout>, TablesError> {
+                Ok(view.get::<Rollout>(&key(open.rollout.0))?.filter(&wanted))
+            };
+            let (rollouts, last) = page::collect_indexed(view, scan, limit, open)?;
+            (rollouts, last.map(|open: OpenRollout| open.rollout))
+        } else {
+            let (rollouts, last) = page::collect(view, scan, limit, wanted)?;
+            (rollouts, last.map(|rollout: Rollout| rollout.id))
+        };
         let items: Result<_, _> = rollouts.iter().map(|rollout| RolloutView::brief(view, rollout)).collect();
-        Ok(Json(Page { items: items?, next: last.map(|last: Rollout| last.id.to_string()), as_of: view.applied() }))
+        Ok(Json(Page { items: items?, next: last.map(|last| last.to_string()), as_of: view.applied() }))
     })
     .await
 }
 
-/// Shows a rollout: its waves, its gate and what it waits for, verdicts and failures.
+/// Shows a rollout with its waves, gate, reason for waiting, verdicts and failures.
 #[utoipa::path(
     get, path = "/v1/rollouts/{id}", tag = "rollouts",
     params(("id" = String, Path)),
@@ -80,7 +91,7 @@ pub async fn get(State(app): State<App>, At(id): At<RolloutId>) -> Result<Answer
     shown(&app, id).await
 }
 
-/// The rollout `id`, or the problem that there is none.
+/// The rollout `id`, or the problem that it does not exist.
 pub fn of(view: &View, id: RolloutId) -> Result<Rollout, Problem> {
     existing(view, &key(id.0), || Subject::Rollout(id))
 }
@@ -97,23 +108,23 @@ async fn shown(app: &App, id: RolloutId) -> Result<Answer<RolloutView>, Problem>
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateRollout {
-    /// Whose release.
+    /// Name of the pipeline.
     #[schema(value_type = String)]
     pipeline: PipelineName,
-    /// Where.
+    /// Environment to deploy to.
     #[schema(value_type = String)]
     environment: EnvironmentName,
-    /// To which release; the pipeline's newest unless given.
+    /// Release to deploy. Default: the newest of the pipeline.
     #[schema(value_type = Option<String>)]
     release: Option<ReleaseId>,
-    /// Only if the plan is still this one: `digest` of a dry run.
+    /// `digest` of a plan: fails if the plan has changed since.
     #[schema(value_type = Option<String>)]
     if_plan: Option<Digest>,
-    /// Why, for the event log.
+    /// Reason, recorded in the event log.
     why: Option<String>,
 }
 
-/// Moves an environment to a release.
+/// Starts a rollout of a release to an environment.
 #[utoipa::path(
     post, path = "/v1/rollouts", tag = "rollouts",
     request_body = CreateRollout,
@@ -134,13 +145,13 @@ pub async fn create(
     start(&app, caller, guards, action).await
 }
 
-/// Starts a rollout and shows it.
+/// Starts a rollout and returns it.
 pub async fn start(app: &App, caller: Caller, guards: Guards, action: RolloutAction) -> Result<Answer<RolloutView>, Problem> {
     let outcome = app.propose(caller, guards, action).await?;
     started(app, &outcome).await
 }
 
-/// Shows the rollout that was started.
+/// Returns the rollout that an outcome started.
 pub async fn started(app: &App, outcome: &Outcome) -> Result<Answer<RolloutView>, Problem> {
     let id = rollout_id(outcome)?;
     Ok(shown(app, id).await?.after(outcome).created(format!("/v1/rollouts/{id}")))
@@ -164,7 +175,7 @@ async fn act(
     Ok(shown(app, id).await?.after(&outcome))
 }
 
-/// Lets a rollout stand still.
+/// Pauses a rollout before its next change.
 #[utoipa::path(
     post, path = "/v1/rollouts/{id}/pause", tag = "rollouts",
     params(("id" = String, Path)),
@@ -181,7 +192,7 @@ pub async fn pause(
     act(&app, caller, guards, id, RolloutAction::Pause { rollout: id, why }).await
 }
 
-/// Lets a paused rollout go on.
+/// Resumes a paused rollout.
 #[utoipa::path(
     post, path = "/v1/rollouts/{id}/resume", tag = "rollouts",
     params(("id" = String, Path)),
@@ -196,7 +207,7 @@ pub async fn resume(
     act(&app, caller, guards, id, RolloutAction::Resume { rollout: id }).await
 }
 
-/// Stops a rollout and takes back what it changed.
+/// Aborts a rollout and reverts what it changed.
 #[utoipa::path(
     post, path = "/v1/rollouts/{id}/abort", tag = "rollouts",
     params(("id" = String, Path)),
@@ -213,7 +224,7 @@ pub async fn abort(
     act(&app, caller, guards, id, RolloutAction::Abort { rollout: id, why }).await
 }
 
-/// Passes the present gate, whatever it would say.
+/// Passes the current gate without waiting for its verdict.
 #[utoipa::path(
     post, path = "/v1/rollouts/{id}/promote", tag = "rollouts",
     params(("id" = String, Path)),

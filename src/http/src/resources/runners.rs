@@ -18,17 +18,17 @@ use swell_model::{
 };
 use swell_raft::View;
 
-/// Lists runners by name, with the builds at work there.
+/// Lists runners by name, with the builds that run there.
 #[utoipa::path(get, path = "/v1/runners", tag = "fleet", params(Listing), responses((status = OK, body = Page<RunnerView>)))]
 pub async fn list(State(app): State<App>, Params(query): Params<Listing>) -> Result<Json<Page<RunnerView>>, Problem> {
     let limit = page::limit(query.limit)?;
     let after: Option<RunnerName> = page::cursor(&query.cursor)?;
     app.read(move |view| {
-        let mut at_work = at_work(view)?;
+        let mut running = running_builds(view)?;
         let scan = page::scan(Key::all(), after.map(|name| key(name.as_str())));
         let (runners, last) = page::collect::<_, Runner>(view, scan, limit, |_| true)?;
         let shown = |runner: Runner| {
-            let builds = at_work.remove(&runner.name).unwrap_or_default();
+            let builds = running.remove(&runner.name).unwrap_or_default();
             RunnerView::new(runner, builds)
         };
         let items = runners.into_iter().map(shown).collect();
@@ -37,13 +37,13 @@ pub async fn list(State(app): State<App>, Params(query): Params<Listing>) -> Res
     .await
 }
 
-fn at_work(view: &View) -> Result<BTreeMap<RunnerName, Vec<String>>, Problem> {
-    let mut at_work: BTreeMap<_, Vec<String>> = BTreeMap::new();
+fn running_builds(view: &View) -> Result<BTreeMap<RunnerName, Vec<String>>, Problem> {
+    let mut running: BTreeMap<_, Vec<String>> = BTreeMap::new();
     for open in view.scan::<OpenBuild>(&Scan::all(), SCAN_RECORDS_MAX)? {
         let build: Option<Build> = view.get(&key(open.build.0))?;
         if let Some(attempt) = build.as_ref().and_then(|build| build.live_attempt()) {
-            at_work.entry(attempt.runner.clone()).or_default().push(open.build.to_string());
+            running.entry(attempt.runner.clone()).or_default().push(open.build.to_string());
         }
     }
-    Ok(at_work)
+    Ok(running)
 }

@@ -1,4 +1,4 @@
-//! `/v1/targets`: the servers of the fleet.
+//! `/v1/targets`: the machines that releases run on.
 
 use axum::{Json, extract::State};
 use roaring::RoaringBitmap;
@@ -28,27 +28,28 @@ use swell_model::{
 };
 use swell_raft::View;
 
-/// Which targets.
+/// Filters of a list of targets.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct TargetFilter {
-    /// Only of this environment.
+    /// Returns only targets of this environment.
     #[param(value_type = Option<String>)]
     environment: Option<EnvironmentName>,
-    /// Only in this region.
+    /// Returns only targets in this region.
     region: Option<String>,
-    /// Only in zones of this name.
+    /// Returns only targets in zones with this name.
     zone: Option<String>,
-    /// Only those whose agents are connected, or are not.
+    /// Returns only targets whose agent is connected (`true`) or not (`false`).
     connected: Option<bool>,
-    /// Where the page begins: `next` of the one before.
+    /// `next` of the previous page.
     cursor: Option<String>,
-    /// How many items, 1 to 500; 50 unless given.
+    /// Number of items, 1 to 500. Default: 50.
+    #[param(minimum = 1, maximum = 500)]
     limit: Option<usize>,
 }
 
-/// Lists targets in the order in which they joined, without what they said.
+/// Lists targets in the order in which they joined, without observations.
 #[utoipa::path(get, path = "/v1/targets", tag = "fleet", params(TargetFilter), responses((status = OK, body = Page<TargetView>)))]
 pub async fn list(State(app): State<App>, Params(query): Params<TargetFilter>) -> Result<Json<Page<TargetView>>, Problem> {
     let limit = page::limit(query.limit)?;
@@ -79,7 +80,7 @@ fn members(view: &View, environment: Option<&EnvironmentName>) -> Result<Option<
     Ok(Some(environment.members))
 }
 
-/// Shows a target with what it said of each pipeline.
+/// Shows a target with its last report about each pipeline.
 #[utoipa::path(
     get, path = "/v1/targets/{name}", tag = "fleet",
     params(("name" = String, Path)),
@@ -104,7 +105,7 @@ async fn shown(app: &App, name: TargetName) -> Result<Answer<TargetView>, Proble
     .await
 }
 
-/// Keeps rollouts from changing a target.
+/// Excludes a target from rollouts.
 #[utoipa::path(
     post, path = "/v1/targets/{name}/cordon", tag = "fleet",
     params(("name" = String, Path)),
@@ -122,7 +123,7 @@ pub async fn cordon(
     Ok(shown(&app, name).await?.after(&outcome))
 }
 
-/// Lets rollouts change it again.
+/// Includes a cordoned target in rollouts again.
 #[utoipa::path(
     post, path = "/v1/targets/{name}/uncordon", tag = "fleet",
     params(("name" = String, Path)),

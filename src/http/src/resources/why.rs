@@ -1,4 +1,4 @@
-//! `/v1/why/{id}`: why a build or a rollout is where it is: what judged it, what failed, its last output, and its events.
+//! `/v1/why/{id}`: explains the state of a build or rollout with its verdicts, failures, last output and events.
 
 use axum::{Json, extract::State};
 use serde::Serialize;
@@ -17,24 +17,24 @@ use swell_model::{
 };
 use swell_raft::{EventStore, View};
 
-/// The evidence.
+/// Explanation of the state of a build or rollout.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct WhyView {
-    /// Which, such as `r7`.
+    /// Id of the build or rollout, such as `r7`.
     id: String,
-    /// Where it is and why, in a sentence.
+    /// The state and its reason, in a sentence.
     summary: String,
-    /// What to do about it, where something can be done.
+    /// What to do about it, if anything can be done.
     hint: Option<String>,
-    /// The build, where it is one.
+    /// The build, if `id` names one.
     build: Option<BuildView>,
-    /// The rollout, where it is one.
+    /// The rollout, if `id` names one.
     rollout: Option<RolloutView>,
-    /// What happened to it, oldest first: the last 200, as far as the last 20,000 events of the cluster hold them.
+    /// Its newest 200 events, oldest first, as far as they are among the cluster's newest 20,000.
     events: Vec<EventView>,
 }
 
-/// Explains a build (`b42`) or a rollout (`r7`).
+/// Explains the state of a build (`b42`) or rollout (`r7`).
 #[utoipa::path(
     get, path = "/v1/why/{id}", tag = "events",
     params(("id" = String, Path)),
@@ -48,7 +48,7 @@ pub async fn get(State(app): State<App>, At(id): At<String>) -> Result<Json<WhyV
     if let Ok(id) = id.parse::<RolloutId>() {
         return app.read(move |view| Ok(Json(of_rollout(view, &events, id)?))).await;
     }
-    Err(Problem::invalid(format!("`{id}` is neither a build nor a rollout"), "write an id such as `b42` or `r7`"))
+    Err(Problem::invalid(format!("`{id}` is not the id of a build or rollout"), "write an id such as `b42` or `r7`"))
 }
 
 fn of_build(view: &View, events: &EventStore, id: BuildId) -> Result<WhyView, Problem> {
@@ -59,7 +59,10 @@ fn of_build(view: &View, events: &EventStore, id: BuildId) -> Result<WhyView, Pr
     let because = shown.failure.as_ref().or(shown.waits_for.as_ref());
     Ok(WhyView {
         id: id.to_string(),
-        summary: sentence(id, &shown.state, because),
+        summary: match shown.cancel_asked && !shown.ended {
+            true => format!("{id} is being canceled; waiting for the runner"),
+            false => sentence(id, &shown.state, because),
+        },
         hint: failure.map(|failure| failure.hint.clone()),
         events,
         build: Some(shown),

@@ -1,12 +1,12 @@
-//! Who may do what, and what a refusal looks like.
+//! Access rules, and the form of errors.
 
 use hyper::header::WWW_AUTHENTICATE;
 use reqwest::{Method, StatusCode};
 
 use super::*;
-use crate::{Needs, RULES, USER_HEADER, openapi};
+use crate::{Needs, USER_HEADER, openapi, rules};
 
-/// A path that the router matches: no thing of that name exists.
+/// A path that the router matches, of a resource that does not exist.
 fn concrete(path: &str) -> String {
     let digest = format!("sha256:{}", "0".repeat(64));
     let id = if path.contains("rollouts") {
@@ -21,12 +21,12 @@ fn concrete(path: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_but_health_and_the_document_is_served_without_a_token() {
+async fn request_without_valid_token_is_refused_except_for_health_and_document() {
     let server = Server::start().await;
-    for rule in RULES {
-        let method: Method = rule.method.parse().unwrap();
+    for rule in rules() {
+        let method = rule.method.clone();
         for token in [None, Some("swell_admin_0000"), Some("")] {
-            let request = server.client.request(method.clone(), format!("{}{}", server.base, concrete(rule.path)));
+            let request = server.client.request(method.clone(), format!("{}{}", server.base, concrete(&rule.path)));
             let request = token.into_iter().fold(request, |request, token| request.bearer_auth(token));
             let response = request.send().await.unwrap();
             if rule.needs == Needs::Nothing {
@@ -42,12 +42,12 @@ async fn nothing_but_health_and_the_document_is_served_without_a_token() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_viewer_changes_nothing_and_machines_do_only_their_own() {
+async fn role_is_refused_what_it_may_not_do() {
     let server = Server::start().await;
     let before = *server.node.last_event().borrow();
-    for rule in RULES.iter().filter(|rule| rule.method != "GET" && rule.path != "/v1/plans" && rule.needs != Needs::Git) {
-        let method: Method = rule.method.parse().unwrap();
-        let (status, body) = answer(server.request(method, &concrete(rule.path), Role::Viewer)).await;
+    for rule in rules().iter().filter(|rule| rule.method != Method::GET && rule.path != "/v1/plans" && rule.needs != Needs::Git) {
+        let method = rule.method.clone();
+        let (status, body) = answer(server.request(method, &concrete(&rule.path), Role::Viewer)).await;
         assert_eq!(status, StatusCode::FORBIDDEN, "{} {}", rule.method, rule.path);
         assert_problem(status, &body, "forbidden");
     }
@@ -73,17 +73,17 @@ async fn a_viewer_changes_nothing_and_machines_do_only_their_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_documented_route_has_a_rule_and_every_rule_a_route() {
+async fn every_documented_endpoint_has_one_rule_and_every_rule_an_endpoint() {
     let document = serde_json::to_value(openapi()).unwrap();
     for (path, item) in document["paths"].as_object().unwrap() {
         for method in item.as_object().unwrap().keys() {
-            let found = RULES.iter().any(|rule| rule.path == path && rule.method.eq_ignore_ascii_case(method));
-            assert!(found, "{method} {path} has no rule, so it is refused");
+            let is_this = |rule: &&crate::Rule| rule.path == *path && rule.method.as_str().eq_ignore_ascii_case(method);
+            assert_eq!(rules().iter().filter(is_this).count(), 1, "rules of {method} {path}");
         }
     }
     let server = Server::start().await;
-    for rule in RULES {
-        let request = server.request(rule.method.parse().unwrap(), &concrete(rule.path), Role::Admin);
+    for rule in rules() {
+        let request = server.request(rule.method.clone(), &concrete(&rule.path), Role::Admin);
         let request = if rule.path == "/v1/events" { request.header("accept", "application/json") } else { request };
         let (_, body) = answer(request).await;
         assert!(body["code"] != "no_route" && body["code"] != "no_method", "{} {}: {body}", rule.method, rule.path);
@@ -91,7 +91,7 @@ async fn every_documented_route_has_a_rule_and_every_rule_a_route() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_did_it_is_written_down() {
+async fn change_is_attributed_to_user_header() {
     let server = Server::start().await;
     let request = server.request(Method::POST, "/v1/repositories", Role::Developer).header(USER_HEADER, "ada@example.org");
     let (status, _) = answer(request.json(&serde_json::json!({ "name": "shop" }))).await;
@@ -105,7 +105,7 @@ async fn who_did_it_is_written_down() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn git_takes_the_token_as_a_password() {
+async fn token_is_accepted_as_password_only_for_git() {
     let server = Server::start().await;
     let url = format!("{}/git/shop.git/info/refs?service=git-upload-pack", server.base);
     let request = server.client.get(url).basic_auth("ada", Some(server.token(Role::Viewer)));

@@ -24,7 +24,7 @@ async fn ok(dir: &Path, arguments: &[&str]) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_push_moves_refs_in_state_and_can_be_cloned_and_built() {
+async fn pushed_commit_is_in_state_and_can_be_cloned_and_built() {
     let server = Server::start().await;
     server.done("/v1/repositories", json!({ "name": "shop" })).await;
     let url = |role: Role| server.base.replace("http://", &format!("http://ada:{}@", server.token(role))) + "/git/shop.git";

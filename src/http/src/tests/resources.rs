@@ -1,4 +1,4 @@
-//! Lists, changes and their guards, and bodies that are wrong.
+//! Lists, changes and their guards, and wrong requests.
 
 use reqwest::{Method, StatusCode, header::ETAG};
 use serde_json::json;
@@ -10,7 +10,7 @@ use swell_model::{
 };
 
 #[tokio::test(flavor = "multi_thread")]
-async fn refusals_say_what_is_wrong_and_what_was_meant() {
+async fn wrong_request_is_refused_with_hint() {
     let server = Server::start().await;
     let (status, body) = server.get("/v1/nothing").await;
     assert_problem(status, &body, "no_route");
@@ -41,7 +41,7 @@ async fn refusals_say_what_is_wrong_and_what_was_meant() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn lists_come_in_pages_that_meet() {
+async fn consecutive_pages_of_list_have_no_gap_or_repeat() {
     let server = Server::start().await;
     for name in ["e", "b", "d", "a", "c"] {
         server.pipeline(name).await;
@@ -63,7 +63,7 @@ async fn lists_come_in_pages_that_meet() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn builds_are_listed_newest_first_and_by_what_is_asked() {
+async fn builds_are_listed_newest_first_and_filtered() {
     let server = Server::start().await;
     for name in ["shop", "blog"] {
         server.pipeline(name).await;
@@ -93,7 +93,7 @@ async fn builds_are_listed_newest_first_and_by_what_is_asked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_change_is_refused_when_the_thing_has_changed_since() {
+async fn change_with_stale_etag_is_refused() {
     let server = Server::start().await;
     server.done("/v1/environments", json!({ "name": "production", "least_bake": "5m", "first_wave_max": "10%" })).await;
     let shown = server.request(Method::GET, "/v1/environments/production", Role::Viewer).send().await.unwrap();
@@ -114,7 +114,7 @@ async fn a_change_is_refused_when_the_thing_has_changed_since() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_repeated_request_with_the_same_key_is_answered_not_repeated() {
+async fn repeated_idempotency_key_repeats_answer_not_change() {
     let server = Server::start().await;
     server.pipeline("shop").await;
     let send = async |path: &str, body: Value| {
@@ -140,7 +140,7 @@ async fn a_repeated_request_with_the_same_key_is_answered_not_repeated() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_retry_is_answered_although_its_branch_is_gone() {
+async fn retry_is_answered_after_branch_was_deleted() {
     let server = Server::start().await;
     server.done("/v1/repositories", json!({ "name": "shop" })).await;
     server.done("/v1/pipelines", json!({ "name": "shop", "source": { "hosted": "shop" } })).await;
@@ -163,7 +163,7 @@ async fn a_retry_is_answered_although_its_branch_is_gone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn blobs_are_small_and_read_back() {
+async fn blob_is_stored_within_size_bounds() {
     let server = Server::start().await;
     let put = |bytes: Vec<u8>| answer(server.request(Method::POST, "/v1/blobs", Role::Agent).body(bytes));
     let (status, blob) = put(b"panic: no database".to_vec()).await;
@@ -172,10 +172,12 @@ async fn blobs_are_small_and_read_back() {
     assert_eq!(text, "panic: no database");
     let (status, body) = put(vec![0; (64 << 10) + 1]).await;
     assert_problem(status, &body, "too_large");
+    let (status, body) = put(Vec::new()).await;
+    assert_problem(status, &body, "invalid");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn health_and_figures_are_for_machines() {
+async fn health_and_metrics_report_leader_and_counts() {
     let server = Server::start().await;
     server.pipeline("shop").await;
     let (status, ready) = server.get("/readyz?verbose").await;

@@ -60,7 +60,8 @@ async fn carry_out(server: &Server, id: &str) {
         if shown["ended"] == true {
             return;
         }
-        let number = shown["wave"].as_u64().unwrap() as u32;
+        // The API counts waves from 1, the model from 0.
+        let number = shown["wave"].as_u64().unwrap() as u32 - 1;
         let names = shown["waves"][number as usize]["targets"]["names"].as_array().unwrap().clone();
         let mut targets = roaring::RoaringBitmap::new();
         for name in names {
@@ -99,7 +100,7 @@ fn healthy(release: &ReleaseId) -> Report {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_artifact_built_elsewhere_becomes_a_release_whose_bytes_are_served() {
+async fn imported_artifact_becomes_release_and_is_served() {
     let server = fleet(1).await;
     let release = release(&server, 1).await;
     let (_, shown) = server.get(&format!("/v1/releases/{release}")).await;
@@ -138,7 +139,7 @@ fn with_entry(kind: tar::EntryType, path: &str, link: &str) -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_archive_that_no_target_would_unpack_makes_no_release() {
+async fn harmful_archive_is_refused_and_makes_no_release() {
     use tar::EntryType;
     let server = fleet(1).await;
     for (archive, why) in [
@@ -163,7 +164,7 @@ async fn an_archive_that_no_target_would_unpack_makes_no_release() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_plan_is_shown_carried_out_paused_and_taken_back() {
+async fn plan_matches_rollout_that_can_be_paused_resumed_and_aborted() {
     let server = fleet(6).await;
     let (status, body) = server.post("/v1/rollouts", json!({ "pipeline": "shop", "environment": "production" })).await;
     assert_problem(status, &body, "no_release");
@@ -204,7 +205,7 @@ async fn a_plan_is_shown_carried_out_paused_and_taken_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rollback_finds_its_way_and_asks_where_it_cannot() {
+async fn rollback_finds_environment_and_release_or_names_choices() {
     let server = fleet(2).await;
     let (status, body) = server.post("/v1/rollbacks", json!({ "pipeline": "shop" })).await;
     assert_problem(status, &body, "not_deployed");
@@ -235,7 +236,7 @@ async fn a_rollback_finds_its_way_and_asks_where_it_cannot() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_log_is_read_live_and_afterwards() {
+async fn log_is_readable_during_and_after_attempt() {
     let server = fleet(1).await;
     let resources = swell_model::build::Resources::default();
     server.apply(FleetAction::RegisterRunner { name: name("r1"), resources }).await;

@@ -66,7 +66,7 @@ impl Sse {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_follower_that_breaks_off_goes_on_without_gap_or_repeat() {
+async fn resumed_stream_has_no_gap_or_repeat() {
     let server = Arc::new(Server::start().await);
     let writing = {
         let server = Arc::clone(&server);
@@ -91,10 +91,10 @@ async fn a_follower_that_breaks_off_goes_on_without_gap_or_repeat() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_follower_from_the_beginning_gets_all_once_and_in_order() {
+async fn stream_from_oldest_event_has_each_event_once_in_order() {
     let options = Options { heartbeat: Duration::from_millis(200), ..Options::default() };
     let server = Server::with(options).await;
-    // More than one look at state takes.
+    // More than one read returns.
     let names: Vec<String> = (0..300).map(|number| format!("p{number}")).collect();
     futures::future::join_all(names.iter().map(|name| server.pipeline(name))).await;
     let newest = server.node.last_event().borrow().to_string();
@@ -121,7 +121,7 @@ async fn a_follower_from_the_beginning_gets_all_once_and_in_order() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_filter_passes_only_its_subjects_and_the_cursor_moves_on() {
+async fn filtered_stream_has_only_wanted_subjects_and_cursor_advances() {
     let options = Options { heartbeat: Duration::from_millis(100), ..Options::default() };
     let server = Server::with(options).await;
     let mut follower = Sse::open(&server, "?subject=repository/,pipeline/shop", None).await;
@@ -156,6 +156,48 @@ async fn a_filter_passes_only_its_subjects_and_the_cursor_moves_on() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn second_page_after_event_continues_first_and_both_positions_are_refused() {
+    let server = Server::start().await;
+    for name in ["a", "b", "c", "d"] {
+        server.pipeline(name).await;
+    }
+    let (_, all) = server.get("/v1/events?subject=pipeline/").await;
+    let seqs = |page: &Value| -> Vec<String> {
+        page["items"].as_array().unwrap().iter().map(|event| event["seq"].as_str().unwrap().to_owned()).collect()
+    };
+    let all = seqs(&all);
+    let (_, first) = server.get(&format!("/v1/events?subject=pipeline/&limit=1&after={}", all[0])).await;
+    assert_eq!(seqs(&first), all[1..2]);
+    let next = first["next"].as_str().unwrap();
+    let (_, second) = server.get(&format!("/v1/events?subject=pipeline/&limit=1&cursor={next}")).await;
+    assert_eq!(seqs(&second), all[2..3]);
+    let (status, body) = server.get(&format!("/v1/events?after={}&cursor={next}", all[0])).await;
+    assert_problem(status, &body, "invalid");
+    assert!(body["detail"].as_str().unwrap().contains("`after` and `cursor`"), "{body}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stream_of_one_subject_has_its_events_only() {
+    let server = Server::start().await;
+    server.pipeline("shop").await;
+    let mut follower = Sse::open(&server, "?subject=pipeline/shop&after=0.0", None).await;
+    assert_eq!(follower.events(1).await.len(), 1);
+    let mut follower = Sse::open(&server, "?subject=build/b1", None).await;
+    server.done("/v1/builds", json!({ "pipeline": "shop", "commit": "1".repeat(40) })).await;
+    server.done("/v1/builds", json!({ "pipeline": "shop", "commit": "2".repeat(40) })).await;
+    server.done("/v1/builds/b1/cancel", json!({})).await;
+    let mut kinds = Vec::new();
+    while kinds.len() < 2 {
+        let (_, kind, data) = follower.next().await;
+        if kind == "event" {
+            let event: Value = serde_json::from_str(&data).unwrap();
+            assert_eq!(event["subject"], "build/b1");
+            kinds.push(event["kind"].clone());
+        }
+    }
+}
+
 type Socket = tokio_tungstenite::WebSocketStream<tokio_tungstenite::MaybeTlsStream<tokio::net::TcpStream>>;
 
 async fn socket(server: &Server, path: &str, role: Role) -> Socket {
@@ -170,7 +212,7 @@ async fn next(socket: &mut Socket) -> Message {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn events_over_a_websocket_are_the_same() {
+async fn websocket_stream_has_same_events_as_sse() {
     let server = Server::start().await;
     server.pipeline("shop").await;
     let mut socket = socket(&server, "/v1/events?after=0.0&subject=pipeline/", Role::Viewer).await;
@@ -187,7 +229,7 @@ fn binary(message: &impl serde::Serialize) -> Message {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_agents_frames_go_both_ways_until_either_ends() {
+async fn agent_session_passes_frames_both_ways_until_either_end_closes() {
     let server = Server::start().await;
     let mut agent = socket(&server, "/v1/agents/session", Role::Agent).await;
     let hello = AgentHello {
@@ -229,7 +271,7 @@ fn gateway_hello() -> GatewayHello {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gateway_says_hello_first() {
+async fn gateway_session_requires_hello_first() {
     let server = Server::start().await;
     let mut gateway = socket(&server, "/v1/gateways/session", Role::Gateway).await;
     gateway.send(binary(&GatewayToServer::Hello(gateway_hello()))).await.unwrap();
@@ -245,7 +287,7 @@ async fn a_gateway_says_hello_first() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_large_fleets_routes_reach_its_gateways() {
+async fn route_table_larger_than_agent_frame_reaches_gateway() {
     let server = Server::start().await;
     let instance = |number: u32| Instance {
         target: format!("web-{number}").parse().unwrap(),
@@ -268,7 +310,7 @@ async fn a_large_fleets_routes_reach_its_gateways() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_stops_ends_its_streams() {
+async fn stopping_server_ends_streams() {
     let mut server = Server::start().await;
     let mut follower = Sse::open(&server, "", None).await;
     assert_eq!(follower.next().await.1, "cursor");
@@ -280,7 +322,7 @@ async fn a_server_that_stops_ends_its_streams() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_that_says_nothing_is_closed() {
+async fn silent_connection_is_closed() {
     let server = Server::with(Options { head_timeout: Duration::from_millis(100), ..Options::default() }).await;
     for said in [b"".as_slice(), b"PRI * HTTP/2.0\r\n", b"GET /livez HTT"] {
         let mut client = tokio::net::TcpStream::connect(server.base.trim_start_matches("http://")).await.unwrap();

@@ -1,4 +1,4 @@
-//! How a build looks from outside: where it is, its attempts, and what it waits for.
+//! The API's view of a build: its state, its attempts, and what it waits for.
 
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -9,118 +9,118 @@ use swell_model::{
     units::Timestamp,
 };
 
-/// One commit being built.
+/// Build of a commit.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct BuildView {
-    /// Its id, such as `b42`.
+    /// Id, such as `b42`.
     pub id: String,
-    /// Whose.
+    /// Name of the pipeline.
     pub pipeline: String,
-    /// What is built.
+    /// Commit that is built.
     pub commit: String,
-    /// The ref that led to it.
+    /// Ref that the commit was requested by.
     pub git_ref: String,
-    /// `push`, `manual`, or `pushed` for an artifact that was built elsewhere.
+    /// `push`, `manual`, or `import` for an artifact built elsewhere.
     pub cause: String,
-    /// Where it is, such as `testing`.
+    /// State, such as `testing`.
     pub state: String,
-    /// Whether nothing more will happen by itself.
+    /// Whether the state is final.
     pub ended: bool,
-    /// What it waits for, in a phrase; none while it works or when it ended.
+    /// What it waits for; null while it runs and after its end.
     pub waits_for: Option<String>,
-    /// Whether someone asked to stop it.
+    /// Whether it is being canceled.
     pub cancel_asked: bool,
-    /// Why the last attempt failed, in a sentence.
+    /// Why the last attempt failed.
     pub failure: Option<String>,
-    /// Its attempts, oldest first; empty in lists.
+    /// Attempts, oldest first; empty in lists.
     pub attempts: Vec<AttemptView>,
-    /// How many attempts there were.
+    /// Number of attempts.
     pub attempt_count: u32,
-    /// Thousandths of a CPU that it asks for.
+    /// Requested CPU, in thousandths.
     pub cpu_millis: u32,
-    /// Memory that it asks for.
+    /// Requested memory.
     pub memory_bytes: u64,
-    /// The artifact, once it is stored.
+    /// Digest of the artifact, once it is stored.
     pub artifact: Option<String>,
-    /// The release, once it exists.
+    /// Id of the release, once it exists.
     pub release: Option<String>,
-    /// Who asked for it.
+    /// Principal that requested it.
     pub by: String,
-    /// When it was asked for.
+    /// Time of the request.
     pub created_at: u64,
-    /// When it last entered the queue.
+    /// Time at which it last entered the queue.
     pub queued_at: u64,
-    /// When it ended.
+    /// Time of its end.
     pub ended_at: Option<u64>,
-    /// Its revision: the `ETag`.
+    /// Revision, also sent as `ETag`.
     pub revision: u64,
 }
 
-/// One go at a build, on one runner.
+/// Attempt at a build, on one runner.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct AttemptView {
-    /// From 1.
+    /// Number of the attempt, from 1.
     pub number: u32,
-    /// Where.
+    /// Name of the runner.
     pub runner: String,
-    /// When it was assigned.
+    /// Time of its assignment to the runner.
     pub assigned_at: u64,
-    /// Whether the runner has it.
+    /// Whether the runner has acknowledged it.
     pub acknowledged: bool,
-    /// How its phases went so far.
+    /// Phases that have started.
     pub phases: Vec<PhaseView>,
-    /// Why its phases were not isolated, where they were not.
+    /// Why its phases ran without isolation, if they did.
     pub unisolated: Option<String>,
-    /// Its whole log in the content store, once it ended.
+    /// Digest of its log, once it has ended.
     pub log: Option<String>,
-    /// `succeeded`, `failed`, `timed-out`, `lost` or `canceled`, once it ended.
+    /// `succeeded`, `failed`, `timed-out`, `lost` or `canceled`, once it has ended.
     pub end: Option<String>,
-    /// What went wrong.
+    /// Why it failed.
     pub failure: Option<FailureView>,
-    /// When it ended.
+    /// Time of its end.
     pub ended_at: Option<u64>,
 }
 
-/// How a phase went.
+/// Phase of an attempt.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct PhaseView {
     /// `checkout`, `build`, `test`, `package` or `upload`.
     pub phase: String,
-    /// When it began.
+    /// Time of its start.
     pub started_at: u64,
-    /// When it ended; none while it runs.
+    /// Time of its end; null while it runs.
     pub ended_at: Option<u64>,
-    /// Whether the pipeline file does not give it.
+    /// Whether it was skipped because the pipeline file does not define it.
     pub skipped: bool,
-    /// What its main process ended with; a signal counts as 128 plus its number.
+    /// Exit code of its main process; 128 plus the number of the signal that ended it.
     pub exit_code: Option<i32>,
-    /// The most memory that it used.
+    /// Peak memory.
     pub memory_peak_bytes: Option<u64>,
-    /// The CPU time that it used.
+    /// CPU time used.
     pub cpu_time_ms: Option<u64>,
 }
 
-/// Why an attempt ended without an artifact.
+/// Why an attempt failed.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct FailureView {
-    /// In which phase, where it was in one.
+    /// Phase that failed, if it was one.
     pub phase: Option<String>,
-    /// What happened, in a sentence.
+    /// What failed and why.
     pub reason: String,
     /// What to do about it.
     pub hint: String,
-    /// The last output, at most 4 KiB.
+    /// End of the output, at most 4 KiB.
     pub output: String,
 }
 
 impl BuildView {
-    /// With its attempts. `queued` is what [`swell_model::build::queue::queue_waits`] says of it.
+    /// The build with its attempts. `queued` is its entry of [`swell_model::build::queue::queue_waits`].
     pub fn full(build: Build, queued: Option<BuildWait>) -> Self {
         let attempts = build.attempts.iter().map(AttemptView::of).collect();
         Self { attempts, ..Self::brief(&build, queued) }
     }
 
-    /// Without its attempts.
+    /// The build without its attempts.
     pub fn brief(build: &Build, queued: Option<BuildWait>) -> Self {
         let last = build.attempts.last();
         let failure = last.and_then(failure).map(|failure| failure.reason);
@@ -202,7 +202,7 @@ fn failure(attempt: &Attempt) -> Option<FailureView> {
         AttemptEnd::Lost(why) => Some(FailureView {
             phase: None,
             reason: why.clone(),
-            hint: "nothing: it is the infrastructure's fault, and another attempt follows while there may be one".to_owned(),
+            hint: "none: the infrastructure failed; the build is retried up to its limit of attempts".to_owned(),
             output: String::new(),
         }),
         AttemptEnd::Succeeded | AttemptEnd::Canceled => None,
@@ -220,7 +220,7 @@ impl FailureView {
     }
 }
 
-/// A moment as the API writes it.
+/// A time as the API writes it.
 pub fn millis(at: Option<Timestamp>) -> Option<u64> {
     at.map(|at| at.0)
 }

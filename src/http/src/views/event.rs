@@ -1,4 +1,4 @@
-//! How an event looks from outside. Knows nothing of how events are followed.
+//! The API's view of an event.
 
 use std::collections::BTreeMap;
 
@@ -7,32 +7,32 @@ use utoipa::ToSchema;
 
 use swell_model::event::Event;
 
-/// Something that happened, once and for all.
+/// Entry of the event log.
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct EventView {
-    /// Its place in the log, such as `120.3`: the cursor with which to go on after it.
+    /// Sequence number, such as `120.3`, also the cursor to continue after it.
     pub seq: String,
-    /// When, by the leader's clock.
+    /// Time of the event, by the leader's clock.
     pub at: u64,
-    /// Who did it, such as `developer:ada`.
+    /// Principal that caused it, such as `developer:ada`.
     pub by: String,
-    /// What it is about, such as `build/b42`.
+    /// Resource that it is about, such as `build/b42`.
     pub subject: String,
-    /// What kind of thing happened, such as `build.queued`. Stable.
+    /// Kind of the event, such as `build.queued`. Stable.
     pub kind: String,
-    /// The state before, where it changed.
+    /// State before the event, if it changed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
-    /// The state after, where it changed.
+    /// State after the event, if it changed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub to: Option<String>,
-    /// Why, in a sentence.
+    /// Reason or details, as text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
-    /// Small facts: names and values.
+    /// Details by name.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub data: BTreeMap<String, String>,
-    /// The hash over everything before it.
+    /// Hash over all earlier events.
     pub previous: String,
 }
 

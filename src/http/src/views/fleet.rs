@@ -1,4 +1,4 @@
-//! How environments, deployments, targets and runners look from outside.
+//! The API's views of environments, deployments, targets and runners.
 
 use std::collections::BTreeMap;
 
@@ -16,40 +16,40 @@ use swell_model::{
     tables::{ReadTables, TablesError},
 };
 
-/// A named set of targets and the policy for changing them.
+/// Set of targets and the policy for changing them.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct EnvironmentView {
-    /// Its name.
+    /// Name of the environment.
     pub name: String,
-    /// The labels that its targets have.
+    /// Labels that its targets have.
     pub selector: BTreeMap<String, String>,
-    /// The targets that match; only counted in lists.
+    /// Targets with these labels; without names in lists.
     pub members: TargetSet,
-    /// Why nothing may be deployed now, where it is so.
+    /// The freeze, if deploys are forbidden.
     pub frozen: Option<FreezeView>,
-    /// Every wave but the last bakes at least so long.
+    /// Least bake time of every wave but the last.
     pub least_bake_ms: Option<u64>,
-    /// The first wave is at most this: a count or a share.
+    /// Largest first wave: a number of targets or a share.
     pub first_wave_max: Option<String>,
-    /// When it was created.
+    /// Time of its creation.
     pub created_at: u64,
-    /// Its revision: the `ETag`.
+    /// Revision, also sent as `ETag`.
     pub revision: u64,
 }
 
-/// A freeze.
+/// Freeze of an environment.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct FreezeView {
-    /// Why.
+    /// Reason of the freeze.
     pub why: String,
-    /// Who.
+    /// Principal that froze it.
     pub by: String,
-    /// Since when.
+    /// Time of the freeze.
     pub at: u64,
 }
 
 impl EnvironmentView {
-    /// With at most `named_max` names of its targets.
+    /// The environment with the names of at most `named_max` targets.
     pub fn new<T: ReadTables>(tables: &T, environment: Environment, named_max: usize) -> Result<Self, TablesError> {
         Ok(Self {
             members: TargetSet::of(tables, &environment.members, named_max)?,
@@ -64,50 +64,50 @@ impl EnvironmentView {
     }
 }
 
-/// What a pipeline has in an environment.
+/// A pipeline's releases in an environment.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct DeploymentView {
-    /// Where.
+    /// Name of the environment.
     pub environment: String,
-    /// Whose.
+    /// Name of the pipeline.
     pub pipeline: String,
-    /// What every target runs, but those that an open rollout has moved.
+    /// Release that every target runs, except those that an open rollout has changed.
     pub stable: Option<String>,
-    /// The rollout at work.
+    /// Id of the open rollout.
     pub rollout: Option<String>,
-    /// The rollout that waits for it.
+    /// Id of the rollout that waits for the open one.
     pub next: Option<String>,
-    /// Where `rollback` goes; none: there is nothing to go back to.
+    /// Release that a rollback returns to, if there is one.
     pub former: Option<String>,
-    /// What was there before, newest first.
+    /// Ended rollouts, newest first.
     pub history: Vec<PastView>,
-    /// What may not be deployed until a person clears it.
+    /// Releases that may not be deployed until they are cleared.
     pub quarantined: Vec<QuarantinedView>,
 }
 
-/// A rollout that ended.
+/// Ended rollout.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct PastView {
-    /// Which release.
+    /// Id of the release.
     pub release: String,
-    /// By which rollout.
+    /// Id of the rollout.
     pub rollout: String,
-    /// How it ended.
+    /// Final state of the rollout.
     pub end: String,
-    /// When.
+    /// Time of its end.
     pub at: u64,
 }
 
-/// A release that was rolled back.
+/// Release that was rolled back.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct QuarantinedView {
-    /// Which.
+    /// Id of the release.
     pub release: String,
-    /// Which rollout went back from it.
+    /// Id of the rollout that was rolled back.
     pub rollout: String,
-    /// Why.
+    /// Reason of the rollback.
     pub why: String,
-    /// Since when.
+    /// Time of the rollback.
     pub at: u64,
 }
 
@@ -138,71 +138,71 @@ impl From<Deployment> for DeploymentView {
     }
 }
 
-/// One server of the fleet.
+/// Machine that releases run on.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct TargetView {
-    /// Its name.
+    /// Name of the target.
     pub name: String,
-    /// Its number: what bitmaps hold.
+    /// Number of the target, in order of joining.
     pub index: u32,
-    /// The region it stands in.
+    /// Region of the target.
     pub region: String,
-    /// The zone within the region.
+    /// Zone within the region.
     pub zone: String,
-    /// Its labels.
+    /// Labels, by which environments select it.
     pub labels: BTreeMap<String, String>,
-    /// Where gateways reach its instances.
+    /// Address at which gateways reach its instances.
     pub address: String,
-    /// Whether its agent is connected to a server.
+    /// Whether its agent is connected.
     pub connected: bool,
-    /// Why no rollout may change it, where someone said so.
+    /// Reason for which it is excluded from rollouts, if it is.
     pub cordoned: Option<String>,
-    /// The version of its agent.
+    /// Version of its agent.
     pub agent_version: String,
-    /// When it first joined.
+    /// Time at which it first joined.
     pub joined_at: u64,
-    /// What it said of each pipeline; empty in lists.
+    /// Its last report about each pipeline; empty in lists.
     pub observations: Vec<ObservationView>,
-    /// Its revision: the `ETag`.
+    /// Revision, also sent as `ETag`.
     pub revision: u64,
 }
 
-/// What a target said last of a pipeline.
+/// A target's last report about a pipeline.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct ObservationView {
-    /// Whose.
+    /// Name of the pipeline.
     pub pipeline: String,
-    /// The release that it should run.
+    /// Release that the target should run.
     pub release: Option<String>,
-    /// How far it has come, such as `healthy`.
+    /// Progress towards the release, such as `healthy`.
     pub progress: String,
-    /// Whether a healthy instance of every service answers.
+    /// Whether every service has a healthy instance.
     pub serving: bool,
-    /// Its running instances.
+    /// Running instances.
     pub instances: Vec<InstanceView>,
-    /// What went wrong last.
+    /// Last failure.
     pub failure: Option<TargetFailureView>,
-    /// When it said it.
+    /// Time of the report.
     pub at: u64,
 }
 
-/// A running instance of a service.
+/// Running instance of a service.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct InstanceView {
-    /// Of which service.
+    /// Name of the service.
     pub service: String,
-    /// Of which release.
+    /// Id of the release.
     pub release: String,
-    /// Its ports.
+    /// Ports by name.
     pub ports: BTreeMap<String, u16>,
     /// `starting`, `serving`, `unhealthy` or `draining`.
     pub state: String,
-    /// How often it was started again.
+    /// Number of restarts.
     pub restarts: u32,
 }
 
 impl TargetView {
-    /// Without what it said.
+    /// The target without observations.
     pub fn brief(target: Target, connected: bool) -> Self {
         Self {
             name: target.info.name.to_string(),
@@ -249,23 +249,23 @@ impl From<Observation> for ObservationView {
     }
 }
 
-/// A machine that runs builds.
+/// Machine that runs builds.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct RunnerView {
-    /// Its name.
+    /// Name of the runner.
     pub name: String,
-    /// Thousandths of a CPU that it has in all.
+    /// CPU offered to builds, in thousandths.
     pub cpu_millis: u32,
-    /// Memory that it has in all.
+    /// Memory offered to builds.
     pub memory_bytes: u64,
-    /// The builds at work there.
+    /// Ids of the builds that run there.
     pub builds: Vec<String>,
-    /// When it registered.
+    /// Time of its registration.
     pub registered_at: u64,
 }
 
 impl RunnerView {
-    /// With the builds at work there.
+    /// The runner with the builds that run there.
     pub fn new(runner: Runner, builds: Vec<String>) -> Self {
         Self {
             name: runner.name.to_string(),

@@ -1,5 +1,5 @@
-//! What the API shows, computed here once so that command line and dashboard can never disagree. Ids are text, moments are
-//! milliseconds since 1970-01-01T00:00:00Z, lengths of time end in `_ms`, sizes in `_bytes`.
+//! The API's resources, computed here once so that command line and dashboard cannot disagree. Ids are strings, times are
+//! milliseconds since 1970-01-01T00:00:00Z, durations end in `_ms`, sizes in `_bytes`, waves count from 1.
 
 pub mod build;
 pub mod build_reason;

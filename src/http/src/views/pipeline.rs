@@ -1,4 +1,4 @@
-//! How pipelines and hosted repositories look from outside.
+//! The API's views of pipelines and hosted repositories.
 
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -8,40 +8,40 @@ use swell_model::{
     repository::{Ref, Repository},
 };
 
-/// Where a pipeline's commits come from.
+/// Repository that a pipeline's commits come from.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SourceView {
-    /// A repository that Groundswell hosts, by its name.
+    /// Name of a hosted repository.
     Hosted(String),
-    /// Any repository that git can reach by this address.
+    /// Address of any other git repository.
     Remote(String),
 }
 
-/// A registered pipeline.
+/// Repository that is built and deployed.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct PipelineView {
-    /// Its name.
+    /// Name of the pipeline.
     pub name: String,
-    /// Where its commits come from.
+    /// Repository that its commits come from.
     pub source: SourceView,
-    /// The path of its pipeline file within the repository.
+    /// Path of the pipeline file in the repository.
     pub file: String,
-    /// How many of its builds may run at once.
+    /// Number of its builds that may run at once.
     pub concurrency: u32,
-    /// Whether a newer push takes the place of a queued build of the same ref.
+    /// Whether a newer push replaces a queued build of the same ref.
     pub supersede: bool,
-    /// So many of the newest releases keep their artifacts.
+    /// Number of newest releases whose artifacts are kept.
     pub retention_releases: u32,
-    /// Artifacts younger than this are kept.
+    /// Age up to which artifacts are kept.
     pub retention_age_ms: u64,
     /// How long builds, rollouts and releases stay in state after their end.
     pub retention_history_ms: u64,
-    /// Its newest release.
+    /// Id of the newest release.
     pub newest_release: Option<String>,
-    /// When it was created.
+    /// Time of its creation.
     pub created_at: u64,
-    /// Its revision: the `ETag`.
+    /// Revision, also sent as `ETag`.
     pub revision: u64,
 }
 
@@ -67,36 +67,36 @@ impl From<Pipeline> for PipelineView {
     }
 }
 
-/// A ref of a hosted repository.
+/// Ref of a hosted repository.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct RefView {
-    /// Its full name.
+    /// Full name, such as `refs/heads/main`.
     pub name: String,
-    /// What it points at.
+    /// Commit that it points to.
     pub commit: String,
-    /// When it was last moved.
+    /// Time of its last change.
     pub moved_at: u64,
-    /// Who moved it.
+    /// Principal that changed it last.
     pub moved_by: String,
 }
 
-/// A repository that Groundswell hosts.
+/// Hosted git repository.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct RepositoryView {
-    /// Its name.
+    /// Name of the repository.
     pub name: String,
-    /// The path under this server that git pushes to and fetches from.
+    /// Path on this server that git pushes to and fetches from.
     pub path: String,
-    /// The branch that `HEAD` names.
+    /// Default branch.
     pub default_branch: String,
-    /// When it was created.
+    /// Time of its creation.
     pub created_at: u64,
-    /// Its refs, at most 1,000; empty in lists.
+    /// Refs, at most 1,000; empty in lists.
     pub refs: Vec<RefView>,
 }
 
 impl RepositoryView {
-    /// With its refs.
+    /// The repository with these refs.
     pub fn new(repository: Repository, refs: Vec<Ref>) -> Self {
         let refs = refs
             .into_iter()

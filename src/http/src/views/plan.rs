@@ -1,4 +1,4 @@
-//! What would happen: the waves by name, the settings, how long at least, and what blocks.
+//! The API's view of a plan: waves, settings, least duration, and what blocks it.
 
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -15,82 +15,82 @@ use swell_model::{
     tables::{ReadTables, TablesError},
 };
 
-/// How long a rollout takes at least, fetching and the services' own start aside.
+/// Least duration of a rollout, without downloads and the start of services.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct TimingView {
-    /// From the first change to the end.
+    /// Least duration from the first change to the end.
     pub least_ms: u64,
-    /// To take all of it back.
+    /// Least duration of reverting all of it.
     pub least_rollback_ms: u64,
 }
 
-/// A dry run.
+/// Dry run of a rollout.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct PlanView {
-    /// Whose.
+    /// Name of the pipeline.
     pub pipeline: String,
-    /// Where.
+    /// Name of the environment.
     pub environment: String,
-    /// To which release.
+    /// Release to deploy.
     pub release: String,
-    /// What the environment runs now.
+    /// Release that the environment runs now.
     pub stable: Option<String>,
     /// `deploy` or `rollback`.
     pub purpose: String,
-    /// What `if_plan` compares.
+    /// Digest of the plan, for `if_plan`.
     pub digest: String,
-    /// What would keep it from starting.
+    /// What would block the start.
     pub blocked: Option<String>,
-    /// How many targets would be changed.
+    /// Number of targets that would be changed.
     pub total: u32,
-    /// How many of them are connected now.
+    /// Number of those that are connected now.
     pub reachable: u64,
-    /// The waves.
+    /// Waves in order.
     pub waves: Vec<PlannedWaveView>,
-    /// How they are changed and judged.
+    /// Settings of the rollout.
     pub settings: SettingsView,
-    /// How long at least.
+    /// Least durations.
     pub timing: TimingView,
-    /// What the pipeline file asks for that this version does not carry out.
+    /// Settings of the pipeline file that this version does not support.
     pub warnings: Vec<String>,
 }
 
 /// Targets that would be changed together.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct PlannedWaveView {
-    /// From 0.
+    /// Number of the wave, from 1.
     pub number: u32,
-    /// The region, where regions are changed one by one.
+    /// Region of the targets, if regions are changed one by one.
     pub region: Option<String>,
-    /// Which.
+    /// Targets of the wave.
     pub targets: TargetSet,
-    /// The gates after it, in a phrase each.
+    /// Gates that the wave must pass, as text.
     pub gates: Vec<String>,
 }
 
-/// How waves are changed and judged.
+/// Settings of a rollout.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct SettingsView {
-    /// `canary`, `blue-green` or `rolling`; a rollback is one wave.
+    /// `canary`, `blue-green` or `rolling`; a rollback has one wave.
     pub strategy: String,
-    /// Whether an instance must stop before its successor starts.
+    /// Whether an instance stops before its successor starts.
     pub in_place: bool,
     /// Whether a wave is changed in batches of `max_unavailable`.
     pub batched: bool,
-    /// How long each wave but the last is watched.
+    /// How long each wave but the last must stay healthy.
     pub bake_ms: u64,
-    /// How long a batch may take to converge.
+    /// How long a batch may take to become healthy.
     pub batch_deadline_ms: u64,
-    /// How many targets may be unavailable at once.
+    /// Number of targets that may be unavailable at once.
     pub max_unavailable: u32,
-    /// How many targets may be unavailable at once while going back.
+    /// Number of targets that may be unavailable at once during a rollback.
     pub rollback_max_unavailable: u32,
-    /// Whether a failing verdict pauses instead of going back.
+    /// Whether a failing gate pauses the rollout instead of rolling back.
     pub irreversible: bool,
 }
 
 impl PlanView {
-    /// What `planned` says of moving `environment` to `release`.
+    /// The plan of a rollout of `release` to `environment`.
     pub fn new<T: ReadTables>(
         tables: &T,
         planned: &Planned,
@@ -114,7 +114,7 @@ impl PlanView {
             }
             reachable += wave.targets.intersection_len(&planned.reachable);
             let targets = TargetSet::of(tables, &wave.targets, super::targets::NAMED_MAX)?;
-            waves.push(PlannedWaveView { number: place as u32, region: wave.region.clone(), targets, gates });
+            waves.push(PlannedWaveView { number: place as u32 + 1, region: wave.region.clone(), targets, gates });
         }
         Ok(Self {
             pipeline: release.id.pipeline.to_string(),

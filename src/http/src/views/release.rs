@@ -1,4 +1,4 @@
-//! How artifacts and releases look from outside.
+//! The API's views of artifacts and releases.
 
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -8,24 +8,24 @@ use swell_model::{
     release::{Artifact, Release},
 };
 
-/// An artifact.
+/// Output of a build.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct ArtifactView {
     /// SHA-256 of the compressed archive.
     pub digest: String,
-    /// The size of the compressed archive.
+    /// Size of the compressed archive.
     pub size_bytes: u64,
-    /// The size of what is unpacked.
+    /// Size of the unpacked files.
     pub unpacked_bytes: u64,
-    /// The manifest's content.
+    /// Digest of the manifest.
     pub manifest: String,
-    /// Whose.
+    /// Name of the pipeline.
     pub pipeline: String,
-    /// From which commit.
+    /// Commit that it was built from.
     pub commit: String,
-    /// When it was first stored.
+    /// Time at which it was first stored.
     pub created_at: u64,
-    /// When its bytes were deleted.
+    /// Time at which its content was deleted.
     pub deleted_at: Option<u64>,
 }
 
@@ -44,35 +44,35 @@ impl From<Artifact> for ArtifactView {
     }
 }
 
-/// A release.
+/// Version of a pipeline that can be deployed.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct ReleaseView {
-    /// Its id, such as `shop@12`.
+    /// Id, such as `shop@12`.
     pub id: String,
-    /// Whose.
+    /// Name of the pipeline.
     pub pipeline: String,
-    /// Its number within the pipeline.
+    /// Number within the pipeline.
     pub number: u64,
-    /// What is unpacked on the targets.
+    /// Digest of the artifact.
     pub artifact: String,
-    /// The build that made it.
+    /// Id of the build that made it.
     pub build: String,
-    /// From which commit.
+    /// Commit that it was built from.
     pub commit: String,
-    /// The ref that led to it.
+    /// Ref that the commit was requested by.
     pub git_ref: String,
-    /// Who asked for the build.
+    /// Principal that requested the build.
     pub by: String,
-    /// When it was made.
+    /// Time of its creation.
     pub created_at: u64,
-    /// The pipeline file, in the shape of `swell.toml`; left out in lists.
+    /// Pipeline file, in the form of `swell.toml`; omitted in lists.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     pub file: Option<PipelineFile>,
 }
 
 impl ReleaseView {
-    /// Without the pipeline file.
+    /// The release without its pipeline file.
     pub fn brief(release: &Release) -> Self {
         Self {
             id: release.id.to_string(),
@@ -88,7 +88,7 @@ impl ReleaseView {
         }
     }
 
-    /// With everything.
+    /// The release with its pipeline file.
     pub fn full(release: Release) -> Self {
         Self { file: Some(release.file.clone()), ..Self::brief(&release) }
     }

@@ -1,5 +1,4 @@
-//! How a rollout looks from outside: its waves with where their targets are, its gate and what that waits for, its verdicts and
-//! the evidence of failures.
+//! The API's view of a rollout: waves with the states of their targets, gate, reason for waiting, verdicts and failures.
 
 use roaring::RoaringBitmap;
 use serde::Serialize;
@@ -25,97 +24,97 @@ use swell_model::{
     tables::{ReadTables, TablesError, key},
 };
 
-/// How many names a wave's sets have.
+/// How many targets of a wave are listed by name.
 const WAVE_NAMED_MAX: usize = 20;
 
-/// Moving an environment to a release.
+/// Deploy of a release to an environment, or return to an earlier one.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct RolloutView {
-    /// Its id, such as `r7`.
+    /// Id, such as `r7`.
     pub id: String,
-    /// Whose.
+    /// Name of the pipeline.
     pub pipeline: String,
-    /// Where.
+    /// Name of the environment.
     pub environment: String,
-    /// To which release.
+    /// Release to deploy.
     pub release: String,
-    /// The environment's stable release when it began: where a failure goes back to.
+    /// Stable release of the environment at the start, which a failure returns to.
     pub stable: Option<String>,
     /// `deploy` or `rollback`.
     pub purpose: String,
-    /// Where it is, such as `canary-check`.
+    /// State, such as `canary-check`.
     pub state: String,
-    /// Whether nothing more will happen.
+    /// Whether the state is final.
     pub ended: bool,
-    /// What it waits for, in a phrase; none when it ended.
+    /// What it waits for; null after its end.
     pub waits_for: Option<String>,
-    /// The pause, where it is paused.
+    /// The pause, if it is paused.
     pub paused: Option<PauseView>,
-    /// How many targets it changes.
+    /// Number of targets.
     pub total: u32,
-    /// Where they are.
+    /// Targets by state.
     pub counts: Counts,
-    /// The present wave, from 0.
+    /// Number of the current wave, from 1.
     pub wave: u32,
-    /// The gate that the present wave stands at; none when it is over.
+    /// Current gate; null after the last.
     pub gate: Option<GateView>,
-    /// The waves; empty in lists.
+    /// Waves in order; empty in lists.
     pub waves: Vec<WaveView>,
-    /// What the gates concluded.
+    /// Verdicts of the gates so far.
     pub verdicts: Vec<VerdictView>,
-    /// The evidence of the first failures; empty in lists.
+    /// First failures of targets; empty in lists.
     pub failures: Vec<FailedTargetView>,
-    /// How many targets may be unavailable at once because of it.
+    /// Number of targets that may be unavailable at once.
     pub max_unavailable: u32,
-    /// How many of the targets attempted up to now may have failed, for the present wave to pass.
+    /// Number of targets changed so far that may fail before the current wave fails.
     pub max_failures: u64,
-    /// How long it takes at least; none in lists.
+    /// Least durations; null in lists.
     pub timing: Option<TimingView>,
-    /// Whether a failing verdict pauses instead of going back.
+    /// Whether a failing gate pauses the rollout instead of rolling back.
     pub irreversible: bool,
-    /// Which rollback took its place.
+    /// Id of the rollback that replaced it.
     pub preempted_by: Option<String>,
-    /// Why it was asked for, or why it went back.
+    /// Reason of the request, or of the rollback.
     pub why: Option<String>,
-    /// Who asked for it.
+    /// Principal that requested it.
     pub by: String,
-    /// When it was asked for.
+    /// Time of the request.
     pub created_at: u64,
-    /// When it began to change targets.
+    /// Time of the first change.
     pub started_at: Option<u64>,
-    /// When it ended.
+    /// Time of its end.
     pub ended_at: Option<u64>,
-    /// Its revision: the `ETag`.
+    /// Revision, also sent as `ETag`.
     pub revision: u64,
 }
 
-/// Who paused it and why.
+/// Pause of a rollout.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct PauseView {
-    /// Why.
+    /// Reason of the pause.
     pub why: String,
-    /// Who.
+    /// Principal that paused it.
     pub by: String,
-    /// Since when.
+    /// Time of the pause.
     pub at: u64,
 }
 
-/// How many targets are where. A target counts in one of `waiting`, `changing`, `healthy`, `failed`, `reverting`, `restored`.
+/// Targets by state. A target counts in one of `waiting`, `changing`, `healthy`, `failed`, `reverting`, `restored`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, ToSchema)]
 pub struct Counts {
-    /// Not told yet.
+    /// Not changed yet.
     pub waiting: u64,
-    /// Told, not healthy yet.
+    /// Being changed, not healthy yet.
     pub changing: u64,
-    /// Run the release and are healthy.
+    /// Healthy on the release.
     pub healthy: u64,
-    /// Could not run it, or are no longer healthy.
+    /// Failed to run the release, or no longer healthy.
     pub failed: u64,
-    /// Told to go back, not there yet.
+    /// Being reverted to the stable release.
     pub reverting: u64,
     /// Back on the stable release.
     pub restored: u64,
-    /// Left out because their agents are not connected (also counted above).
+    /// Skipped because the agent is not connected; also counted above.
     pub unreachable: u64,
 }
 
@@ -140,81 +139,81 @@ impl Counts {
     }
 }
 
-/// What must hold before the next wave.
+/// Condition for the next wave.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct GateView {
     /// `convergence` or `bake`.
     pub gate: String,
-    /// How long the wave has stood there, as recorded last (every 5 s).
+    /// Time at this gate so far, recorded every 5 s.
     pub elapsed_ms: u64,
-    /// How long it bakes, or may take to converge.
+    /// Bake time, or time allowed to become healthy.
     pub limit_ms: u64,
 }
 
 /// Targets that are changed together.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct WaveView {
-    /// From 0.
+    /// Number of the wave, from 1.
     pub number: u32,
-    /// The region that all of them are in, where regions are changed one by one.
+    /// Region of the targets, if regions are changed one by one.
     pub region: Option<String>,
     /// `waiting`, `at-work`, `passed` or `failed`.
     pub state: String,
-    /// Its targets.
+    /// Targets of the wave.
     pub targets: TargetSet,
-    /// Where they are.
+    /// Targets by state.
     pub counts: Counts,
-    /// Those that failed.
+    /// Targets that failed.
     pub failed: TargetSet,
 }
 
-/// What a gate concluded.
+/// Verdict of a gate.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct VerdictView {
-    /// Of which wave, from 0.
+    /// Number of the wave, from 1.
     pub wave: u32,
     /// `convergence` or `bake`.
     pub gate: String,
     /// `pass`, `fail` or `overridden`.
     pub verdict: String,
-    /// On what grounds, in a sentence.
+    /// Evidence for the verdict, as text.
     pub evidence: String,
-    /// Who recorded it.
+    /// Principal that recorded it.
     pub by: String,
-    /// When.
+    /// Time of the verdict.
     pub at: u64,
 }
 
-/// The evidence of one target's failure.
+/// Failure of a target.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct FailedTargetView {
-    /// Which target.
+    /// Name of the target.
     pub target: String,
-    /// Whether it failed while going back.
+    /// Whether it failed while being reverted.
     pub reverting: bool,
-    /// When.
+    /// Time of the failure.
     pub at: u64,
-    /// What it said.
+    /// What the target reported.
     #[serde(flatten)]
     pub failure: TargetFailureView,
 }
 
-/// What a target said of a failure.
+/// Failure as a target reported it.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct TargetFailureView {
-    /// Of which service, where it is one's.
+    /// Name of the service, if one failed.
     pub service: Option<String>,
-    /// What happened, in a sentence.
+    /// What failed and why.
     pub reason: String,
     /// What to do about it.
     pub hint: String,
-    /// What the process ended with, such as `exit 3`.
+    /// End of the process, such as `exit 3`.
     pub exit: Option<String>,
-    /// What the last probe answered.
+    /// Result of the last probe.
     pub probe: Option<String>,
-    /// The end of its output, at most 4 KiB.
+    /// End of the output, at most 4 KiB.
     pub output: String,
-    /// Up to 64 KiB of its output: `/v1/blobs/{digest}`.
+    /// Digest of up to 64 KiB of output, for `/v1/blobs/{digest}`.
     pub output_blob: Option<String>,
 }
 
@@ -233,7 +232,7 @@ impl From<TargetFailure> for TargetFailureView {
 }
 
 impl RolloutView {
-    /// With its waves, failures and timing.
+    /// The rollout with its waves, failures and timing.
     pub fn full<T: ReadTables>(tables: &T, rollout: &Rollout) -> Result<Self, TablesError> {
         let mut view = Self::brief(tables, rollout)?;
         for number in 0..rollout.plan.waves.len() as u32 {
@@ -254,7 +253,7 @@ impl RolloutView {
         Ok(view)
     }
 
-    /// Without them.
+    /// The rollout without waves, failures and timing.
     pub fn brief<T: ReadTables>(tables: &T, rollout: &Rollout) -> Result<Self, TablesError> {
         let all = rollout.plan.targets();
         let at_gate = rollout.state.is_forward();
@@ -283,7 +282,7 @@ impl RolloutView {
             }),
             total: rollout.plan.total,
             counts: Counts::of(rollout, &all),
-            wave: rollout.wave,
+            wave: rollout.wave + 1,
             gate: at_gate.then(|| GateView {
                 gate: rollout.gate.name().to_owned(),
                 elapsed_ms: rollout.elapsed.0,
@@ -307,8 +306,8 @@ impl RolloutView {
     }
 }
 
-/// The rollout's own decision, asked about what state knows. Which agents have been gone for longer than the grace only the
-/// leader's actor has seen, so none counts as lost here.
+/// What the rollout's decision waits for, computed from state. Only the leader knows which agents have been disconnected for longer
+/// than the grace period, so none counts as lost here.
 fn waits_for<T: ReadTables>(tables: &T, rollout: &Rollout) -> Result<Option<String>, TablesError> {
     if rollout.state.is_end() {
         return Ok((rollout.state == RolloutState::Failed).then(|| "a person: not everything could go back".to_owned()));
@@ -345,7 +344,7 @@ fn wave<T: ReadTables>(tables: &T, rollout: &Rollout, number: u32) -> Result<Wav
         _ => "waiting",
     };
     Ok(WaveView {
-        number,
+        number: number + 1,
         region: planned.region.clone(),
         state: state.to_owned(),
         targets: TargetSet::of(tables, &planned.targets, WAVE_NAMED_MAX)?,
@@ -356,7 +355,7 @@ fn wave<T: ReadTables>(tables: &T, rollout: &Rollout, number: u32) -> Result<Wav
 
 fn verdict(kept: &VerdictRecord) -> VerdictView {
     VerdictView {
-        wave: kept.wave,
+        wave: kept.wave + 1,
         gate: kept.gate.name().to_owned(),
         verdict: kept.verdict.name().to_owned(),
         evidence: kept.evidence.clone(),
@@ -385,7 +384,7 @@ mod tests {
     };
 
     #[test]
-    fn a_rollout_says_where_its_targets_are_and_what_it_waits_for() {
+    fn rollout_view_counts_targets_and_says_what_it_waits_for() {
         let (mut world, file) = World::with_fleet(6, FILE);
         let release = world.release(1, &file);
         let id = world.start(&release, Purpose::Deploy).unwrap();

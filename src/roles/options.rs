@@ -1,4 +1,4 @@
-//! From what was typed to what each role is told. A value that cannot be meant is an error with the way out.
+//! Converts command line arguments to the options of each role. A wrong value is an error with a hint.
 
 use std::path::Path;
 
@@ -13,16 +13,16 @@ use swell_model::{build::Resources, fleet::TargetInfo, ids::TargetName, principa
 
 use super::{dev, server};
 
-/// What `swell server` is told.
+/// The options of `swell server`.
 pub fn server(args: ServerArgs) -> Result<server::Options> {
     args.check().map_err(anyhow::Error::msg)?;
     let runner = if args.runner {
-        let mut resources = server::room_here();
+        let mut resources = server::default_capacity();
         if let Some(cpu) = args.cpu {
             resources.cpu_millis = (cpu * 1000.0) as u32;
         }
         let resources = Resources { memory: args.memory.unwrap_or(resources.memory), ..resources };
-        let name = host_name()?.parse().context("this machine's host name cannot name a runner")?;
+        let name = host_name()?.parse().context("this machine's host name is not a valid name for a runner")?;
         Some(server::RunnerOptions { name, resources, allow_unisolated: args.allow_unisolated })
     } else {
         None
@@ -30,7 +30,7 @@ pub fn server(args: ServerArgs) -> Result<server::Options> {
     Ok(server::Options { data: args.data.unwrap_or_else(|| default_data_dir("server")), listen: args.listen, id: 1, runner })
 }
 
-/// What `swell dev` is told.
+/// The options of `swell dev`.
 pub fn dev(args: DevArgs) -> dev::Options {
     dev::Options {
         data: args.data.unwrap_or_else(|| default_data_dir("dev")),
@@ -42,7 +42,7 @@ pub fn dev(args: DevArgs) -> dev::Options {
     }
 }
 
-/// What `swell agent` is told.
+/// The options of `swell agent`.
 pub fn agent(args: AgentArgs, globals: &Globals) -> Result<AgentOptions> {
     let name: TargetName = name(&args.upstream)?.parse()?;
     let info = TargetInfo {
@@ -63,7 +63,7 @@ pub fn agent(args: AgentArgs, globals: &Globals) -> Result<AgentOptions> {
     Ok(options)
 }
 
-/// What `swell gateway` is told: its file, and what was typed over it.
+/// The configuration of a gateway: its file, overridden by its flags.
 pub fn gateway(args: GatewayArgs, globals: &Globals) -> Result<GatewayConfig> {
     let mut config = tuned(args.tuning)?;
     let data = args.upstream.data.clone().unwrap_or_else(|| default_data_dir("gateway"));
@@ -82,7 +82,7 @@ pub fn gateway(args: GatewayArgs, globals: &Globals) -> Result<GatewayConfig> {
     Ok(config)
 }
 
-/// A gateway's configuration as far as its file says more than flags do.
+/// A gateway's configuration from the settings that have no flag.
 fn tuned(tuning: Tuning) -> Result<GatewayConfig> {
     let read = tuning.keys.try_into::<GatewayConfig>();
     read.map_err(|error| anyhow::anyhow!("{}: {}", tuning.file.display(), error.to_string().trim_end().replace('\n', " ")))
@@ -93,26 +93,26 @@ fn name(upstream: &Upstream) -> Result<String> {
 }
 
 fn host_name() -> Result<String> {
-    let name = nix::unistd::gethostname().context("this machine has no host name: give one with --name")?;
+    let name = nix::unistd::gethostname().context("failed to read this machine's host name; name it with --name")?;
     Ok(name.to_string_lossy().to_lowercase())
 }
 
-/// What proves that this machine may play `role`.
+/// The token of `role`: from `--token-file`, else SWELL_TOKEN.
 fn token(globals: &Globals, role: Role) -> Result<String> {
     if let Some(file) = &globals.token_file {
         return read_token(file);
     }
     if let Some(token) = std::env::var_os("SWELL_TOKEN") {
-        return token.into_string().ok().context("SWELL_TOKEN is not text");
+        return token.into_string().ok().context("SWELL_TOKEN is not UTF-8");
     }
     bail!(
-        "no token: give the {role}'s with --token-file (`token_file` in its file) or SWELL_TOKEN; the server keeps it in \
-         `tokens/{role}` of its data folder"
+        "no token: name the file of the {role}'s token with --token-file (`token_file` in the configuration file), or set \
+         SWELL_TOKEN; the server stores the token in `tokens/{role}` in its data folder"
     )
 }
 
 fn read_token(file: &Path) -> Result<String> {
-    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read the token in {}", file.display()))?;
+    let text = std::fs::read_to_string(file).with_context(|| format!("failed to read the token in {}", file.display()))?;
     Ok(text.trim().to_owned())
 }
 
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gateways_file_can_say_all_that_a_gateway_knows() {
+    fn every_gateway_setting_is_accepted_in_its_file() {
         let known = serde_json::to_value(GatewayConfig::default()).unwrap();
         let by_flag = ["name", "zone", "admin", "session"];
         let missing = known.as_object().unwrap().keys().find(|key| {
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn the_example_shows_every_bound_with_its_default() {
+    fn gateway_example_shows_every_limit_with_its_default() {
         let path = Path::new(&std::env::var("CARGO_MANIFEST_DIR").unwrap()).join("config/gateway.toml");
         let text = std::fs::read_to_string(path).unwrap();
         let limits = text.split_once("#[limits]\n").unwrap().1;
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_gateway_cannot_take_is_said_with_file_and_key() {
+    fn wrong_gateway_setting_is_refused_with_file_and_key() {
         let said = |text: &str| tuned(tuning(text)).unwrap_err().to_string();
         let wrong = said("[limits]\nidle_timeout = 3");
         assert!(wrong.starts_with("/etc/swell/gateway.toml: ") && wrong.contains("`limits.idle_timeout`"), "{wrong}");
