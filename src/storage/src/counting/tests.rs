@@ -66,8 +66,6 @@ const TARGETS: u32 = 20;
 const GROWING: &[(&str, &str)] = &[
     ("report of one target", "9: the open rollout is one record with every target in its sets"),
     ("presence without one target", "7: a server's connected targets are one record"),
-    ("build request", "5: every open build is read"),
-    ("build assign", "5: every open build is read"),
     ("freeze", "7: an environment's members are in its record"),
     ("rollout start", "8: the plan is made inside, with a lease of ports for each target"),
     ("wave start", "9: the open rollout is one record with every target in its sets"),
