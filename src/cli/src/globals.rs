@@ -14,7 +14,7 @@ pub struct Globals {
     /// Address of the server, such as http://10.0.0.1:7400
     #[arg(long, global = true, value_name = "URL")]
     pub addr: Option<String>,
-    /// Configuration file instead of the user's; for roles, instead of the system's
+    /// Configuration file in place of the user's; for roles, of the system's
     #[arg(long = "config", global = true, value_name = "FILE")]
     pub config_file: Option<PathBuf>,
     /// File that holds the token

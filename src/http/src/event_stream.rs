@@ -1,5 +1,5 @@
 //! Live streams of events, all served from one shared tail: an event is encoded once, and a stream that keeps up never reads the
-//! database. A stream that is further behind reads state, under a limit of its own, until the tail serves it.
+//! database. A stream that is further behind reads the event store, under a limit of its own, until the tail serves it.
 //! Knows nothing of how events are framed.
 
 use std::sync::{Arc, PoisonError, RwLock};
@@ -12,9 +12,8 @@ use tokio::{
 
 use super::{
     app::App,
-    event_tail::{EncodedEvent, EventTail, Read},
     problem::Problem,
-    resources::events::read,
+    resources::events::{read_events, read_subject},
     views::event::EventView,
 };
 use hyper::StatusCode;
@@ -23,6 +22,7 @@ use swell_model::{
     event::{Event, EventSeq, Subject},
     tables::{Key, ReadTables},
 };
+use swell_projections::event_tail::{EncodedEvent, EventTail, Read};
 use swell_raft::{FeedItem, Node};
 
 /// Bounds of the tail: some minutes of a busy cluster.
@@ -137,6 +137,11 @@ impl SubjectFilter {
         Ok(Self { wanted, only })
     }
 
+    /// The subject, if the filter names exactly one: the tail and the event store have an index of it.
+    pub fn only(&self) -> Option<&Subject> {
+        self.only.as_ref()
+    }
+
     /// Whether the event is about one of the subjects.
     pub fn matches(&self, event: &Event) -> bool {
         if self.wanted.is_empty() {
@@ -191,7 +196,7 @@ impl EventStream {
         if stream.read_tail().is_none() {
             let permit = stream.catch_up_permit().await?;
             let events = stream.app.node.events();
-            stream.app.read(move |_| read(&events, cursor)).await?;
+            stream.app.read(move |_| read_events(&events, cursor, 1).map(drop)).await?;
             drop(permit);
         }
         Ok(stream)
@@ -255,9 +260,16 @@ impl EventStream {
         let permit = self.catch_up_permit().await?;
         let (cursor, filter, events) = (self.cursor, self.filter.clone(), self.app.node.events());
         let read = self.app.read(move |_| {
-            let events = read(&events, cursor)?;
-            let read_up_to = events.last().map(|event| event.seq);
-            let wanted = events.into_iter().filter(|event| filter.matches(event));
+            let newest = events.last();
+            let found = match filter.only() {
+                Some(only) => read_subject(&events, only, cursor, READ_EVENTS_MAX)?,
+                None => read_events(&events, cursor, READ_EVENTS_MAX)?,
+            };
+            let last = found.last().map(|event| event.seq);
+            // All of a subject's events up to `newest` were found, unless there may be more.
+            let is_all = filter.only().is_some() && found.len() < READ_EVENTS_MAX;
+            let read_up_to = if is_all { Some(last.map_or(newest, |last| last.max(newest))) } else { last };
+            let wanted = found.into_iter().filter(|event| filter.matches(event));
             let encoded = wanted.map(|event| EncodedEvent { encoded: encode(&event).into(), event: Arc::new(event) });
             Ok((encoded.collect(), read_up_to))
         });

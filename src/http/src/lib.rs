@@ -6,7 +6,6 @@ mod access;
 mod app;
 mod endpoints;
 mod event_stream;
-mod event_tail;
 mod input;
 mod metrics;
 mod page;

@@ -111,8 +111,7 @@ fn top_level_help_matches_snapshot() {
     Global options:
           --json               Print the result as JSON on standard output; for roles, log as JSON
           --addr <URL>         Address of the server, such as http://10.0.0.1:7400
-          --config <FILE>      Configuration file instead of the user's; for roles, instead of the
-                               system's
+          --config <FILE>      Configuration file in place of the user's; for roles, of the system's
           --token-file <FILE>  File that holds the token
           --color <WHEN>       When to use colors [possible values: auto, always, never]
       -q, --quiet              Print only the result and errors, no progress

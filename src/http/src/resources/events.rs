@@ -21,19 +21,21 @@ use utoipa::IntoParams;
 use crate::{
     app::App,
     event_stream::{EventStream, StreamItem, SubjectFilter},
-    event_tail::EncodedEvent,
     input::Params,
     page::{self, Page},
     problem::{Problem, ProblemView},
     views::event::EventView,
 };
 use swell_model::event::{Event, EventSeq, Subject};
+use swell_projections::event_tail::EncodedEvent;
 use swell_raft::{EventStore, EventsError};
 
-/// How many events are read at once.
+/// How many events one read of a page returns.
 const READ_EVENTS_MAX: usize = 256;
-/// How many events one page looks at, for a filter that few of them pass.
-const EXAMINED_MAX: usize = 10_000;
+/// How many events one page decodes, for a filter that few of them match. The page may then be short, with a cursor.
+const DECODED_MAX: usize = 2000;
+/// How many events about one build or rollout are shown with it.
+const ABOUT_MAX: usize = 200;
 /// How long a WebSocket client may take to accept a frame.
 const SEND_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -97,27 +99,32 @@ async fn one_page(
     app.read(move |view| {
         let mut cursor = match after {
             Some(after) => after,
-            // Without a cursor a page begins with the oldest event that is kept.
+            // Without a position, a page begins with the oldest event that is kept.
             None => match events.range(EventSeq::default(), 1) {
                 Err(EventsError::Gone { resume_after, .. }) => resume_after,
                 _ => EventSeq::default(),
             },
         };
-        let (mut items, mut examined) = (Vec::new(), 0);
+        if let Some(subject) = filter.only() {
+            let found = read_subject(&events, subject, cursor, limit)?;
+            let next = found.last().filter(|_| found.len() >= limit).map(|event| event.seq.to_string());
+            return Ok(Json(Page { items: found.into_iter().map(EventView::from).collect(), next, as_of: view.applied() }));
+        }
+        let (mut items, mut decoded) = (Vec::new(), 0);
         loop {
-            let found = read(&events, cursor)?;
+            let found = read_events(&events, cursor, READ_EVENTS_MAX)?;
             let is_last = found.is_empty();
             for event in found {
                 cursor = event.seq;
-                examined += 1;
+                decoded += 1;
                 if filter.matches(&event) {
                     items.push(EventView::from(event));
                 }
-                if items.len() >= limit || examined >= EXAMINED_MAX {
+                if items.len() >= limit || decoded >= DECODED_MAX {
                     break;
                 }
             }
-            if is_last || items.len() >= limit || examined >= EXAMINED_MAX {
+            if is_last || items.len() >= limit || decoded >= DECODED_MAX {
                 let next = (!is_last && cursor < events.last()).then(|| cursor.to_string());
                 return Ok(Json(Page { items, next, as_of: view.applied() }));
             }
@@ -126,15 +133,26 @@ async fn one_page(
     .await
 }
 
-/// The events after `after`, or 410 with the present cursor where they are not kept.
-pub fn read(events: &EventStore, after: EventSeq) -> Result<Vec<Event>, Problem> {
-    events.range(after, READ_EVENTS_MAX).map_err(|error| match error {
+/// Up to `limit` events after `after`, or 410 with the current cursor if they were deleted.
+pub fn read_events(events: &EventStore, after: EventSeq, limit: usize) -> Result<Vec<Event>, Problem> {
+    events.range(after, limit).map_err(|error| problem(events, error))
+}
+
+/// The same of one subject, from the index of subjects.
+pub fn read_subject(events: &EventStore, subject: &Subject, after: EventSeq, limit: usize) -> Result<Vec<Event>, Problem> {
+    // The index alone does not tell whether events after `after` were deleted.
+    read_events(events, after, 1)?;
+    events.by_subject(subject, Some(after), false, limit).map_err(Problem::internal)
+}
+
+fn problem(events: &EventStore, error: EventsError) -> Problem {
+    match error {
         EventsError::Gone { .. } => {
             let hint = "read the current state, then follow events from `cursor`";
             Problem::new(StatusCode::GONE, "cursor_too_old", error.to_string(), hint).cursor(events.last())
         }
         EventsError::Storage(error) => Problem::internal(error),
-    })
+    }
 }
 
 /// The items of a stream, without end: first its cursor, so that a client knows where it starts.
@@ -195,7 +213,6 @@ async fn over_websocket(mut socket: WebSocket, stream: EventStream) {
 
 /// The newest events about `subject`, oldest first.
 pub fn about(events: &EventStore, subject: &Subject) -> Result<Vec<EventView>, Problem> {
-    const SHOWN_MAX: usize = 200;
-    let newest = events.by_subject(subject, None, true, SHOWN_MAX).map_err(Problem::internal)?;
+    let newest = events.by_subject(subject, None, true, ABOUT_MAX).map_err(Problem::internal)?;
     Ok(newest.into_iter().rev().map(EventView::from).collect())
 }

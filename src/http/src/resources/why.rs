@@ -30,7 +30,7 @@ pub struct WhyView {
     build: Option<BuildView>,
     /// The rollout, if `id` names one.
     rollout: Option<RolloutView>,
-    /// Its newest 200 events, oldest first, as far as they are among the cluster's newest 20,000.
+    /// Its newest 200 events, oldest first.
     events: Vec<EventView>,
 }
 
@@ -60,7 +60,7 @@ fn of_build(view: &View, events: &EventStore, id: BuildId) -> Result<WhyView, Pr
     Ok(WhyView {
         id: id.to_string(),
         summary: match shown.cancel_asked && !shown.ended {
-            true => format!("{id} is being canceled; waiting for the runner"),
+            true => format!("{id} is being canceled; waiting for {}", shown.waits_for.as_deref().unwrap_or("the runner")),
             false => sentence(id, &shown.state, because),
         },
         hint: failure.map(|failure| failure.hint.clone()),
