@@ -98,7 +98,7 @@ fn a_server_whose_root_actor_fails_ends_and_is_started_again() {
     let folder = armed.path().to_string_lossy().into_owned();
     let conditions = Conditions { env: vec![("SWELL_CRASH_DIR", folder)], ..Conditions::default() };
     let (mut dev, repo) = cluster_under(1, conditions);
-    assert!(!armed.path().join("node").exists() && dev.log().contains("the root of the actors failed"), "{}", dev.log_tail());
+    assert!(!armed.path().join("node").exists() && dev.log().contains("the root actor failed"), "{}", dev.log_tail());
     hurry(&repo);
     repo.push(&dev, "hello");
     assert_eq!(dev.ended_rollout("hello", 0)["state"], "deployed");
