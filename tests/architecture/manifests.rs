@@ -4,7 +4,7 @@
 //! It must not know what the crates do; the compiler sees to it that code uses only what its manifest names.
 
 use crate::{
-    violation::{Violation, enforce},
+    violation::{Violation, enforce_manifests},
     workspace::{LEAVES, Manifest, ROOT, Workspace},
 };
 
@@ -129,7 +129,7 @@ fn line_of(text: &str, section: &str, key: &str) -> usize {
                 return at;
             }
             within = header == section || header.ends_with(&format!(".{section}"));
-            if within && best == 1 {
+            if (within || header.starts_with(&format!("{section}."))) && best == 1 {
                 best = at;
             }
         } else if within
@@ -181,11 +181,10 @@ pub fn arrows(workspace: &Workspace) -> Vec<Violation> {
 
 pub fn places(workspace: &Workspace) -> Vec<Violation> {
     let mut violations = Vec::new();
-    for source in &workspace.sources {
-        let name = source.crate_name.as_str();
+    for (name, file) in &workspace.crates {
         if workspace.manifest_of(name).is_none() {
             let what = format!("`{name}` has no manifest: a folder of src/ is a crate, with its Cargo.toml and src/lib.rs");
-            violations.push(Violation::new(&source.file, 1, "place", what));
+            violations.push(Violation::new(file, 1, "place", what));
         }
     }
     for manifest in &workspace.manifests {
@@ -265,22 +264,22 @@ fn is_inherited(value: &toml::Value) -> bool {
 
 #[test]
 fn manifests_follow_the_table_of_imports() {
-    enforce(arrows);
+    enforce_manifests(arrows);
 }
 
 #[test]
 fn folders_of_src_are_crates_of_the_table() {
-    enforce(places);
+    enforce_manifests(places);
 }
 
 #[test]
 fn third_party_packages_have_one_home() {
-    enforce(homes);
+    enforce_manifests(homes);
 }
 
 #[test]
 fn manifests_inherit_versions_and_lints() {
-    enforce(inheritance);
+    enforce_manifests(inheritance);
 }
 
 #[test]

@@ -28,7 +28,7 @@ pub enum Kind {
 enum Scope {
     /// As a word of any name: `told_at`, `WasTold`.
     Word,
-    /// As a whole name, but of locals.
+    /// As a whole name, but of locals, variants and constants.
     Item,
     Type,
     Module,
@@ -192,7 +192,7 @@ fn is_replaced(definition: &Definition, word: &str, scope: Scope, crate_name: &s
     let is_word = definition.name.to_lowercase() == *word;
     match scope {
         Scope::Word => words_of(&definition.name).iter().any(|part| part == word),
-        Scope::Item => is_word && definition.kind != Kind::Local && definition.kind != Kind::Variant,
+        Scope::Item => is_word && ![Kind::Local, Kind::Variant, Kind::Constant].contains(&definition.kind),
         Scope::Type => is_word && definition.kind == Kind::Type,
         Scope::Module => is_word && definition.kind == Kind::Module,
         Scope::ModuleOf(name) => is_word && definition.kind == Kind::Module && name == crate_name,

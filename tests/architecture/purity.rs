@@ -4,7 +4,7 @@
 
 use crate::{
     manifests::product_dependencies,
-    violation::{Violation, assert_each, enforce, found_in},
+    violation::{Violation, assert_each, enforce, enforce_manifests, found_in},
     walk::{Form, Walk},
     workspace::Workspace,
 };
@@ -101,7 +101,7 @@ fn pure_crates_name_no_clock_randomness_or_io() {
 
 #[test]
 fn pure_crates_depend_on_no_package_that_acts() {
-    enforce(impure_packages);
+    enforce_manifests(impure_packages);
 }
 
 #[test]

@@ -29,17 +29,24 @@ impl fmt::Display for Violation {
     }
 }
 
-/// Fails with every violation of the repository, sorted by file, and with their number in each crate.
-///
-/// # Panics
-///
-/// When there is a violation, and when no source was found.
+/// Fails with every violation of the repository, sorted by file, and with their number in each crate. Fails too when no
+/// source was found.
 pub fn enforce(rule: impl Fn(&Workspace) -> Vec<Violation>) {
-    let workspace = Workspace::of_this_repository();
+    let workspace = Workspace::of_this_repository(true);
     assert!(workspace.sources.len() > 3, "no source was found");
-    let violations = sorted(rule(&workspace));
+    fail_with(&sorted(rule(&workspace)));
+}
+
+/// As [`enforce`], for a rule that reads manifests alone: no source is parsed.
+pub fn enforce_manifests(rule: impl Fn(&Workspace) -> Vec<Violation>) {
+    let workspace = Workspace::of_this_repository(false);
+    assert!(workspace.manifests.len() > 3, "no manifest was found");
+    fail_with(&sorted(rule(&workspace)));
+}
+
+fn fail_with(violations: &[Violation]) {
     let mut per_crate: BTreeMap<&str, usize> = BTreeMap::new();
-    for violation in &violations {
+    for violation in violations {
         *per_crate.entry(crate_of(&violation.file)).or_default() += 1;
     }
     let list: Vec<String> = violations.iter().map(Violation::to_string).collect();

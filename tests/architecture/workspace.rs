@@ -3,7 +3,7 @@
 //! It must not know the rules; it knows only which code exists for tests alone.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
 };
@@ -58,12 +58,15 @@ pub struct Manifest {
 pub struct Workspace {
     pub manifests: Vec<Manifest>,
     pub sources: Vec<Source>,
+    /// Every crate, with one of its files.
+    pub crates: BTreeMap<String, String>,
     /// Files that cannot be parsed.
     pub broken: Vec<Violation>,
 }
 
 impl Workspace {
-    pub fn of_this_repository() -> Self {
+    /// Of the repository that the tests are compiled from; parsing every source takes seconds and can be left out.
+    pub fn of_this_repository(with_sources: bool) -> Self {
         let root = PathBuf::from(std::env::var("CARGO_MANIFEST_DIR").unwrap());
         let mut files = Vec::new();
         let mut folders: Vec<PathBuf> = [&["src"], LEAVES].concat().iter().map(|folder| root.join(folder)).collect();
@@ -80,16 +83,21 @@ impl Workspace {
         }
         files.push(read(&root, &root.join("Cargo.toml")));
         let files: Vec<(&str, &str)> = files.iter().map(|(file, text)| (file.as_str(), text.as_str())).collect();
-        Self::planted(&files)
+        Self::of_files(&files, with_sources)
     }
 
     /// A repository of these files: their paths, relative to it, and their texts.
     pub fn planted(files: &[(&str, &str)]) -> Self {
+        Self::of_files(files, true)
+    }
+
+    fn of_files(files: &[(&str, &str)], with_sources: bool) -> Self {
         let mut workspace = Self::default();
         for (file, text) in files {
+            workspace.crates.entry(crate_of(file).to_owned()).or_insert_with(|| (*file).to_owned());
             if file.ends_with("Cargo.toml") {
                 workspace.add_manifest(file, text);
-            } else {
+            } else if with_sources {
                 workspace.add_source(file, text);
             }
         }
