@@ -17,7 +17,7 @@ pub const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("security", &["model", "system"]),
     ("sandbox", &["model", "system"]),
     ("raft", &["model", "storage", "security", "system"]),
-    ("projections", &["model", "raft", "system"]),
+    ("projections", &["model", "raft"]),
     ("artifacts", &["model", "security", "system"]),
     ("git", &["model", "security", "system"]),
     ("repositories", &["model", "security", "git", "artifacts", "raft", "system"]),
@@ -48,6 +48,8 @@ const INHERITED: &[&str] = &["version", "edition", "rust-version", "license", "p
 
 /// Keys that say where a dependency comes from, and so belong in the root manifest.
 const ORIGINS: &[&str] = &["version", "path", "git", "registry"];
+
+const DOCUMENT: &str = "docs/ARCHITECTURE.md";
 
 /// Test support that a crate offers to the tests of those that may import it.
 const TESTING: &str = "testing";
@@ -260,6 +262,46 @@ pub fn inheritance(workspace: &Workspace) -> Vec<Violation> {
 
 fn is_inherited(value: &toml::Value) -> bool {
     value.get("workspace").and_then(toml::Value::as_bool) == Some(true)
+}
+
+/// Compares the table of docs/ARCHITECTURE.md with ours, as far as the crates exist.
+pub fn documentation(workspace: &Workspace, text: &str) -> Vec<Violation> {
+    let mut violations = Vec::new();
+    let mut report = |line, what| violations.push(Violation::new(DOCUMENT, line, "table", what));
+    let mut missing: Vec<&str> = workspace.crates.keys().map(String::as_str).filter(|name| !is_wiring(name)).collect();
+    for (at, line) in text.lines().enumerate() {
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        let [_, folder, _, imports, _] = cells[..] else { continue };
+        let Some(name) = folder.strip_prefix("`src/").and_then(|rest| rest.strip_suffix("/`")) else { continue };
+        if name.contains('`') {
+            continue;
+        }
+        missing.retain(|other| *other != name);
+        let mut documented: Vec<&str> = imports.split(", ").filter(|import| *import != "nothing of ours").collect();
+        let mut allowed = allowed(name);
+        // Crates that are planned stand in one table, in both or in none.
+        let is_planned =
+            |import: &str| MAY_IMPORT.iter().any(|(row, _)| *row == import) && !workspace.crates.contains_key(import);
+        documented.retain(|import| !is_planned(import));
+        allowed.retain(|import| workspace.crates.contains_key(*import));
+        documented.sort_unstable();
+        allowed.sort_unstable();
+        if documented != allowed {
+            let what = format!("`{name}` may import {}: write it in the last column, or change MAY_IMPORT", allowed.join(", "));
+            report(at + 1, what);
+        }
+    }
+    for name in missing {
+        report(1, format!("`src/{name}/` has no row in the table of crates: say what it is for and what it may import"));
+    }
+    violations
+}
+
+#[test]
+fn table_of_imports_is_documented() {
+    let root = std::env::var("CARGO_MANIFEST_DIR").unwrap();
+    let text = std::fs::read_to_string(std::path::Path::new(&root).join(DOCUMENT)).unwrap();
+    enforce_manifests(|workspace| documentation(workspace, &text));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Planted manifests: each rule of manifests.rs catches its violations and passes what is legal.
 
 use crate::{
-    manifests::{arrows, homes, inheritance, places},
+    manifests::{arrows, documentation, homes, inheritance, places},
     violation::{Violation, found_in, sorted},
     workspace::Workspace,
 };
@@ -115,4 +115,21 @@ fn message_names_place_rule_and_way_out() {
     for part in ["src/gateway/Cargo.toml:2", "[arrow]", "`gateway` may not import `raft`", "model::interfaces"] {
         assert!(message.contains(part), "{part} is missing in: {message}");
     }
+}
+
+#[test]
+fn documented_table_that_differs_is_caught() {
+    let files = [("src/model/Cargo.toml", ""), ("src/raft/Cargo.toml", ""), ("src/roles/mod.rs", "")];
+    let found = |text: &str| found_in(|workspace| documentation(workspace, text), &files);
+    let model = "| `src/model/` | the rules | nothing of ours |";
+    assert_eq!(found(&format!("{model}\n| `src/raft/` | agreement | model |")), [""; 0]);
+    assert_eq!(
+        found(&format!(
+            "| `src/main.rs`, `src/roles/` | wires | everything |\n{model}\n| `src/raft/` | agreement | model, storage |"
+        )),
+        [""; 0]
+    );
+    assert_eq!(found(&format!("{model}\n| `src/raft/` | agreement | model, cellar |")), ["table@2"]);
+    assert_eq!(found(&format!("{model}\n| `src/raft/` | agreement | nothing of ours |")), ["table@2"]);
+    assert_eq!(found(model), ["table@1"]);
 }
