@@ -13,6 +13,7 @@ mod docs;
 mod events;
 mod files;
 mod habits;
+mod known;
 mod manifests;
 mod manifests_planted;
 mod modules;

@@ -150,7 +150,7 @@ fn allowed(crate_name: &str) -> Vec<&'static str> {
     match row {
         Some((_, allowed)) => allowed.to_vec(),
         None if IMPORT_NOTHING.contains(&crate_name) || !is_wiring(crate_name) => Vec::new(),
-        None => MAY_IMPORT.iter().map(|(name, _)| *name).chain(["ui"]).collect(),
+        None => MAY_IMPORT.iter().map(|(name, _)| *name).chain(["ui", "loadgen"]).collect(),
     }
 }
 

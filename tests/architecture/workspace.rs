@@ -196,7 +196,12 @@ fn module_of(file: &str) -> Vec<String> {
 
 fn is_below_a_folder_of_tests(file: &str) -> bool {
     let mut parts = file.split('/');
-    parts.next() == Some("src") && parts.next() != Some("roles") && matches!(parts.next(), Some("tests" | "benches" | "examples"))
+    let is_crate = match parts.next() {
+        Some("src") => parts.next().is_some_and(|folder| folder != "roles"),
+        Some(leaf) => LEAVES.contains(&leaf),
+        None => false,
+    };
+    is_crate && matches!(parts.next(), Some("tests" | "benches" | "examples"))
 }
 
 /// Finds `#[cfg(test)] mod name;`.
