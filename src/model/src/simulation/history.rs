@@ -30,7 +30,7 @@ use crate::{
     rejection::Rejection,
     release::{Release, release_key},
     rollout::{
-        Deployment, Gate, OpenRollout, Rollout, StageClock, Verdict, WaitReason,
+        Deployment, Gate, OpenRollout, Rollout, RolloutState, StageClock, Verdict, WaitReason,
         assignment::assigned_release,
         decide::{Next, Seen, next},
         deployment_key,
@@ -228,9 +228,9 @@ impl History {
             30..=54 => self.fleet(),
             55..=62 => self.time(),
             63..=80 => self.builds(),
-            81..=95 => self.people(),
-            96 => self.rogue(),
-            97 => self.presence(),
+            81..=93 => self.people(),
+            94..=95 => self.rogue(),
+            96..=97 => self.presence(),
             _ => self.leadership(),
         }
     }
@@ -238,7 +238,9 @@ impl History {
     /// An actor that is out of its mind: proposes steps that are not its turn. Whatever is unsafe of it is refused.
     fn rogue(&mut self) -> Step {
         let open = self.open_rollouts();
-        let Some(rollout) = self.random.pick(&open).cloned() else { return Ok(()) };
+        // What goes back in place is rare, and the easiest to harm.
+        let fragile = open.iter().find(|rollout| rollout.state == RolloutState::RollingBack && rollout.settings.in_place);
+        let Some(rollout) = fragile.or(self.random.pick(&open)).cloned() else { return Ok(()) };
         let id = rollout.id;
         let action = match (self.random.below(4), rollout.state.is_forward()) {
             (0, true) => {

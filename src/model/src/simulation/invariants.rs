@@ -296,6 +296,13 @@ impl Checks {
     /// What must hold where a rollout came to.
     fn arrived(&mut self, history: &History, rollout: &Rollout, to: &str) -> Check {
         let (id, release) = (rollout.id, &rollout.release);
+        if matches!(to, "rolled-back" | "failed") && rollout.rollback_reason.is_some() {
+            // What was not reverted by then goes back all at once.
+            let left = (rollout.touched() & history.members()) - self.reverted.get(&id).cloned().unwrap_or_default();
+            if !left.is_empty() {
+                return Err(format!("7: {id} is {to}, and {left:?} were not reverted before"));
+            }
+        }
         match to {
             // 7
             "rolled-back" => {

@@ -141,7 +141,7 @@ fn second_rollout_waits_and_a_third_replaces_it() {
     let ids: Vec<_> = releases.iter().map(|release| world.start(release, Purpose::Deploy).unwrap()).collect();
     assert_eq!(world.rollout(ids[1]).state, RolloutState::Canceled, "a newer one takes its place");
     assert_eq!((world.rollout(ids[2]).state, world.deployment().next), (RolloutState::Blocked, Some(ids[2])));
-    assert_eq!(world.refused(RolloutAction::Unblock { rollout: ids[2] }), "unavailable");
+    assert_eq!(world.refused(RolloutAction::Unblock { rollout: ids[2] }), "held");
     world.complete(ids[0]);
     world.ok(RolloutAction::Unblock { rollout: ids[2] });
     assert_eq!(world.rollout(ids[2]).stable.as_ref(), Some(&releases[0]));
