@@ -87,7 +87,8 @@ impl State {
     fn propose_now(&self, proposal: Proposal) -> Result<command::Outcome, ProposeError> {
         let Proposal { action, principal, idempotency_key, fingerprint, epoch, if_revision } = proposal;
         let at = Timestamp(self.tables.lock().unwrap().1 * 1000);
-        let command = command::Command { action, principal, at, idempotency_key, fingerprint, epoch, if_revision };
+        let monotonic = swell_model::clock::MonotonicTime { run: 1, elapsed: swell_model::units::Millis(at.0) };
+        let command = command::Command { action, principal, at, monotonic, idempotency_key, fingerprint, epoch, if_revision };
         let outcome = self.apply(&command)?;
         let mut file = fs::OpenOptions::new().create(true).append(true).open(&self.file).unwrap();
         let line = hex::encode(rmp_serde::to_vec_named(&command).unwrap()) + "\n";

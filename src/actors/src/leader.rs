@@ -9,6 +9,7 @@ use std::{
 };
 
 use ractor::{Actor, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
+use roaring::RoaringBitmap;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
@@ -25,17 +26,24 @@ use swell_model::{
     actor_failure::{self, ActorFailure},
     build::OpenBuild,
     change::AppliedBatch,
-    cluster::Epoch,
-    command::ClusterAction,
+    cluster::{Cluster, Epoch},
+    command::{ClusterAction, FleetAction},
+    fleet::Target,
     interfaces::{Proposal, ProposeError, Proposer},
     pipeline::Pipeline,
     principal::Principal,
     rejection::Rejection,
-    rollout::OpenRollout,
-    tables::{ReadTables, SCAN_RECORDS_MAX, Scan, TablesError},
+    rollout::{OpenRollout, plan_input::lost},
+    tables::{Key, ReadTables, SCAN_RECORDS_MAX, Scan, TablesError, key},
 };
 use swell_raft::{FeedItem, Node, View};
 use swell_repositories::HostedRepositories;
+
+/// How often the leader looks for targets that have been gone for longer than the grace.
+const LOOK_AROUND_EVERY: Duration = Duration::from_secs(1);
+
+/// How often the leader asks whether its clock may be adopted although it is ahead.
+const CONFIRM_EVERY: Duration = Duration::from_secs(60);
 
 /// How often all of state is compared with the actors: a change that woke nobody must not be lost for ever.
 const COMPARE_EVERY: Duration = Duration::from_secs(30);
@@ -47,6 +55,8 @@ pub(super) enum LeaderMessage {
     Wake,
     /// Time to compare all of state with the actors.
     Compare,
+    /// Time to look for lost targets and at the clock.
+    LookAround,
     /// A child that failed may be started again, or has not failed for a while.
     Restart,
 }
@@ -82,7 +92,8 @@ pub(super) struct LeaderState {
     failures: BTreeMap<Controller, Failed>,
     /// Failed, and not to be started again before then.
     resting: BTreeMap<Controller, Instant>,
-    _tasks: [AbortOnDropHandle<()>; 2],
+    time_asked: Option<Instant>,
+    _tasks: [AbortOnDropHandle<()>; 3],
 }
 
 /// How a child failed lately.
@@ -127,7 +138,12 @@ impl Actor for Leader {
             controllers: HashMap::new(),
             failures: BTreeMap::new(),
             resting: BTreeMap::new(),
-            _tasks: [beside(myself.clone(), follower), beside(myself.clone(), compare(myself.clone()))],
+            time_asked: None,
+            _tasks: [
+                beside(myself.clone(), follower),
+                beside(myself.clone(), compare(myself.clone())),
+                beside(myself.clone(), look_around(myself.clone())),
+            ],
         };
         // Children read the projections.
         context.shows(1).await;
@@ -157,6 +173,10 @@ impl Actor for Leader {
             LeaderMessage::Compare => {
                 state.spawn_missing(&myself).await?;
                 state.children.values().for_each(Waker::wake);
+            }
+            LeaderMessage::LookAround => {
+                state.declare_lost().await?;
+                state.confirm_time().await?;
             }
             LeaderMessage::Restart => {
                 state.spawn_missing(&myself).await?;
@@ -266,6 +286,15 @@ fn update(context: &LeaderContext, batch: &AppliedBatch) -> Concerned {
     concerned
 }
 
+async fn look_around(leader: ActorRef<LeaderMessage>) {
+    loop {
+        tokio::time::sleep(LOOK_AROUND_EVERY).await;
+        if leader.send_message(LeaderMessage::LookAround).is_err() {
+            return;
+        }
+    }
+}
+
 async fn compare(leader: ActorRef<LeaderMessage>) {
     loop {
         tokio::time::sleep(COMPARE_EVERY).await;
@@ -311,6 +340,45 @@ impl LeaderState {
                 // The next failure, or its end, tries again.
                 Err(error) => tracing::warn!(%error, "failed to record which actors fail"),
             }
+        }
+        Ok(())
+    }
+
+    /// Declares those targets lost that have been gone for longer than the grace. What fails is tried again the next time.
+    async fn declare_lost(&self) -> Result<(), ActorProcessingErr> {
+        let targets = {
+            let view = self.context.node.view();
+            let cluster: Cluster = view.get(&Key::all())?.unwrap_or_default();
+            let (_, gone) = self.context.presence.of(&RoaringBitmap::from_iter(0..cluster.next_target));
+            let mut targets = gone - lost(&view)?;
+            for index in targets.clone() {
+                if view.get::<Target>(&key(index))?.is_none() {
+                    targets.remove(index);
+                }
+            }
+            targets
+        };
+        if targets.is_empty() {
+            return Ok(());
+        }
+        let count = targets.len();
+        match self.context.propose("leader", FleetAction::DeclareLost { targets }).await {
+            Ok(_) => tracing::info!(count, "targets declared lost"),
+            Err(error) => tracing::warn!(count, %error, "failed to declare targets lost, trying again"),
+        }
+        Ok(())
+    }
+
+    /// Confirms the wall clock once it has been ahead of the adopted time by the same length for long enough, and warns until then.
+    async fn confirm_time(&mut self) -> Result<(), ActorProcessingErr> {
+        let cluster: Cluster = self.context.node.view().get(&Key::all())?.unwrap_or_default();
+        if cluster.clock.disagreement.is_none() || self.time_asked.is_some_and(|asked| asked.elapsed() < CONFIRM_EVERY) {
+            return Ok(());
+        }
+        self.time_asked = Some(Instant::now());
+        match self.context.propose("leader", ClusterAction::ConfirmTime).await {
+            Ok(_) => tracing::warn!("this server's clock was ahead steadily, adopting it"),
+            Err(error) => tracing::warn!(%error, "this server's clock is ahead of what is plausible; check it"),
         }
         Ok(())
     }

@@ -98,6 +98,8 @@ impl LeaderProjections {
             }
             Change::Deployment(deployment) => self.concern_environment(&deployment.environment, concerned),
             Change::Environment(environment) => self.concern_environment(&environment.name, concerned),
+            // One that is lost no longer has connected: the change of presence concerns its rollouts.
+            Change::LostTargets(lost) => self.concern_targets(&lost.targets, concerned),
             Change::Target(target) => self.concern_targets(&RoaringBitmap::from([target.index]), concerned),
             _ => {}
         }

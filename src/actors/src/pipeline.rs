@@ -92,7 +92,7 @@ impl PipelineReconciler {
         }
         self.retention_at = Some(Instant::now());
         let view = context.node.view();
-        let now = view.get::<Cluster>(&Key::all())?.unwrap_or_default().clock;
+        let now = view.get::<Cluster>(&Key::all())?.unwrap_or_default().clock.now;
         let digests = expired_artifacts(&view, now, EXPIRED_AT_ONCE)?;
         drop(view);
         if !digests.is_empty() {

@@ -158,6 +158,9 @@ fn status_of(rejection: &Rejection) -> StatusCode {
         | Rejection::NoTargets(_)
         | Rejection::PlanChanged { .. }
         | Rejection::Unavailable { .. }
+        | Rejection::TooManyUnavailable { .. }
+        | Rejection::Frozen(_)
+        | Rejection::AddressInUse { .. }
         | Rejection::Needed { .. } => StatusCode::CONFLICT,
     }
 }

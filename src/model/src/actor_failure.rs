@@ -1,5 +1,5 @@
-//! What keeps failing inside Groundswell itself: the mark on a subject whose actor fails again and again, so that people see why it
-//! stands still.
+//! What keeps failing inside Groundswell itself: a record on each subject whose actor fails again and again, so that people see why it
+//! makes no progress.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,34 +13,27 @@ use crate::{
     units::Timestamp,
 };
 
-/// The mark. There is one while the actor fails, and none otherwise.
+/// The actor of a subject keeps failing. The record is gone when it works again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ActorFailure {
-    /// Whose actor it is; the cluster's is the scheduler.
+    /// The subject that the actor drives; the cluster's actor is the scheduler.
     pub subject: Subject,
-    /// How it failed last.
+    /// The actor's last error.
     pub why: String,
-    /// When it was marked.
+    /// When the failure was recorded.
     pub since: Timestamp,
 }
 
-impl ActorFailure {
-    /// What a subject waits for that has this mark.
-    pub fn waits_for(&self) -> String {
-        format!("its actor on the leading server, which fails and is started again and again: {}", self.why)
-    }
-}
-
-/// What to record, so that just the subjects of `failing` are marked, each with how it failed last: a new mark, or none any more.
-pub fn changes(marked: &[ActorFailure], failing: &BTreeMap<Subject, String>) -> Vec<(Subject, Option<String>)> {
-    let is_marked = |subject: &Subject| marked.iter().any(|trouble| trouble.subject == *subject);
+/// What to record so that exactly the subjects of `failing` have a record: an error for a new one, none for one that works again.
+pub fn changes(recorded: &[ActorFailure], failing: &BTreeMap<Subject, String>) -> Vec<(Subject, Option<String>)> {
+    let is_recorded = |subject: &Subject| recorded.iter().any(|failure| failure.subject == *subject);
     let new =
-        failing.iter().filter(|(subject, _)| !is_marked(subject)).map(|(subject, why)| (subject.clone(), Some(why.clone())));
-    let over = marked.iter().map(|trouble| &trouble.subject).filter(|subject| !failing.contains_key(subject));
+        failing.iter().filter(|(subject, _)| !is_recorded(subject)).map(|(subject, why)| (subject.clone(), Some(why.clone())));
+    let over = recorded.iter().map(|failure| &failure.subject).filter(|subject| !failing.contains_key(subject));
     new.chain(over.map(|subject| (subject.clone(), None))).collect()
 }
 
-/// Where the mark of a subject is.
+/// The key of a subject's record.
 pub fn actor_failure_key(subject: &Subject) -> Key {
     key(subject.to_string().as_str())
 }
@@ -64,7 +57,7 @@ mod tests {
     use crate::ids::{BuildId, RolloutId};
 
     #[test]
-    fn just_what_fails_is_marked() {
+    fn failures_are_recorded_once_and_cleared() {
         let (old, kept, new) = (Subject::Build(BuildId(1)), Subject::Cluster, Subject::Rollout(RolloutId(2)));
         let marked =
             [&old, &kept].map(|subject| ActorFailure { subject: subject.clone(), why: "it fails".into(), since: Timestamp(1) });

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::change::Change;
 use crate::{
+    clock::ClusterClock,
     command::Outcome,
     digest::Digest,
     event::EventSeq,
@@ -38,8 +39,7 @@ pub struct Cluster {
     pub leader: u64,
     /// Which rules `apply` follows.
     pub feature_level: u32,
-    /// The latest time that was seen; time in state never runs backwards.
-    pub clock: Timestamp,
+    pub clock: ClusterClock,
     /// The chain's hash over every event.
     pub event_head: Digest,
     /// Where the newest event stands.
@@ -69,7 +69,7 @@ impl Default for Cluster {
             epoch: Epoch(0),
             leader: 0,
             feature_level: FEATURE_LEVEL,
-            clock: Timestamp(0),
+            clock: ClusterClock::default(),
             event_head: Digest::default(),
             last_event: EventSeq::default(),
             events_forgotten_to: EventSeq::default(),

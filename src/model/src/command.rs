@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     archive::ArchiveEntry,
     build::{AttemptEnd, Cause, PhaseRecord, Resources},
+    clock::MonotonicTime,
     cluster::Epoch,
     digest::Digest,
     event::{EventSeq, Subject},
@@ -17,7 +18,7 @@ use crate::{
     pipeline_file::PipelineFile,
     principal::Principal,
     repository::{CommitId, RefUpdate},
-    rollout::{Gate, Purpose, Verdict},
+    rollout::{Evidence, Gate, Purpose, Verdict},
     units::{ByteSize, Millis, Timestamp},
 };
 
@@ -29,8 +30,11 @@ pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 200;
 pub struct Command {
     pub action: Action,
     pub principal: Principal,
-    /// When, by the proposing leader's clock.
+    /// When, by the proposing leader's wall clock. State adopts it only as far as it is plausible: [`crate::clock::ClusterClock`].
     pub at: Timestamp,
+    /// When, by the proposing leader's monotonic clock.
+    #[serde(default)]
+    pub monotonic: MonotonicTime,
     /// A retry with the same key gets the first answer.
     #[serde(default)]
     pub idempotency_key: Option<String>,
@@ -92,6 +96,8 @@ pub enum ClusterAction {
         chain_head: Digest,
         segment: Digest,
     },
+    /// The leader's wall clock is right although it is ahead of the adopted time by more than is plausible.
+    ConfirmTime,
     /// The actor that drives `subject` fails again and again, or does so no longer.
     RecordActorFailure {
         /// Whose actor.
@@ -275,6 +281,11 @@ pub enum FleetAction {
     Cordon { name: TargetName, why: String },
     /// Rollouts may change it again.
     Uncordon { name: TargetName },
+    /// Forget a target that is lost or cordoned, with everything that is kept of it.
+    Remove { name: TargetName },
+    /// These targets have been gone for longer than the grace, as the leader measured it. They count as lost until they connect again. One
+    /// that is connected is left out.
+    DeclareLost { targets: RoaringBitmap },
     /// Which agents a server is connected to now. At most once a second.
     Presence {
         server: u64,
@@ -318,11 +329,13 @@ pub enum RolloutAction {
         wave: u32,
         /// The gate that was watched.
         gate: Gate,
+        /// How many targets had been changed and reverted: a later batch has all of its time.
+        targets: u64,
         /// How long in all.
         elapsed: Millis,
     },
     /// What a gate concluded.
-    RecordVerdict { rollout: RolloutId, wave: u32, gate: Gate, verdict: Verdict, evidence: String },
+    RecordVerdict { rollout: RolloutId, wave: u32, gate: Gate, verdict: Verdict, evidence: Evidence },
     /// Tell touched targets to go back.
     RevertTargets { rollout: RolloutId, targets: RoaringBitmap },
     /// Rolling back is over.

@@ -62,6 +62,8 @@ names! {
     EventKind, "a kind of event, such as `rollout.paused`";
     /// A new leadership began.
     ClusterEpochBegun => "cluster.epoch-begun",
+    /// The leader's wall clock was adopted although it was ahead by more than is plausible.
+    ClusterTimeConfirmed => "cluster.time-confirmed",
     /// Sealed events left the event log; `segment` names where they are.
     ClusterEventsForgotten => "cluster.events-forgotten",
     /// The actor that drives the subject keeps failing.
@@ -112,9 +114,13 @@ names! {
     TargetJoined => "target.joined",
     TargetCordoned => "target.cordoned",
     TargetUncordoned => "target.uncordoned",
+    /// Forgotten, with everything that was kept of it.
+    TargetRemoved => "target.removed",
     RunnerRegistered => "runner.registered",
     /// Agents connected or disconnected.
     FleetPresenceChanged => "fleet.presence-changed",
+    /// Targets were declared lost, or connected again after they were.
+    FleetLossChanged => "fleet.loss-changed",
     /// Targets reported what they run.
     FleetReported => "fleet.reported",
     RolloutCreated => "rollout.created",
@@ -156,14 +162,22 @@ names! {
     Commit => "commit",
     Connected => "connected",
     Count => "count",
+    Deadline => "deadline",
     Disconnected => "disconnected",
+    DownBefore => "down_before",
+    Duration => "duration",
     Environment => "environment",
     ExitCode => "exit_code",
     Failed => "failed",
+    Found => "found",
     Gate => "gate",
     Healthy => "healthy",
+    LeftOut => "left_out",
+    Lost => "lost",
+    MaxFailures => "max_failures",
     Phase => "phase",
     Pipeline => "pipeline",
+    Reason => "reason",
     Ref => "ref",
     Region => "region",
     Release => "release",
@@ -176,6 +190,8 @@ names! {
     Size => "size",
     Skipped => "skipped",
     Targets => "targets",
+    Unavailable => "unavailable",
+    Unchanged => "unchanged",
     Unreachable => "unreachable",
     UpTo => "up_to",
     Verdict => "verdict",

@@ -8,7 +8,7 @@
 //! - `ids`, `units`, `digest`, `principal`: values
 //! - `command`, `apply`, `rejection`, `event`, `change`, `tables`: how state changes, who is told, and where it is kept
 //! - `archive`: what leaves state some time after its end
-//! - `cluster`, `actor_failure`: what is true of the cluster as a whole
+//! - `cluster`, `clock`, `actor_failure`: what is true of the cluster as a whole
 //! - `interfaces`, `wire`: what crates say to each other, and processes
 
 pub mod actor_failure;
@@ -16,6 +16,7 @@ pub mod apply;
 pub mod archive;
 pub mod build;
 pub mod change;
+pub mod clock;
 pub mod cluster;
 pub mod command;
 pub mod digest;

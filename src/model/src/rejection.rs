@@ -1,8 +1,16 @@
 //! Why a command changes nothing. Each reason is typed, has a stable code, and says what to do.
 
+use std::net::IpAddr;
+
 use serde::{Deserialize, Serialize};
 
-use crate::{cluster::Epoch, event::Subject, ids::ReleaseId, tables::TablesError};
+use crate::{
+    cluster::Epoch,
+    event::Subject,
+    ids::{ReleaseId, RolloutId},
+    rollout::availability::AvailabilityViolation,
+    tables::TablesError,
+};
 
 /// Why a rule gave no answer.
 #[derive(Debug, thiserror::Error)]
@@ -66,8 +74,16 @@ pub enum Rejection {
     #[error("{subject} is held by {holder}")]
     Held { subject: Subject, holder: Subject },
     /// The release was rolled back here and no person has cleared it.
-    #[error("{release} is quarantined in {environment}: {why}")]
-    Quarantined { release: ReleaseId, environment: Subject, why: String },
+    #[error("{release} is quarantined in {environment}: {rollout} went back from it")]
+    Quarantined {
+        release: ReleaseId,
+        environment: Subject,
+        /// The rollout that went back from the release.
+        rollout: RolloutId,
+    },
+    /// Nothing may be deployed to the environment at the moment.
+    #[error("{0} is frozen")]
+    Frozen(Subject),
     /// There is no former release.
     #[error("{0} has no former release to go back to")]
     NoFormerRelease(Subject),
@@ -81,16 +97,31 @@ pub enum Rejection {
         /// Its present digest.
         now: String,
     },
-    /// More targets would be unavailable than may be.
+    /// It cannot be now: more would be at work or away than may be.
     #[error("{subject}: {why}")]
-    Unavailable {
+    Unavailable { subject: Subject, why: String },
+    /// More targets would be unavailable than may be.
+    #[error("{subject}: {bound}")]
+    TooManyUnavailable {
+        /// The rollout.
         subject: Subject,
-        /// Which bound it would break.
-        why: String,
+        /// The bound that it would break.
+        bound: AvailabilityViolation,
     },
     /// Something still needs it.
     #[error("{subject} is still needed: {by}")]
     Needed { subject: Subject, by: String },
+    /// Another target has ports at the same address: gateways could not tell them apart.
+    #[error("{address} with ports {first}-{last} belongs to {holder}")]
+    AddressInUse {
+        address: IpAddr,
+        /// First port of the other target's range.
+        first: u16,
+        /// Last port of the other target's range.
+        last: u16,
+        /// The other target.
+        holder: Subject,
+    },
     /// The bytes of a release's artifact are gone.
     #[error("the artifact of {0} was deleted by its pipeline's retention")]
     ArtifactDeleted(ReleaseId),
@@ -111,11 +142,13 @@ impl Rejection {
             Rejection::RefMoved { .. } => "ref_moved",
             Rejection::Held { .. } => "held",
             Rejection::Quarantined { .. } => "quarantined",
+            Rejection::Frozen(_) => "frozen",
             Rejection::NoFormerRelease(_) => "no_former_release",
             Rejection::NoTargets(_) => "no_targets",
             Rejection::PlanChanged { .. } => "plan_changed",
-            Rejection::Unavailable { .. } => "unavailable",
+            Rejection::Unavailable { .. } | Rejection::TooManyUnavailable { .. } => "unavailable",
             Rejection::Needed { .. } => "needed",
+            Rejection::AddressInUse { .. } => "address_in_use",
             Rejection::ArtifactDeleted(_) => "artifact_deleted",
         }
     }
@@ -143,20 +176,28 @@ impl Rejection {
             Rejection::Quarantined { release, environment, .. } => {
                 format!("deploy another release, or clear it: `swell env clear {} {release}`", id_of(environment))
             }
+            Rejection::Frozen(environment) => format!("wait, or unfreeze it: `swell env unfreeze {}`", id_of(environment)),
             Rejection::NoFormerRelease(_) => "name a release with --to (`swell history` lists them); a first deploy that is at work is stopped by `swell abort`".into(),
             Rejection::NoTargets(_) => {
                 "start an agent whose labels match, or uncordon a target: `swell env show` prints the selector, `swell fleet ls` the targets".into()
             }
             Rejection::PlanChanged { .. } => "look at the new plan with `swell plan` and deploy with its hash".into(),
-            Rejection::Unavailable { .. } => "nothing: the rollout goes on when targets are back".into(),
+            Rejection::Unavailable { .. } | Rejection::TooManyUnavailable { .. } => "nothing: the rollout goes on when targets are back".into(),
             Rejection::Needed { .. } => "remove what needs it first".into(),
+            Rejection::AddressInUse { holder, .. } => format!(
+                "give this agent another address or port range, or remove the other target with `swell fleet rm {}`",
+                id_of(holder)
+            ),
             Rejection::ArtifactDeleted(_) => "build its commit again: `swell build PIPELINE --ref COMMIT --again`".into(),
         }
     }
 
     /// Whether the same command can succeed later without anyone changing it.
     pub fn retryable(&self) -> bool {
-        matches!(self, Rejection::Held { .. } | Rejection::Unavailable { .. })
+        matches!(
+            self,
+            Rejection::Held { .. } | Rejection::Unavailable { .. } | Rejection::TooManyUnavailable { .. } | Rejection::Frozen(_)
+        )
     }
 }
 

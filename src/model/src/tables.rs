@@ -39,8 +39,12 @@ pub enum Table {
     Targets,
     /// The number of a target's name.
     TargetsByName,
+    /// The targets at an address.
+    TargetsByAddress,
     /// Which agents a server is connected to.
     Presence,
+    /// The targets that the leader declared lost.
+    LostTargets,
     /// What a pipeline has in an environment.
     Deployments,
     /// Rollouts.
@@ -81,7 +85,7 @@ pub enum Table {
 
 impl Table {
     /// All of them.
-    pub const ALL: [Table; 33] = [
+    pub const ALL: [Table; 35] = [
         Table::Cluster,
         Table::Repositories,
         Table::Refs,
@@ -96,7 +100,9 @@ impl Table {
         Table::Environments,
         Table::Targets,
         Table::TargetsByName,
+        Table::TargetsByAddress,
         Table::Presence,
+        Table::LostTargets,
         Table::Deployments,
         Table::Rollouts,
         Table::OpenRollouts,
@@ -134,7 +140,9 @@ impl Table {
             Table::Environments => "environments",
             Table::Targets => "targets",
             Table::TargetsByName => "targets_by_name",
+            Table::TargetsByAddress => "targets_by_address",
             Table::Presence => "presence",
+            Table::LostTargets => "lost_targets",
             Table::Deployments => "deployments",
             Table::Rollouts => "rollouts",
             Table::OpenRollouts => "open_rollouts",

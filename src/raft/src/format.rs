@@ -173,6 +173,7 @@ mod tests {
             action: RepositoryAction::Create { name: "site".parse().unwrap(), default_branch: "main".into() }.into(),
             principal: Principal::new(Role::Developer, "ada"),
             at: Timestamp(5),
+            monotonic: Default::default(),
             idempotency_key: Some("k".into()),
             fingerprint: None,
             epoch: None,

@@ -2,9 +2,10 @@
 //! that finds nobody waiting goes to consensus from its own task: no other task stands between it and its answer.
 
 use std::{
+    hash::{BuildHasher, Hasher, RandomState},
     io,
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
 use futures::stream::{FuturesUnordered, StreamExt};
@@ -17,9 +18,10 @@ use super::{
     types::{Commands, Raft, Types},
 };
 use swell_model::{
+    clock::MonotonicTime,
     command::{Command, Outcome},
     interfaces::{Proposal, ProposeError},
-    units::Timestamp,
+    units::{Millis, Timestamp},
 };
 
 /// How many entries are under way at once: while one is synced and applied, the next is gathered and sent.
@@ -38,6 +40,23 @@ pub struct Queue {
     queue: mpsc::Sender<Waiting>,
     entries: Entries,
     options: Options,
+    clock: RunClock,
+}
+
+/// The monotonic clock of this run.
+struct RunClock {
+    run: u64,
+    began: Instant,
+}
+
+impl RunClock {
+    fn new() -> Self {
+        Self { run: RandomState::new().build_hasher().finish(), began: Instant::now() }
+    }
+
+    fn now(&self) -> MonotonicTime {
+        MonotonicTime { run: self.run, elapsed: Millis(self.began.elapsed().as_millis() as u64) }
+    }
 }
 
 impl Queue {
@@ -48,7 +67,7 @@ impl Queue {
         let grouper =
             Grouper { entries: entries.clone(), commands_max: options.group_commands_max, bytes_max: options.group_bytes_max };
         tokio::spawn(grouper.run(waiting));
-        Self { queue, entries, options }
+        Self { queue, entries, options, clock: RunClock::new() }
     }
 
     pub async fn propose(&self, proposal: Proposal) -> Answer {
@@ -56,7 +75,16 @@ impl Queue {
             return Err(ProposeError::Stopped(why));
         }
         let Proposal { action, principal, idempotency_key, fingerprint, epoch, if_revision } = proposal;
-        let command = Command { action, principal, at: now(), idempotency_key, fingerprint, epoch, if_revision };
+        let command = Command {
+            action,
+            principal,
+            at: now(),
+            monotonic: self.clock.now(),
+            idempotency_key,
+            fingerprint,
+            epoch,
+            if_revision,
+        };
         match tokio::time::timeout(self.options.propose_timeout, self.answer(command)).await {
             Ok(answer) => answer,
             Err(_) => Err(self.entries.health.stopped().map_or(ProposeError::TimedOut, ProposeError::Stopped)),
@@ -83,7 +111,7 @@ impl Queue {
     }
 }
 
-/// The wall clock of this server; what it says is only ever compared after `apply` made it monotonic.
+/// The wall clock of this server. `apply` adopts it only as far as it is plausible.
 fn now() -> Timestamp {
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Timestamp(since_1970.as_millis() as u64)

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::*;
 use swell_model::{
-    apply::testing::{FILE, info, name},
+    apply::testing::{FILE, evidence, info, name},
     command::{BuildAction, FleetAction, RolloutAction},
     fleet::observation::{Progress, Report, ReportOrigin, TargetReports},
     ids::{ReleaseId, RolloutId},
@@ -76,7 +76,7 @@ async fn carry_out(server: &Server, id: &str) {
             server.apply(FleetAction::Report { targets: targets.iter().map(report).collect() }).await;
         }
         let gate = if shown["gate"]["gate"] == "bake" { Gate::Bake } else { Gate::Convergence };
-        let evidence = "all healthy".to_owned();
+        let evidence = evidence(Verdict::Pass);
         server.apply(RolloutAction::RecordVerdict { rollout, wave: number, gate, verdict: Verdict::Pass, evidence }).await;
     }
 }

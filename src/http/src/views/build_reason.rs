@@ -20,7 +20,7 @@ pub fn wait(wait: &BuildWait) -> String {
         BuildWait::Person => {
             "a person: the infrastructure failed it on every attempt; look at its attempts, then `swell retry`".to_owned()
         }
-        BuildWait::ActorFailing { failure } => failure.waits_for(),
+        BuildWait::ActorFailing { failure } => super::reason::actor_failure(failure),
     }
 }
 

@@ -38,6 +38,7 @@ pub struct EventView {
 
 impl From<Event> for EventView {
     fn from(event: Event) -> Self {
+        let note = super::reason::event_note(&event);
         Self {
             seq: event.seq.to_string(),
             at: event.at.0,
@@ -46,7 +47,7 @@ impl From<Event> for EventView {
             kind: event.kind.to_string(),
             from: event.from,
             to: event.to,
-            note: event.note,
+            note,
             data: event.data.into_iter().map(|(key, value)| (key.to_string(), value)).collect(),
             previous: event.previous.to_string(),
         }

@@ -122,7 +122,7 @@ impl From<Deployment> for DeploymentView {
         let quarantined = |kept: swell_model::rollout::Quarantined| QuarantinedView {
             release: kept.release.to_string(),
             rollout: kept.rollout.to_string(),
-            why: kept.why,
+            why: super::reason::rollback(&kept.reason),
             at: kept.at.0,
         };
         Self {

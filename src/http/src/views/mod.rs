@@ -7,6 +7,7 @@ pub mod event;
 pub mod fleet;
 pub mod pipeline;
 pub mod plan;
+pub mod reason;
 pub mod release;
 pub mod rollout;
 pub mod targets;

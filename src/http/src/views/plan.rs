@@ -123,7 +123,7 @@ impl PlanView {
             stable: planned.stable.as_ref().map(ToString::to_string),
             purpose: if purpose == Purpose::Rollback { "rollback" } else { "deploy" }.to_owned(),
             digest: planned.digest(&release.id).to_string(),
-            blocked: planned.blocked.as_ref().map(ToString::to_string),
+            blocked: planned.blocked.as_ref().map(super::reason::block),
             total: plan.total,
             reachable,
             waves,

@@ -7,21 +7,20 @@ use utoipa::ToSchema;
 use super::{
     build::millis,
     plan::TimingView,
+    reason,
     targets::{TargetSet, name_of},
 };
 use swell_model::{
     actor_failure::{ActorFailure, actor_failure_key},
     event::Subject,
-    fleet::{Environment, observation::TargetFailure},
+    fleet::observation::TargetFailure,
     release::{Release, release_key},
     rollout::{
-        Deployment, FailedTarget, Purpose, Rollout, RolloutState, VerdictRecord,
+        FailedTarget, Purpose, Rollout, RolloutState, VerdictRecord, WaveStatus,
         decide::{Seen, next},
-        deployment_key,
         plan::{Timing, least_duration, least_rollback_duration},
-        plan_input::{blocked, connected},
     },
-    tables::{ReadTables, TablesError, key},
+    tables::{ReadTables, TablesError},
 };
 
 /// How many targets of a wave are listed by name.
@@ -276,7 +275,7 @@ impl RolloutView {
             ended: rollout.state.is_end(),
             waits_for: waits_for(tables, rollout)?,
             paused: rollout.paused.as_ref().map(|pause| PauseView {
-                why: pause.why.clone(),
+                why: reason::pause(&pause.reason),
                 by: pause.by.to_string(),
                 at: pause.at.0,
             }),
@@ -296,7 +295,7 @@ impl RolloutView {
             timing: None,
             irreversible: rollout.settings.irreversible,
             preempted_by: rollout.preempted_by.map(|id| id.to_string()),
-            why: rollout.why.clone(),
+            why: reason::why(rollout),
             by: rollout.by.to_string(),
             created_at: rollout.created_at.0,
             started_at: millis(rollout.started_at),
@@ -306,42 +305,27 @@ impl RolloutView {
     }
 }
 
-/// What the rollout's decision waits for, computed from state. Only the leader knows which agents have been disconnected for longer
-/// than the grace period, so none counts as lost here.
+/// What the rollout's decision waits for, computed from state.
 fn waits_for<T: ReadTables>(tables: &T, rollout: &Rollout) -> Result<Option<String>, TablesError> {
     if rollout.state.is_end() {
-        return Ok((rollout.state == RolloutState::Failed).then(|| "a person: not everything could go back".to_owned()));
+        return Ok((rollout.state == RolloutState::Failed).then(|| reason::failed(rollout)));
     }
-    if let Some(trouble) = tables.get::<ActorFailure>(&actor_failure_key(&Subject::Rollout(rollout.id)))? {
-        return Ok(Some(trouble.waits_for()));
+    if let Some(failure) = tables.get::<ActorFailure>(&actor_failure_key(&Subject::Rollout(rollout.id)))? {
+        return Ok(Some(reason::actor_failure(&failure)));
     }
-    let environment: Option<Environment> = tables.get(&key(rollout.environment.as_str()))?;
-    let deployment: Option<Deployment> = tables.get(&deployment_key(&rollout.environment, &rollout.pipeline))?;
-    let now_blocked = environment.and_then(|environment| {
-        let others = deployment.filter(|deployment| deployment.rollout != Some(rollout.id));
-        blocked(&environment, others.as_ref(), rollout.purpose)
-    });
-    let seen = Seen {
-        connected: &connected(tables)?,
-        lost: &RoaringBitmap::new(),
-        elapsed: rollout.elapsed,
-        blocked: now_blocked.as_ref().or(rollout.blocked.as_ref()),
-    };
-    let decided = next(tables, rollout, seen)?;
-    Ok(Some(decided.waits_for).filter(|phrase| !phrase.is_empty()))
+    let seen = Seen::from_state(tables, rollout, rollout.elapsed)?;
+    Ok(next(tables, rollout, &seen)?.waits_for.as_ref().map(reason::wait))
 }
 
 fn wave<T: ReadTables>(tables: &T, rollout: &Rollout, number: u32) -> Result<WaveView, TablesError> {
     let planned = &rollout.plan.waves[number as usize];
     let counts = Counts::of(rollout, &planned.targets);
     let failed = &planned.targets & &rollout.sets.failed;
-    let refused = rollout.verdicts.iter().any(|kept| kept.wave == number && kept.verdict == swell_model::rollout::Verdict::Fail);
-    let state = match rollout.state {
-        _ if refused => "failed",
-        RolloutState::Deployed => "passed",
-        _ if number < rollout.wave => "passed",
-        state if number == rollout.wave && state.is_forward() => "at-work",
-        _ => "waiting",
+    let state = match rollout.wave_status(number) {
+        WaveStatus::Waiting => "waiting",
+        WaveStatus::Active => "at-work",
+        WaveStatus::Passed => "passed",
+        WaveStatus::Failed => "failed",
     };
     Ok(WaveView {
         number: number + 1,
@@ -358,7 +342,7 @@ fn verdict(kept: &VerdictRecord) -> VerdictView {
         wave: kept.wave + 1,
         gate: kept.gate.name().to_owned(),
         verdict: kept.verdict.name().to_owned(),
-        evidence: kept.evidence.clone(),
+        evidence: reason::evidence(&kept.evidence),
         by: kept.by.to_string(),
         at: kept.at.0,
     }

@@ -3,6 +3,7 @@
 use std::{cell::Cell, collections::BTreeMap, fmt};
 
 use crate::{
+    apply::{Check, is_enforced},
     build::Build,
     change::Change,
     cluster::Cluster,
@@ -35,7 +36,10 @@ pub(crate) struct Context<'a, T> {
     pub tables: &'a mut T,
     pub cluster: Cluster,
     pub principal: Principal,
+    /// The adopted time.
     pub at: Timestamp,
+    /// The leader's wall clock.
+    pub wall: Timestamp,
     /// The log index: what an entity's revision becomes.
     pub index: u64,
     pub if_revision: Option<u64>,
@@ -79,10 +83,13 @@ impl Draft {
 
 impl<'a, T: Tables> Context<'a, T> {
     pub fn new(tables: &'a mut T, mut cluster: Cluster, command: &Command, first: EventSeq) -> Self {
-        // Time in state never runs backwards, whatever the leader's clock does.
-        cluster.clock = cluster.clock.max(command.at);
+        cluster.clock.advance(command.at, command.monotonic);
+        if !is_enforced(Check::Clock) {
+            cluster.clock.confirm(command.at);
+        }
         Self {
-            at: cluster.clock,
+            at: cluster.clock.now,
+            wall: command.at,
             cluster,
             tables,
             principal: command.principal.clone(),
@@ -182,7 +189,7 @@ impl<'a, T: Tables> Context<'a, T> {
             next: None,
             history: Vec::new(),
             quarantined: Vec::new(),
-            held: Vec::new(),
+            retained: Vec::new(),
         }))
     }
 }

@@ -15,10 +15,12 @@ use context::{Context, invalid};
 use crate::{
     actor_failure::{ActorFailure, actor_failure_key},
     change::RecordingTables,
+    clock::CLOCK_CONFIRM_AFTER,
     cluster::{ANSWER_AGE_MAX, ANSWERS_MAX, Answer, AnswerByTime, Cluster},
     command::{Action, ClusterAction, Command, IDEMPOTENCY_KEY_BYTES_MAX, Outcome},
     digest::Digest,
     event::{DataKey, EventKind, EventSeq, Subject, cut},
+    principal::Role,
     rejection::{Rejection, RuleError},
     release::uses::settle,
     tables::{Key, Record, Scan, Tables, TablesError, key},
@@ -66,6 +68,32 @@ pub fn apply<T: Tables>(tables: &mut T, first: EventSeq, command: &Command) -> R
     Ok(applied)
 }
 
+/// A check that makes an unsafe step impossible, whoever asks for it. Named so that the simulation can remove it, and must notice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Check {
+    /// A forward step keeps to `max_unavailable` and to one zone.
+    Availability,
+    /// A step back keeps to the rollback's `max_unavailable` and to one zone.
+    RollbackAvailability,
+    /// What a passing verdict claims holds when it is applied.
+    Verdict,
+    /// Going back ends only when every touched target was reverted.
+    EveryTargetReverted,
+    /// A wall clock that jumps is not adopted.
+    Clock,
+}
+
+/// Whether `check` is in force: always, outside the simulation of its absence.
+#[cfg(not(test))]
+pub(crate) const fn is_enforced(_: Check) -> bool {
+    true
+}
+
+#[cfg(test)]
+pub(crate) fn is_enforced(check: Check) -> bool {
+    crate::simulation::plant::removed_check() != Some(check)
+}
+
 fn dispatch<T: Tables>(context: &mut Context<'_, T>, command: &Command) -> Result<Subject, RuleError> {
     match &command.action {
         Action::Cluster(action) => cluster(context, action),
@@ -93,6 +121,18 @@ fn cluster<T: Tables>(context: &mut Context<'_, T>, action: &ClusterAction) -> R
             Ok(Subject::Cluster)
         }
         ClusterAction::ForgetEvents { up_to, chain_head, segment } => forget_events(context, *up_to, *chain_head, segment),
+        ClusterAction::ConfirmTime => {
+            let clock = context.cluster.clock;
+            // A single server has no other clock to ask: either its own has been ahead for long enough, or a person says so.
+            if !clock.is_steadily_ahead() && context.principal.role != Role::Admin {
+                let why = format!("its clock has not been ahead by the same length for {CLOCK_CONFIRM_AFTER}");
+                return Err(Rejection::Unavailable { subject: Subject::Cluster, why }.into());
+            }
+            context.cluster.clock.confirm(context.wall);
+            let now = context.cluster.clock.now;
+            context.event(Subject::Cluster, EventKind::ClusterTimeConfirmed).moved(clock.now.0, now.0);
+            Ok(Subject::Cluster)
+        }
         ClusterAction::RecordActorFailure { subject, why } => {
             let known = context.tables.get::<ActorFailure>(&actor_failure_key(subject))?;
             match (known, why) {
@@ -143,7 +183,7 @@ fn remember<T: Tables>(
     outcome: &Outcome,
 ) -> Result<(), TablesError> {
     let mut cluster: Cluster = tables.get(&Key::all())?.unwrap_or_default();
-    let at = cluster.clock;
+    let at = cluster.clock.now;
     tables.put(&Answer { key: idempotency_key.to_owned(), fingerprint, at, outcome: outcome.clone() })?;
     tables.put(&AnswerByTime { at, key: idempotency_key.to_owned() })?;
     cluster.answer_count += 1;

@@ -10,6 +10,7 @@ use crate::{
     apply::{Applied, apply},
     build::{AttemptEnd, Cause, Phase, PhaseRecord, Resources},
     change::RecordingTables,
+    clock::MonotonicTime,
     command::*,
     digest::Digest,
     event::{EventSeq, Subject},
@@ -24,9 +25,9 @@ use crate::{
     rejection::{Rejection, RuleError},
     release::uses::settle,
     repository::CommitId,
-    rollout::{Deployment, Gate, Purpose, Rollout, Verdict, assignment::desired, deployment_key},
+    rollout::{Deployment, Evidence, Gate, Purpose, Rollout, TargetSample, Verdict, assignment::desired, deployment_key},
     tables::{Key, MemoryTables, ReadTables, Record, Scan, Tables, TablesError, key},
-    units::{ByteSize, Timestamp},
+    units::{ByteSize, Millis, Timestamp},
 };
 
 pub const FILE: &str = r#"
@@ -48,7 +49,10 @@ bake = "10s"
 pub struct World {
     pub tables: MemoryTables,
     pub index: u64,
+    /// The true time. The leader's wall clock differs from it by `wall_offset`.
     pub now: Timestamp,
+    /// In milliseconds.
+    pub wall_offset: i64,
     pub applied: Vec<Applied>,
     /// How many records the last command read.
     pub reads: usize,
@@ -56,7 +60,14 @@ pub struct World {
 
 impl World {
     pub fn new() -> Self {
-        let mut world = Self { tables: MemoryTables::new(), index: 0, now: Timestamp(1_000_000), applied: Vec::new(), reads: 0 };
+        let mut world = Self {
+            tables: MemoryTables::new(),
+            index: 0,
+            now: Timestamp(1_000_000),
+            wall_offset: 0,
+            applied: Vec::new(),
+            reads: 0,
+        };
         world.ok(ClusterAction::BeginEpoch { epoch: crate::cluster::Epoch(1), server: 1 });
         world
     }
@@ -110,7 +121,8 @@ impl World {
         Command {
             action: action.into(),
             principal,
-            at: self.now,
+            at: Timestamp(self.now.0.saturating_add_signed(self.wall_offset)),
+            monotonic: MonotonicTime { run: 1, elapsed: Millis(self.now.0) },
             idempotency_key: None,
             fingerprint: None,
             epoch: None,
@@ -210,8 +222,8 @@ impl World {
         rollout.wave_targets(&environment.members)
     }
 
-    /// Tells every target of the present wave to change.
-    pub fn tell_wave(&mut self, id: RolloutId) {
+    /// Assigns every target of the present wave the release.
+    pub fn change_wave(&mut self, id: RolloutId) {
         let targets = self.wave_targets(id) - self.rollout(id).sets.changed;
         self.ok(RolloutAction::ChangeTargets { rollout: id, targets, unreachable: Default::default() });
     }
@@ -219,7 +231,7 @@ impl World {
     /// Records a verdict of the present gate.
     pub fn judge(&mut self, id: RolloutId, verdict: Verdict) -> Result<Applied, Rejection> {
         let Rollout { wave, gate, .. } = self.rollout(id);
-        self.try_apply(RolloutAction::RecordVerdict { rollout: id, wave, gate, verdict, evidence: "said so".into() })
+        self.try_apply(RolloutAction::RecordVerdict { rollout: id, wave, gate, verdict, evidence: evidence(verdict) })
     }
 
     /// Takes the rollout to its end, with every target healthy.
@@ -227,7 +239,7 @@ impl World {
         while !self.rollout(id).state.is_end() {
             let rollout = self.rollout(id);
             if rollout.gate == Gate::Convergence {
-                self.tell_wave(id);
+                self.change_wave(id);
                 for target in self.wave_targets(id) {
                     self.report(target, Some(&rollout.release), Progress::Healthy, true);
                 }
@@ -244,8 +256,8 @@ impl World {
         release
     }
 
-    /// What a target is told.
-    pub fn told(&self, target: u32) -> Option<ReleaseId> {
+    /// The release that a target is assigned.
+    pub fn assigned(&self, target: u32) -> Option<ReleaseId> {
         let desired = desired(&self.tables, &self.get(key(target)), self.index).unwrap();
         desired.deployments.get(&name::<PipelineName>("shop")).map(|desired| desired.release.clone())
     }
@@ -346,6 +358,18 @@ pub fn phase_record(phase: Phase) -> PhaseRecord {
     PhaseRecord { phase, started_at, ended_at, skipped: false, exit_code: Some(0), memory_peak: None, cpu_time: None }
 }
 
+/// Some evidence for a verdict.
+pub fn evidence(verdict: Verdict) -> Evidence {
+    match verdict {
+        Verdict::Pass => Evidence::Converged { healthy: 1, failed: 0, down_before: 0, left_out: 0 },
+        Verdict::Fail => {
+            let failed = TargetSample { names: Vec::new(), count: 1 };
+            Evidence::TooManyFailures { failed, max_failures: 0, cause: None }
+        }
+        Verdict::Overridden => Evidence::Promoted("it is fine".into()),
+    }
+}
+
 pub fn lost() -> AttemptEnd {
     AttemptEnd::Lost("the runner is gone".into())
 }
@@ -356,7 +380,7 @@ pub fn info(number: u32) -> TargetInfo {
         region: "eu".into(),
         zone: ["a", "b"][number as usize % 2].into(),
         labels: BTreeMap::new(),
-        address: [127, 0, 0, 1].into(),
+        address: [10, 0, (number >> 8) as u8, number as u8].into(),
         ports: PortRange { first: 20_000, last: 20_099 },
         agent_version: "0".into(),
     }

@@ -1,25 +1,28 @@
-//! The fleet: servers that join, who is connected, and what the targets say.
+//! The fleet: targets that join and leave, who is connected, and what they report.
 
 use std::collections::BTreeMap;
+
+use roaring::RoaringBitmap;
 
 use crate::{
     apply::context::{Context, invalid},
     fleet::environment_apply::check_labels,
-    rollout::apply as rollout_apply,
+    rollout::{apply as rollout_apply, plan_input::connected},
 };
 use crate::{
     build::Runner,
     command::FleetAction,
     event::{DataKey, EventKind, Subject},
     fleet::{
-        Environment, Presence, Target, TargetByName, TargetInfo,
+        Environment, LostTargets, PortLease, Presence, Target, TargetByAddress, TargetByName, TargetInfo,
         observation::{Observation, TargetReports, observation_key},
         port_leases,
     },
-    ids::{EnvironmentName, PipelineName},
-    rejection::RuleError,
+    ids::{EnvironmentName, PipelineName, TargetName},
+    pipeline::Pipeline,
+    rejection::{Rejection, RuleError},
     rollout::Deployment,
-    tables::{SCAN_RECORDS_MAX, Scan, Tables, key},
+    tables::{Key, Record, SCAN_RECORDS_MAX, Scan, Tables, key},
 };
 
 /// The most reports in one batch.
@@ -30,16 +33,9 @@ pub(crate) fn apply<T: Tables>(context: &mut Context<'_, T>, action: &FleetActio
         FleetAction::Join { info } => join(context, info),
         FleetAction::Cordon { name, why } => cordon(context, name, Some(why.clone())),
         FleetAction::Uncordon { name } => cordon(context, name, None),
-        FleetAction::Presence { server, connected } => {
-            let before = context.tables.get::<Presence>(&key(*server))?.unwrap_or_default().connected;
-            context.tables.put(&Presence { server: *server, connected: connected.clone() })?;
-            let (came, went) = ((connected - &before).len(), (&before - connected).len());
-            context
-                .event(Subject::Cluster, EventKind::FleetPresenceChanged)
-                .data(DataKey::Connected, came)
-                .data(DataKey::Disconnected, went);
-            Ok(Subject::Cluster)
-        }
+        FleetAction::Remove { name } => remove(context, name),
+        FleetAction::DeclareLost { targets } => declare_lost(context, targets),
+        FleetAction::Presence { server, connected } => presence(context, *server, connected),
         FleetAction::Report { targets } => report(context, targets),
         FleetAction::RegisterRunner { name, resources } => {
             let subject = Subject::Runner(name.clone());
@@ -54,7 +50,113 @@ pub(crate) fn apply<T: Tables>(context: &mut Context<'_, T>, action: &FleetActio
     }
 }
 
-/// A server joins, or says something new of itself. It belongs at once to every environment that selects it.
+/// Records who is connected to a server. Whoever is connected is not lost.
+fn presence<T: Tables>(context: &mut Context<'_, T>, server: u64, connected: &RoaringBitmap) -> Result<Subject, RuleError> {
+    let before = context.tables.get::<Presence>(&key(server))?.unwrap_or_default().connected;
+    context.tables.put(&Presence { server, connected: connected.clone() })?;
+    let (came, went) = ((connected - &before).len(), (&before - connected).len());
+    context
+        .event(Subject::Cluster, EventKind::FleetPresenceChanged)
+        .data(DataKey::Connected, came)
+        .data(DataKey::Disconnected, went);
+    set_lost(context, |lost| lost - connected)?;
+    Ok(Subject::Cluster)
+}
+
+fn declare_lost<T: Tables>(context: &mut Context<'_, T>, targets: &RoaringBitmap) -> Result<Subject, RuleError> {
+    let mut gone = targets - connected(context.tables)?;
+    for index in gone.clone() {
+        if context.tables.get::<Target>(&key(index))?.is_none() {
+            gone.remove(index);
+        }
+    }
+    set_lost(context, |lost| lost | gone)?;
+    Ok(Subject::Cluster)
+}
+
+/// Changes who is lost, with an event where that differs.
+fn set_lost<T: Tables>(
+    context: &mut Context<'_, T>,
+    change: impl FnOnce(&RoaringBitmap) -> RoaringBitmap,
+) -> Result<(), RuleError> {
+    let before = context.tables.get::<LostTargets>(&Key::all())?.unwrap_or_default().targets;
+    let targets = change(&before);
+    if targets != before {
+        let (lost, found) = ((&targets - &before).len(), (&before - &targets).len());
+        context.event(Subject::Cluster, EventKind::FleetLossChanged).data(DataKey::Lost, lost).data(DataKey::Found, found);
+        context.tables.put(&LostTargets { targets })?;
+    }
+    Ok(())
+}
+
+/// Forgets a target, with its ports, its reports and its membership. Its number is never used again.
+fn remove<T: Tables>(context: &mut Context<'_, T>, name: &TargetName) -> Result<Subject, RuleError> {
+    let target = context.target(name)?;
+    let subject = Subject::Target(name.clone());
+    context.check_revision(&subject, target.revision)?;
+    let lost = context.tables.get::<LostTargets>(&Key::all())?.unwrap_or_default();
+    if target.cordoned.is_none() && !lost.targets.contains(target.index) {
+        let by = "it is neither lost nor cordoned".to_owned();
+        return Err(Rejection::Needed { subject, by }.into());
+    }
+    leave_environments(context, &target)?;
+    for lease in context.tables.scan::<PortLease>(&Scan::prefix(key(target.index)), SCAN_RECORDS_MAX)? {
+        context.tables.delete::<PortLease>(&lease.key())?;
+    }
+    for pipeline in context.tables.scan::<Pipeline>(&Scan::all(), SCAN_RECORDS_MAX)? {
+        context.tables.delete::<Observation>(&observation_key(&pipeline.name, target.index))?;
+    }
+    for mut presence in context.tables.scan::<Presence>(&Scan::all(), SCAN_RECORDS_MAX)? {
+        if presence.connected.remove(target.index) {
+            context.tables.put(&presence)?;
+        }
+    }
+    set_lost(context, |lost| lost - RoaringBitmap::from_iter([target.index]))?;
+    context.tables.delete::<TargetByAddress>(&by_address(&target).key())?;
+    context.tables.delete::<TargetByName>(&key(name.as_str()))?;
+    context.tables.delete::<Target>(&key(target.index))?;
+    context.event(subject.clone(), EventKind::TargetRemoved);
+    Ok(subject)
+}
+
+fn leave_environments<T: Tables>(context: &mut Context<'_, T>, target: &Target) -> Result<(), RuleError> {
+    for mut environment in context.tables.scan::<Environment>(&Scan::all(), SCAN_RECORDS_MAX)? {
+        let in_environment = Scan::prefix(key(environment.name.as_str()));
+        for mut deployment in context.tables.scan::<Deployment>(&in_environment, SCAN_RECORDS_MAX)? {
+            if deployment.release_retained(target.index) {
+                context.tables.put(&deployment)?;
+            }
+        }
+        if environment.members.remove(target.index) {
+            environment.revision = context.index;
+            context.tables.put(&environment)?;
+        }
+    }
+    Ok(())
+}
+
+fn by_address(target: &Target) -> TargetByAddress {
+    TargetByAddress { address: target.info.address, index: target.index }
+}
+
+/// Two targets whose ports overlap at one address would get each other's traffic. One that is lost may have had its address for long
+/// enough: it keeps its number, and gateways do not route to it.
+fn check_address<T: Tables>(context: &Context<'_, T>, info: &TargetInfo) -> Result<(), RuleError> {
+    let lost = context.tables.get::<LostTargets>(&Key::all())?.unwrap_or_default().targets;
+    let at_address = Scan::prefix(key(info.address.to_string().as_str()));
+    for other in context.tables.scan::<TargetByAddress>(&at_address, SCAN_RECORDS_MAX)? {
+        let Some(other) = context.tables.get::<Target>(&key(other.index))? else { continue };
+        if other.info.name == info.name || lost.contains(other.index) || !other.info.ports.overlaps(info.ports) {
+            continue;
+        }
+        let (first, last) = (other.info.ports.first, other.info.ports.last);
+        let holder = Subject::Target(other.info.name);
+        return Err(Rejection::AddressInUse { address: info.address, first, last, holder }.into());
+    }
+    Ok(())
+}
+
+/// A target joins, or its agent reports other properties. It belongs at once to every environment that selects it.
 fn join<T: Tables>(context: &mut Context<'_, T>, info: &TargetInfo) -> Result<Subject, RuleError> {
     check_labels(&info.labels)?;
     for (what, text) in [("region", &info.region), ("zone", &info.zone)] {
@@ -65,6 +167,7 @@ fn join<T: Tables>(context: &mut Context<'_, T>, info: &TargetInfo) -> Result<Su
     if info.ports.first < 1024 || info.ports.pairs() == 0 {
         return Err(invalid("ports", "the range must begin at 1024 or above and hold at least two ports"));
     }
+    check_address(context, info)?;
     let subject = Subject::Target(info.name.clone());
     let known: Option<TargetByName> = context.tables.get(&key(info.name.as_str()))?;
     let target = match known {
@@ -74,6 +177,7 @@ fn join<T: Tables>(context: &mut Context<'_, T>, info: &TargetInfo) -> Result<Su
             if kept.info == *info {
                 return Ok(subject);
             }
+            context.tables.delete::<TargetByAddress>(&by_address(&kept).key())?;
             Target { info: info.clone(), revision: context.index, ..kept }
         }
         None => {
@@ -85,6 +189,7 @@ fn join<T: Tables>(context: &mut Context<'_, T>, info: &TargetInfo) -> Result<Su
         }
     };
     context.tables.put(&target)?;
+    context.tables.put(&by_address(&target))?;
     context.event(subject.clone(), EventKind::TargetJoined).data(DataKey::Zone, &info.zone).data(DataKey::Region, &info.region);
     let mut joined = Vec::new();
     for mut environment in context.tables.scan::<Environment>(&Scan::all(), SCAN_RECORDS_MAX)? {
@@ -100,7 +205,7 @@ fn join<T: Tables>(context: &mut Context<'_, T>, info: &TargetInfo) -> Result<Su
             context.tables.put(&environment)?;
         }
         if is_member {
-            keep_ports(context, &environment, &target)?;
+            lease_ports(context, &environment, &target)?;
             joined.push(environment.name);
         }
     }
@@ -108,7 +213,7 @@ fn join<T: Tables>(context: &mut Context<'_, T>, info: &TargetInfo) -> Result<Su
     Ok(subject)
 }
 
-/// Only one environment could say what of a pipeline runs on a target, so that it may not join two that both have the pipeline.
+/// Only one environment can assign a pipeline's release to a target: it may not join two that both have the pipeline.
 fn check_not_shared<T: Tables>(context: &Context<'_, T>, environments: &[EnvironmentName]) -> Result<(), RuleError> {
     let mut seen: BTreeMap<PipelineName, &EnvironmentName> = BTreeMap::new();
     for environment in environments {
@@ -126,8 +231,8 @@ fn check_not_shared<T: Tables>(context: &Context<'_, T>, environments: &[Environ
     Ok(())
 }
 
-/// A target that joins an environment gets ports for everything that is deployed there.
-fn keep_ports<T: Tables>(context: &mut Context<'_, T>, environment: &Environment, target: &Target) -> Result<(), RuleError> {
+/// Leases a target that joins an environment the ports of everything that is deployed there.
+fn lease_ports<T: Tables>(context: &mut Context<'_, T>, environment: &Environment, target: &Target) -> Result<(), RuleError> {
     let in_environment = Scan::prefix(key(environment.name.as_str()));
     for deployment in context.tables.scan::<Deployment>(&in_environment, SCAN_RECORDS_MAX)? {
         // What a rollout moves to becomes the stable release without planning this target.
@@ -140,11 +245,7 @@ fn keep_ports<T: Tables>(context: &mut Context<'_, T>, environment: &Environment
     Ok(())
 }
 
-fn cordon<T: Tables>(
-    context: &mut Context<'_, T>,
-    name: &crate::ids::TargetName,
-    why: Option<String>,
-) -> Result<Subject, RuleError> {
+fn cordon<T: Tables>(context: &mut Context<'_, T>, name: &TargetName, why: Option<String>) -> Result<Subject, RuleError> {
     let mut target = context.target(name)?;
     let subject = Subject::Target(name.clone());
     context.check_revision(&subject, target.revision)?;
@@ -162,23 +263,24 @@ fn cordon<T: Tables>(
     Ok(subject)
 }
 
-/// A target that is no longer cordoned runs what its environments say, and has the ports for it.
+/// A target that is no longer cordoned follows its environments, and has the ports for it.
 fn follow_again<T: Tables>(context: &mut Context<'_, T>, target: &Target) -> Result<(), RuleError> {
     for environment in context.tables.scan::<Environment>(&Scan::all(), SCAN_RECORDS_MAX)? {
         let in_environment = Scan::prefix(key(environment.name.as_str()));
         for mut deployment in context.tables.scan::<Deployment>(&in_environment, SCAN_RECORDS_MAX)? {
-            if deployment.release_hold(target.index) {
+            if deployment.release_retained(target.index) {
                 context.tables.put(&deployment)?;
             }
         }
         if environment.members.contains(target.index) {
-            keep_ports(context, &environment, target)?;
+            lease_ports(context, &environment, target)?;
         }
     }
     Ok(())
 }
 
-/// Keeps what is newer than what is known of its agent, and tells the open rollouts.
+/// Keeps what is newer than what is known of its agent, and counts it for the open rollouts. A target that was removed meanwhile is left
+/// out.
 fn report<T: Tables>(context: &mut Context<'_, T>, targets: &[TargetReports]) -> Result<Subject, RuleError> {
     if targets.iter().map(|target| target.reports.len()).sum::<usize>() > REPORTS_MAX {
         return Err(invalid("reports", format!("one batch holds at most {REPORTS_MAX}")));
@@ -189,6 +291,9 @@ fn report<T: Tables>(context: &mut Context<'_, T>, targets: &[TargetReports]) ->
     let mut progress = rollout_apply::Progress::default();
     let mut newer = 0;
     for TargetReports { target, origin, reports } in targets {
+        if context.tables.get::<Target>(&key(*target))?.is_none() {
+            continue;
+        }
         for report in reports {
             let known: Option<Observation> = context.tables.get(&observation_key(&report.pipeline, *target))?;
             if known.is_some_and(|known| !origin.is_newer_than(&known.origin)) {

@@ -7,6 +7,6 @@ pub mod port_leases;
 mod state;
 
 pub use self::state::{
-    Environment, Freeze, LABELS_MAX, PolicyLimits, PortLease, PortRange, Presence, TARGET_GRACE, Target, TargetByName,
-    TargetInfo, lease_key,
+    Environment, Freeze, LABELS_MAX, LostTargets, PolicyLimits, PortLease, PortRange, Presence, TARGET_GRACE, Target,
+    TargetByAddress, TargetByName, TargetInfo, lease_key,
 };

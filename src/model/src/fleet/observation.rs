@@ -1,4 +1,4 @@
-//! What an agent saw of a pipeline's release on its target, and the evidence it kept of a failure.
+//! What an agent reports of a pipeline's release on its target, and the evidence that it kept of a failure.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -65,13 +65,9 @@ pub enum InstanceState {
 /// One running instance of a service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InstanceObserved {
-    /// Of which service.
     pub service: ServiceName,
-    /// Of which release.
     pub release: ReleaseId,
-    /// Its ports.
     pub ports: BTreeMap<PortName, u16>,
-    /// What it is doing.
     pub state: InstanceState,
     /// How often it was started again.
     pub restarts: u32,
@@ -80,7 +76,7 @@ pub struct InstanceObserved {
 /// The evidence of a failure on a target, for `swell why`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TargetFailure {
-    /// Of which service, where it is one's.
+    /// The service that failed, where it was one.
     pub service: Option<ServiceName>,
     /// What happened, in a sentence.
     pub reason: String,
@@ -96,18 +92,16 @@ pub struct TargetFailure {
     pub output_blob: Option<Digest>,
 }
 
-/// What a target says of one pipeline.
+/// How a target stands with one pipeline.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
-    /// Whose.
     pub pipeline: PipelineName,
-    /// The release that it should run, as it was told last; none: nothing.
+    /// The release that it was assigned last; none: nothing should run.
     pub release: Option<ReleaseId>,
-    /// How far it has come.
     pub progress: Progress,
     /// Whether a healthy instance of every service answers, whichever its release.
     pub serving: bool,
-    /// Its running instances.
+    /// Running instances, of any release.
     pub instances: Vec<InstanceObserved>,
     /// What went wrong last with that release.
     pub failure: Option<TargetFailure>,
@@ -175,13 +169,11 @@ pub struct TargetReports {
 /// The last report of a target on a pipeline, as state keeps it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Observation {
-    /// Which target.
     pub target: u32,
-    /// What it said.
     pub report: Report,
     /// Which message it came with; what is not newer changes nothing.
     pub origin: ReportOrigin,
-    /// When it was applied.
+    /// When the report was applied.
     pub at: Timestamp,
 }
 

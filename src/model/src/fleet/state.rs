@@ -23,13 +23,16 @@ pub const LABELS_MAX: usize = 32;
 /// The ports from which a target gives its services theirs, both ends included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PortRange {
-    /// The first.
     pub first: u16,
-    /// The last.
     pub last: u16,
 }
 
 impl PortRange {
+    /// Whether some port is of both ranges.
+    pub fn overlaps(self, other: Self) -> bool {
+        self.first <= other.last && other.first <= self.last
+    }
+
     /// How many pairs it holds.
     pub fn pairs(self) -> u16 {
         self.last.saturating_sub(self.first).div_ceil(2)
@@ -45,19 +48,16 @@ impl Default for PortRange {
 /// What an agent says of its server when it joins.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TargetInfo {
-    /// Its name.
     pub name: TargetName,
-    /// The region it stands in.
     pub region: String,
     /// The zone within the region: what fails together.
     pub zone: String,
-    /// Its labels, by which environments select it.
+    /// The labels by which environments select it.
     pub labels: BTreeMap<String, String>,
     /// Where gateways reach its instances.
     pub address: IpAddr,
-    /// The ports that services may have.
+    /// The ports that its services may have.
     pub ports: PortRange,
-    /// The version of its agent.
     pub agent_version: String,
 }
 
@@ -66,11 +66,10 @@ pub struct TargetInfo {
 pub struct Target {
     /// Its dense number, never used again: what bitmaps hold.
     pub index: u32,
-    /// What its agent said.
     pub info: TargetInfo,
-    /// Why no rollout may change it, where someone said so.
+    /// Why no rollout may change it: the text of whoever cordoned it.
     pub cordoned: Option<String>,
-    /// When it first joined.
+    /// When it joined first.
     pub joined_at: Timestamp,
     /// The log index of its last change: its ETag.
     pub revision: u64,
@@ -92,9 +91,7 @@ impl Record for Target {
 /// The number of a target's name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TargetByName {
-    /// Its name.
     pub name: TargetName,
-    /// Its number.
     pub index: u32,
 }
 
@@ -106,10 +103,43 @@ impl Record for TargetByName {
     }
 }
 
+/// A target at an address. Several may share one, such as containers of a host, while their port ranges are apart.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TargetByAddress {
+    pub address: IpAddr,
+    pub index: u32,
+}
+
+impl Record for TargetByAddress {
+    const TABLE: Table = Table::TargetsByAddress;
+
+    fn key(&self) -> Key {
+        key(self.address.to_string().as_str()).then(self.index)
+    }
+}
+
+/// The targets whose agents have been gone for longer than [`TARGET_GRACE`]: the leader declares it, and a connection ends it.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct LostTargets {
+    pub targets: RoaringBitmap,
+}
+
+impl Record for LostTargets {
+    const TABLE: Table = Table::LostTargets;
+    const IS_FOLLOWED: bool = true;
+
+    fn key(&self) -> Key {
+        Key::all()
+    }
+
+    fn change(record: Arc<Self>) -> Option<Change> {
+        Some(Change::LostTargets(record))
+    }
+}
+
 /// Which agents a server is connected to.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Presence {
-    /// The server's number.
     pub server: u64,
     /// The targets whose agents are connected to it.
     pub connected: RoaringBitmap,
@@ -128,14 +158,12 @@ impl Record for Presence {
     }
 }
 
-/// Why nothing may be deployed, who said so and since when.
+/// Nothing may be deployed to an environment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Freeze {
-    /// Why.
+    /// The text of whoever froze it.
     pub why: String,
-    /// Who.
     pub by: Principal,
-    /// Since when.
     pub at: Timestamp,
 }
 
@@ -152,17 +180,13 @@ pub struct PolicyLimits {
 /// A named set of targets and the policy for changing them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Environment {
-    /// Its name.
     pub name: EnvironmentName,
     /// The labels that its targets have; all of them must match. An empty selector selects every target.
     pub selector: BTreeMap<String, String>,
     /// The targets that match.
     pub members: RoaringBitmap,
-    /// Why nothing may be deployed now.
     pub frozen: Option<Freeze>,
-    /// The policy.
     pub policy: PolicyLimits,
-    /// When it was created.
     pub created_at: Timestamp,
     /// The log index of its last change: its ETag.
     pub revision: u64,
@@ -191,15 +215,10 @@ impl Record for Environment {
 /// The two ports that a target keeps for one `auto` port of a service, so that a new instance can start beside the old one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PortLease {
-    /// Which target.
     pub target: u32,
-    /// Whose service.
     pub pipeline: PipelineName,
-    /// Which service.
     pub service: ServiceName,
-    /// Which of its ports.
     pub port: PortName,
-    /// The pair.
     pub pair: [u16; 2],
 }
 

@@ -39,9 +39,7 @@ impl fmt::Display for Generation {
 /// All that a target should run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DesiredTarget {
-    /// How new it is.
     pub generation: Generation,
-    /// Which target.
     pub target: TargetName,
     /// What it should run, by pipeline. Pipelines that are not listed should not run.
     pub deployments: BTreeMap<PipelineName, DesiredRelease>,
@@ -97,19 +95,16 @@ impl DesiredHasher {
 /// One release that a target should run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DesiredRelease {
-    /// Which.
     pub release: ReleaseId,
-    /// In which environment.
     pub environment: EnvironmentName,
-    /// What to unpack.
+    /// The archive to unpack.
     pub artifact: Digest,
     /// The size of the compressed archive.
     pub artifact_size: ByteSize,
-    /// The room that it takes unpacked.
+    /// The disk space that it takes unpacked.
     pub unpacked_size: ByteSize,
     /// The manifest's content: the pieces and their hashes.
     pub manifest: Digest,
-    /// What to run.
     pub services: BTreeMap<ServiceName, DesiredService>,
 }
 
@@ -178,33 +173,24 @@ impl DesiredRelease {
 /// One service that a target should run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DesiredService {
-    /// How, with the environment's own variables over the service's.
+    /// The service's settings, with the environment's own variables over the service's.
     pub settings: Service,
     /// For each port: the one it has, or the two of which an instance takes the one that is free.
     pub ports: BTreeMap<PortName, Vec<u16>>,
 }
 
-/// What `target` should run of `deployment`, given the rollout at work there; `None`: nothing.
+/// The release of `deployment` that `target` is assigned, given the rollout that changes targets there; none where nothing should run.
 pub fn assigned_release(deployment: &Deployment, rollout: Option<&Rollout>, target: u32) -> Option<ReleaseId> {
-    let Some(rollout) = rollout else {
-        return retained(deployment, target).map_or_else(|| deployment.stable.clone(), |(release, _)| release.clone());
-    };
+    let retained = deployment.retained.iter().find(|(_, targets)| targets.contains(target)).map(|(release, _)| release);
+    let Some(rollout) = rollout else { return retained.unwrap_or(&deployment.stable).clone() };
     if rollout.sets.reverted.contains(target) {
         return deployment.stable.clone();
     }
     if rollout.sets.changed.contains(target) {
         return Some(rollout.release.clone());
     }
-    if let Some((retained, _)) = retained(deployment, target) {
-        return retained.clone();
-    }
-    let before = rollout.before.iter().find(|(_, targets)| targets.contains(target));
-    before.map_or_else(|| deployment.stable.clone(), |(release, _)| release.clone())
-}
-
-/// What a cordoned target stays on, where that is not the stable release.
-fn retained(deployment: &Deployment, target: u32) -> Option<&(Option<ReleaseId>, RoaringBitmap)> {
-    deployment.held.iter().find(|(_, targets)| targets.contains(target))
+    let before = || rollout.before.iter().find(|(_, targets)| targets.contains(target)).map(|(release, _)| release);
+    retained.or_else(before).unwrap_or(&deployment.stable).clone()
 }
 
 /// [`assigned_release`] of all `members` at once; those that should run nothing are in none of the sets.
@@ -226,7 +212,7 @@ pub fn assigned_sets(
         assign(deployment.stable.as_ref(), &rollout.sets.reverted);
         assign(Some(&rollout.release), &rollout.sets.changed);
     }
-    for (release, targets) in deployment.held.iter().chain(rollout.iter().flat_map(|rollout| &rollout.before)) {
+    for (release, targets) in deployment.retained.iter().chain(rollout.iter().flat_map(|rollout| &rollout.before)) {
         assign(release.as_ref(), targets);
     }
     assign(deployment.stable.as_ref(), members);

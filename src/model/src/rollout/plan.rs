@@ -8,7 +8,7 @@ mod timing;
 use roaring::RoaringBitmap;
 use serde::{Deserialize, Serialize};
 
-pub use batch::{WaveState, at_risk, next_batch};
+pub use batch::{BatchInput, at_risk, next_batch};
 pub use timing::{Timing, batches, least_duration, least_rollback_duration, wave_deadline};
 
 use crate::{

@@ -6,7 +6,7 @@ use crate::{
     digest::Digest,
     event::Subject,
     fleet::{
-        Environment, Presence, Target,
+        Environment, LostTargets, Presence, Target,
         observation::{Observation, observation_key},
     },
     ids::{EnvironmentName, PipelineName, ReleaseId, TargetName},
@@ -14,10 +14,10 @@ use crate::{
     rejection::{Rejection, RuleError},
     release::{Artifact, Release, release_key},
     rollout::{
-        Blocked, Deployment, Purpose, Rollout, RolloutState, Settings, deployment_key,
+        BlockReason, Deployment, Purpose, Rollout, RolloutState, Settings, deployment_key,
         plan::{Plan, PlanError, PlanInput, PlanTarget, Timing, plan},
     },
-    tables::{ReadTables, SCAN_RECORDS_MAX, Scan, TablesError, key},
+    tables::{Key, ReadTables, SCAN_RECORDS_MAX, Scan, TablesError, key},
     units::{Amount, BasisPoints, Millis},
 };
 
@@ -31,7 +31,7 @@ pub struct Planned {
     /// What the environment runs now.
     pub stable: Option<ReleaseId>,
     /// What would keep it from starting.
-    pub blocked: Option<Blocked>,
+    pub blocked: Option<BlockReason>,
     /// The targets whose agents are connected.
     pub reachable: RoaringBitmap,
 }
@@ -82,6 +82,11 @@ pub fn connected<T: ReadTables>(tables: &T) -> Result<RoaringBitmap, TablesError
     Ok(servers.into_iter().fold(RoaringBitmap::new(), |all, presence| all | presence.connected))
 }
 
+/// The targets whose loss the leader declared and that have not connected since.
+pub fn lost<T: ReadTables>(tables: &T) -> Result<RoaringBitmap, TablesError> {
+    Ok(tables.get::<LostTargets>(&Key::all())?.unwrap_or_default().targets)
+}
+
 fn check<T: ReadTables>(
     tables: &T,
     environment: &Environment,
@@ -91,8 +96,10 @@ fn check<T: ReadTables>(
 ) -> Result<(), RuleError> {
     let quarantined = deployment.and_then(|deployment| deployment.quarantined.iter().find(|kept| kept.release == release.id));
     if let Some(quarantined) = quarantined {
-        let (release, why) = (release.id.clone(), quarantined.why.clone());
-        return Err(Rejection::Quarantined { release, environment: Subject::Environment(environment.name.clone()), why }.into());
+        let (release, rollout) = (release.id.clone(), quarantined.rollout);
+        return Err(
+            Rejection::Quarantined { release, environment: Subject::Environment(environment.name.clone()), rollout }.into()
+        );
     }
     if purpose == Purpose::Rollback {
         check_goes_back(environment, release, deployment)?;
@@ -251,12 +258,12 @@ fn settings(
 }
 
 /// What keeps a rollout from starting. A rollback ignores freezes and takes the place of what is at work.
-pub fn blocked(environment: &Environment, deployment: Option<&Deployment>, purpose: Purpose) -> Option<Blocked> {
+pub fn blocked(environment: &Environment, deployment: Option<&Deployment>, purpose: Purpose) -> Option<BlockReason> {
     if purpose == Purpose::Rollback {
         return None;
     }
-    let frozen = environment.frozen.clone().map(Blocked::Frozen);
-    frozen.or_else(|| deployment.and_then(|deployment| deployment.rollout).map(Blocked::Rollout))
+    let frozen = environment.frozen.clone().map(BlockReason::Frozen);
+    frozen.or_else(|| deployment.and_then(|deployment| deployment.rollout).map(BlockReason::Rollout))
 }
 
 fn refused(subject: &Subject, error: PlanError) -> Rejection {

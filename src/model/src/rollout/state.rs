@@ -8,10 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{archive::Archivable, change::Change, release::Uses};
 use crate::{
-    fleet::{Freeze, observation::TargetFailure},
+    fleet::observation::TargetFailure,
     ids::{EnvironmentName, PipelineName, ReleaseId, RolloutId},
     principal::Principal,
-    rollout::plan::Plan,
+    rollout::{BlockReason, EndReason, Evidence, PauseReason, RollbackReason, StartReason, plan::Plan},
     tables::{Key, Record, Table, key},
     units::{Millis, Timestamp},
 };
@@ -114,25 +114,6 @@ impl fmt::Display for RolloutState {
     }
 }
 
-/// Why a rollout has not begun.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Blocked {
-    /// Another rollout of this pipeline in this environment.
-    Rollout(RolloutId),
-    /// The environment is frozen.
-    Frozen(Freeze),
-}
-
-impl fmt::Display for Blocked {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Blocked::Rollout(id) => write!(f, "rollout {id} is at work in this environment"),
-            Blocked::Frozen(freeze) => write!(f, "the environment is frozen by {}: {}", freeze.by.name, freeze.why),
-        }
-    }
-}
-
 /// What a rollout is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -210,53 +191,51 @@ impl Verdict {
 /// A verdict with its evidence.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VerdictRecord {
-    /// Of which wave, from 0.
+    /// Counted from 0.
     pub wave: u32,
-    /// Which gate.
     pub gate: Gate,
-    /// What it concluded.
     pub verdict: Verdict,
-    /// On what grounds, in a sentence.
-    pub evidence: String,
+    pub evidence: Evidence,
     /// Who recorded it.
     pub by: Principal,
-    /// When.
     pub at: Timestamp,
 }
 
 /// A pause: a flag with a reason, not a state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pause {
-    /// Why.
-    pub why: String,
-    /// Who.
+    pub reason: PauseReason,
+    /// Who paused it.
     pub by: Principal,
-    /// Since when.
     pub at: Timestamp,
 }
 
-/// Which targets are where. Each is a set of target numbers.
+/// Where the targets stand. Each is a set of target numbers.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Sets {
-    /// Were told to run the release.
+    /// Were assigned the release.
     pub changed: RoaringBitmap,
-    /// Of these: served nothing healthy before they were told, so that changing them costs nothing.
+    /// Of `changed`: served nothing healthy before, so that changing them costs nothing.
     pub down_before: RoaringBitmap,
     /// Run the release and are healthy.
     pub healthy: RoaringBitmap,
-    /// Were told to run the release and said that they could not, or are no longer healthy.
+    /// Of `changed`: reported that they could not run the release, or are no longer healthy.
     pub failed: RoaringBitmap,
     /// Have a service that no healthy instance answers for.
     pub unserving: RoaringBitmap,
-    /// Were told to go back to the stable release.
+    /// Were assigned the stable release again.
     pub reverted: RoaringBitmap,
-    /// Are back on it and healthy, or stopped where there is none.
+    /// Of `reverted`: served nothing healthy before, so that taking them back costs nothing.
+    pub down_before_revert: RoaringBitmap,
+    /// Of `reverted`: were not restored within the rollback's deadline. The others go back all the same.
+    pub given_up: RoaringBitmap,
+    /// Are back on the stable release and healthy, or stopped where there is none.
     pub restored: RoaringBitmap,
     /// Could not go back.
     pub unrestored: RoaringBitmap,
-    /// Of `changed`: were told in the present wave, and planned for one before it.
+    /// Of `changed`: were changed in the present wave, and planned for one before it.
     pub late: RoaringBitmap,
-    /// Were left out because their agents were not connected; a later wave tells those that return, and the others converge after
+    /// Were left out because their agents were not connected; a later wave changes those that return, and the others converge after
     /// the rollout.
     pub unreachable: RoaringBitmap,
 }
@@ -264,77 +243,76 @@ pub struct Sets {
 /// The evidence of one target's failure.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FailedTarget {
-    /// Which target.
     pub target: u32,
     /// Whether it failed while going back.
     pub reverting: bool,
-    /// What it said.
     pub failure: TargetFailure,
-    /// When.
     pub at: Timestamp,
 }
 
-/// What the targets were told to run before the rollout: release by release. Those in none of them run the stable release.
+/// What targets are assigned other than the stable release: release by release.
 pub type Before = Vec<(Option<ReleaseId>, RoaringBitmap)>;
 
 /// Moving an environment to a release.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Rollout {
-    /// Its id.
     pub id: RolloutId,
-    /// Whose.
     pub pipeline: PipelineName,
-    /// Where.
     pub environment: EnvironmentName,
-    /// To which release.
+    /// The release that it moves to.
     pub release: ReleaseId,
     /// The environment's stable release when it began: where a failure goes back to.
     pub stable: Option<ReleaseId>,
-    /// What it is for.
     pub purpose: Purpose,
-    /// Where it is.
     pub state: RolloutState,
     /// Why it has not begun.
-    pub blocked: Option<Blocked>,
-    /// The pause, where it is paused.
+    pub blocked: Option<BlockReason>,
     pub paused: Option<Pause>,
-    /// Which targets change together.
     pub plan: Plan,
-    /// How they are changed and judged.
     pub settings: Settings,
-    /// What they were told to run before.
+    /// What its targets were assigned before, where that was not the stable release.
     pub before: Before,
     /// The present wave, from 0.
     pub wave: u32,
-    /// Which gate the present wave stands at.
+    /// The gate that the present wave stands at.
     pub gate: Gate,
     /// How long it has stood there, by the clocks of the leaders that watched.
     pub elapsed: Millis,
-    /// Which targets are where.
     pub sets: Sets,
-    /// What the gates concluded.
     pub verdicts: Vec<VerdictRecord>,
-    /// The evidence of the first failures.
+    /// The evidence of the first failures, at most [`FAILURES_KEPT_MAX`].
     pub failures: Vec<FailedTarget>,
-    /// Which rollback took its place.
+    /// The rollback that took its place.
     pub preempted_by: Option<RolloutId>,
-    /// Why it was asked for, or why it went back.
-    pub why: Option<String>,
+    pub start_reason: StartReason,
+    /// Why it went back, where it did.
+    pub rollback_reason: Option<RollbackReason>,
+    /// Why it ended in another state than Deployed, where it did.
+    pub end_reason: Option<EndReason>,
     /// Who asked for it.
     pub by: Principal,
-    /// When it was asked for.
     pub created_at: Timestamp,
     /// When it began to change targets.
     pub started_at: Option<Timestamp>,
-    /// When it ended.
     pub ended_at: Option<Timestamp>,
     /// The log index of its last change: its ETag.
     pub revision: u64,
 }
 
+/// How a wave stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WaveStatus {
+    /// Not begun, or never finished since the rollout ended before.
+    Waiting,
+    /// Being changed or judged.
+    Active,
+    Passed,
+    Failed,
+}
+
 impl Rollout {
     /// The targets of the present wave among the environment's `members`: those planned for it, and those of the waves before that
-    /// could not be told in their time. Left for later, these would all change at once when the rollout ends, and unjudged.
+    /// could not be changed in their time. Left for later, these would all change at once when the rollout ends, and unjudged.
     pub fn wave_targets(&self, members: &RoaringBitmap) -> RoaringBitmap {
         let (passed, left) = self.plan.waves.split_at(self.plan.waves.len().min(self.wave as usize));
         let passed = passed.iter().fold(RoaringBitmap::new(), |all, wave| all | &wave.targets);
@@ -351,10 +329,42 @@ impl Rollout {
         self.plan.waves.get(self.wave as usize).map_or(0, |wave| u64::from(wave.max_failures))
     }
 
-    /// The targets that going back concerns: those that it told to run its release, and those that what it preempted had told to
-    /// run something else than the stable release.
+    /// The targets that going back concerns: those that were assigned its release, and those that what it preempted had assigned
+    /// something else than the stable release.
     pub fn touched(&self) -> RoaringBitmap {
         self.before.iter().fold(self.sets.changed.clone(), |all, (_, targets)| all | targets)
+    }
+
+    /// `targets` without those that were down before, which count against no one. On a first deploy every target was down before, and all
+    /// of them count.
+    pub fn without_down_before(&self, targets: RoaringBitmap) -> RoaringBitmap {
+        if self.stable.is_some() { targets - &self.sets.down_before } else { targets }
+    }
+
+    /// The targets that were not back on the stable release within the rollback's deadline, and still are not.
+    pub fn given_up(&self) -> RoaringBitmap {
+        let mut given_up = self.sets.given_up.clone();
+        if self.state == RolloutState::RollingBack && self.elapsed > self.settings.rollback_deadline {
+            given_up |= &self.sets.reverted;
+        }
+        given_up - &self.sets.restored
+    }
+
+    /// How many assignments it has made, forward and back: grows with every batch.
+    pub fn targets_assigned(&self) -> u64 {
+        self.sets.changed.len() + self.sets.reverted.len()
+    }
+
+    /// How the wave `number`, from 0, stands.
+    pub fn wave_status(&self, number: u32) -> WaveStatus {
+        let failed = self.verdicts.iter().any(|record| record.wave == number && record.verdict == Verdict::Fail);
+        match self.state {
+            _ if failed => WaveStatus::Failed,
+            RolloutState::Deployed => WaveStatus::Passed,
+            _ if number < self.wave => WaveStatus::Passed,
+            state if number == self.wave && state.is_forward() => WaveStatus::Active,
+            _ => WaveStatus::Waiting,
+        }
     }
 
     /// Whether the present wave is the last.
@@ -392,7 +402,6 @@ impl Record for Rollout {
 /// A rollout that has not ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OpenRollout {
-    /// Which.
     pub rollout: RolloutId,
 }
 
@@ -412,49 +421,40 @@ impl Record for OpenRollout {
 /// A rollout that ended, as its deployment remembers it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Past {
-    /// Which release.
     pub release: ReleaseId,
-    /// By which rollout.
     pub rollout: RolloutId,
-    /// How it ended.
+    /// The state that the rollout ended in.
     pub end: RolloutState,
-    /// When.
     pub at: Timestamp,
 }
 
 /// A release that may not be deployed here until a person clears it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Quarantined {
-    /// Which.
     pub release: ReleaseId,
-    /// Which rollout went back from it.
+    /// The rollout that went back from it.
     pub rollout: RolloutId,
-    /// Why.
-    pub why: String,
-    /// Since when.
+    pub reason: RollbackReason,
     pub at: Timestamp,
 }
 
 /// What a pipeline has in an environment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Deployment {
-    /// Where.
     pub environment: EnvironmentName,
-    /// Whose.
     pub pipeline: PipelineName,
-    /// What every target runs, but those that an open rollout has moved.
+    /// What every target runs, but those that an open rollout has moved and the retained ones.
     pub stable: Option<ReleaseId>,
-    /// The rollout at work.
+    /// The rollout that changes targets now.
     pub rollout: Option<RolloutId>,
     /// The rollout that waits for it.
     pub next: Option<RolloutId>,
-    /// What was there before, newest first.
+    /// Ended rollouts, newest first.
     pub history: Vec<Past>,
-    /// What may not be deployed.
     pub quarantined: Vec<Quarantined>,
     /// What cordoned targets stay on although the stable release is another one, until they are uncordoned.
     #[serde(default)]
-    pub held: Before,
+    pub retained: Before,
 }
 
 impl Deployment {
@@ -507,21 +507,21 @@ impl Deployment {
         }
     }
 
-    /// Lets go of a target that stayed on what it ran.
-    pub fn release_hold(&mut self, target: u32) -> bool {
-        let held = self.held.iter_mut().map(|(_, targets)| targets.remove(target)).fold(false, |any, was| any | was);
-        self.held.retain(|(_, targets)| !targets.is_empty());
-        held
+    /// Lets `target` follow the stable release again. Returns whether it was retained on another one.
+    pub fn release_retained(&mut self, target: u32) -> bool {
+        let was_retained = self.retained.iter_mut().map(|(_, targets)| targets.remove(target)).fold(false, |any, was| any | was);
+        self.retained.retain(|(_, targets)| !targets.is_empty());
+        was_retained
     }
 
     /// Lets `target` stay on `release`.
-    pub fn hold(&mut self, target: u32, release: Option<ReleaseId>) {
-        self.release_hold(target);
-        match self.held.iter_mut().find(|(held, _)| *held == release) {
+    pub fn retain(&mut self, target: u32, release: Option<ReleaseId>) {
+        self.release_retained(target);
+        match self.retained.iter_mut().find(|(retained, _)| *retained == release) {
             Some((_, targets)) => {
                 targets.insert(target);
             }
-            None => self.held.push((release, RoaringBitmap::from_iter([target]))),
+            None => self.retained.push((release, RoaringBitmap::from_iter([target]))),
         }
     }
 }
@@ -540,8 +540,8 @@ impl Record for Deployment {
     }
 
     fn uses(&self) -> Uses {
-        let held = self.held.iter().filter_map(|(release, _)| release.as_ref());
-        let needed = self.rollback_candidates().into_iter().chain(held).cloned().collect();
+        let retained = self.retained.iter().filter_map(|(release, _)| release.as_ref());
+        let needed = self.rollback_candidates().into_iter().chain(retained).cloned().collect();
         let quarantined = self.quarantined.iter().map(|kept| &kept.release);
         let named = self.history.iter().map(|past| &past.release).chain(quarantined).cloned().collect();
         Uses { needed, named, ended: None }
@@ -558,7 +558,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ends_are_ends_and_abort_wins_everywhere_else() {
+    fn rollout_state_is_an_end_or_can_be_stopped() {
         for state in RolloutState::ALL {
             let nexts: Vec<_> = RolloutState::ALL.into_iter().filter(|next| state.may_become(*next)).collect();
             if state.is_end() {

@@ -1,10 +1,14 @@
-//! From replicated state to the table that gateways serve by: the healthy instances of every service that has a port.
+//! From replicated state to the table that gateways serve by: the healthy instances of every service that has a port. Instances of lost
+//! targets are left out while others of the service answer. Where none does, they stay: silence of the agents alone, such as of every
+//! server's network, must not take a service away that may well answer.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     sync::Arc,
 };
+
+use roaring::RoaringBitmap;
 
 use crate::{
     cluster::Cluster,
@@ -15,26 +19,31 @@ use crate::{
     ids::{PortName, ReleaseId, ServiceName},
     pipeline_file::Service,
     release::{Release, release_key},
-    rollout::{Deployment, Rollout, assignment::Generation},
+    rollout::{Deployment, Rollout, assignment::Generation, plan_input::lost},
     routing::table::{Instance, InstanceState as Routed, RouteTable, ServiceKey, ServiceRoute, Weights},
     tables::{Key, ReadTables, SCAN_RECORDS_MAX, Scan, TablesError, key},
 };
 
 /// The route table as of the log index `applied`.
 pub fn route_table<T: ReadTables>(tables: &T, applied: u64) -> Result<RouteTable, TablesError> {
+    let lost = lost(tables)?;
     let mut services = Vec::new();
     for deployment in tables.scan::<Deployment>(&Scan::all(), SCAN_RECORDS_MAX)? {
-        services.extend(routes_of(tables, &deployment, applied)?);
+        services.extend(routes_of(tables, &deployment, &lost, applied)?);
     }
     let cluster: Cluster = tables.get(&Key::all())?.unwrap_or_default();
     Ok(RouteTable::new(Generation { cluster: cluster.generation, index: applied }, services))
 }
 
-type ByRelease = BTreeMap<ReleaseId, Vec<Instance>>;
+/// An instance, and whether its target is lost.
+type Candidate = (Instance, bool);
+
+type ByRelease = BTreeMap<ReleaseId, Vec<Candidate>>;
 
 fn routes_of<T: ReadTables>(
     tables: &T,
     deployment: &Deployment,
+    lost: &RoaringBitmap,
     applied: u64,
 ) -> Result<Vec<(ServiceKey, Arc<ServiceRoute>)>, TablesError> {
     let rollout: Option<Rollout> = deployment.rollout.map(|id| tables.get(&key(id.0))).transpose()?.flatten();
@@ -62,7 +71,7 @@ fn routes_of<T: ReadTables>(
             let release = releases.of(tables, &instance.release)?;
             if let Some(route) = route(instance, &target, release) {
                 let of_service = instances.entry(instance.service.clone()).or_default();
-                of_service.entry(instance.release.clone()).or_default().push(route);
+                of_service.entry(instance.release.clone()).or_default().push((route, lost.contains(observation.target)));
             }
         }
     }
@@ -97,12 +106,25 @@ fn route(instance: &InstanceObserved, target: &Target, release: Option<&Release>
     Some(Instance { target: target.info.name.clone(), zone: target.info.zone.clone(), address, state })
 }
 
+/// The instances that gateways route to: without those of lost targets, where others of the service serve.
+fn reachable(by_release: ByRelease) -> BTreeMap<ReleaseId, Vec<Instance>> {
+    let answers = |(instance, is_lost): &Candidate| !is_lost && instance.state == Routed::Serving;
+    let without_lost = by_release.values().flatten().any(answers);
+    let kept = |(release, candidates): (ReleaseId, Vec<Candidate>)| {
+        let kept = candidates.into_iter().filter(|(_, is_lost)| !(without_lost && *is_lost));
+        let instances: Vec<Instance> = kept.map(|(instance, _)| instance).collect();
+        (!instances.is_empty()).then_some((release, instances))
+    };
+    by_release.into_iter().filter_map(kept).collect()
+}
+
 fn service_route(
     deployment: &Deployment,
     service: &ServiceName,
-    releases: ByRelease,
+    by_release: ByRelease,
     applied: u64,
 ) -> (ServiceKey, Arc<ServiceRoute>) {
+    let releases = reachable(by_release);
     let key = ServiceKey {
         pipeline: deployment.pipeline.clone(),
         environment: deployment.environment.clone(),

@@ -1,4 +1,4 @@
-//! A simulated agent: runs what it is told, after a while, and says so. Knows the rules of reports, not the rules of rollouts.
+//! A simulated agent: runs what it is assigned, after a while, and reports it. Knows the rules of reports, not the rules of rollouts.
 
 use crate::simulation::random::Random;
 use crate::{
@@ -20,7 +20,7 @@ pub enum Behaviour {
 pub struct Agent {
     pub target: u32,
     pub connected: bool,
-    pub told: Option<ReleaseId>,
+    pub assigned: Option<ReleaseId>,
     pub progress: Progress,
     /// What answers now.
     pub serves: Option<ReleaseId>,
@@ -33,7 +33,7 @@ pub struct Agent {
 impl Agent {
     pub fn new(target: u32) -> Self {
         let progress = Progress::Stopped;
-        Self { target, connected: true, told: None, progress, serves: None, unsaid: false, stragglers: Vec::new() }
+        Self { target, connected: true, assigned: None, progress, serves: None, unsaid: false, stragglers: Vec::new() }
     }
 
     fn become_(&mut self, progress: Progress) {
@@ -41,14 +41,14 @@ impl Agent {
         self.progress = progress;
     }
 
-    /// Hears what it should run.
-    pub fn hear(&mut self, told: Option<ReleaseId>) {
-        if self.told == told {
+    /// Learns what it should run.
+    pub fn assign(&mut self, assigned: Option<ReleaseId>) {
+        if self.assigned == assigned {
             return;
         }
-        self.told = told;
+        self.assigned = assigned;
         self.unsaid = true;
-        self.progress = match &self.told {
+        self.progress = match &self.assigned {
             None => {
                 self.serves = None;
                 Progress::Stopped
@@ -60,7 +60,7 @@ impl Agent {
 
     /// One step of its work.
     pub fn work(&mut self, behaviour: Behaviour, in_place: bool, faults: bool, random: &mut Random) {
-        if self.told.is_none() {
+        if self.assigned.is_none() {
             return;
         }
         match self.progress {
@@ -79,7 +79,7 @@ impl Agent {
                 if fails {
                     self.become_(Progress::Failed);
                 } else {
-                    self.serves = self.told.clone();
+                    self.serves = self.assigned.clone();
                     self.become_(Progress::Healthy);
                 }
             }
@@ -88,7 +88,7 @@ impl Agent {
                 self.become_(Progress::Unhealthy);
             }
             Progress::Unhealthy if random.chance(40) => {
-                self.serves = self.told.clone();
+                self.serves = self.assigned.clone();
                 self.become_(Progress::Healthy);
             }
             Progress::Failed if !matches!(behaviour, Behaviour::Bad(_)) && random.chance(30) => self.become_(Progress::Starting),
@@ -109,7 +109,7 @@ impl Agent {
         });
         Report {
             pipeline: name("shop"),
-            release: self.told.clone(),
+            release: self.assigned.clone(),
             progress: self.progress,
             serving: self.serves.is_some(),
             instances: Vec::new(),

@@ -17,7 +17,7 @@ use crate::simulation::{
 use crate::{
     apply::{
         Applied,
-        testing::{World, info, name},
+        testing::{World, evidence, info, name},
     },
     build::{Build, OpenBuild},
     cluster::Epoch,
@@ -30,11 +30,11 @@ use crate::{
     rejection::Rejection,
     release::{Release, release_key},
     rollout::{
-        Deployment, Gate, OpenRollout, Rollout, RolloutState,
+        Deployment, Gate, OpenRollout, Rollout, RolloutState, StageClock, Verdict, WaitReason,
         assignment::assigned_release,
         decide::{Next, Seen, next},
         deployment_key,
-        plan_input::{blocked, connected},
+        plan_input::{connected, lost},
     },
     tables::{ReadTables, Scan, Tables, key},
     units::{Millis, Timestamp},
@@ -63,9 +63,6 @@ fn labelled(number: u32, belongs: bool) -> TargetInfo {
     TargetInfo { labels: BTreeMap::from([("role".into(), role.into())]), ..info(number) }
 }
 
-/// What the leader watches: a change of it starts the watch anew.
-type Stage = (RolloutState, u32, Gate, u64, u64, bool);
-
 pub struct History {
     pub world: World,
     pub random: Random,
@@ -78,7 +75,7 @@ pub struct History {
     pub rejected: BTreeMap<&'static str, usize>,
     /// Commands of deposed leaders that arrive late.
     in_flight: Vec<Command>,
-    watches: BTreeMap<RolloutId, (Stage, Millis)>,
+    clocks: BTreeMap<RolloutId, StageClock>,
     gone_since: BTreeMap<u32, Timestamp>,
     files: Vec<PipelineFile>,
     faults: bool,
@@ -86,8 +83,10 @@ pub struct History {
     /// How often a runner loses an attempt, in percent of its steps.
     losses: u64,
     /// What each open rollout waits for.
-    pub waits: BTreeMap<RolloutId, String>,
+    pub waits: BTreeMap<RolloutId, WaitReason>,
 }
+
+const YEAR: i64 = 365 * 86_400_000;
 
 type Step = Result<(), String>;
 
@@ -125,7 +124,7 @@ impl History {
             applied: 0,
             rejected: BTreeMap::new(),
             in_flight: Vec::new(),
-            watches: BTreeMap::new(),
+            clocks: BTreeMap::new(),
             gone_since: BTreeMap::new(),
             files: (0..KINDS.len()).map(file).collect(),
             faults: true,
@@ -229,16 +228,42 @@ impl History {
             30..=54 => self.fleet(),
             55..=62 => self.time(),
             63..=80 => self.builds(),
-            81..=95 => self.people(),
+            81..=93 => self.people(),
+            94..=95 => self.rogue(),
             96..=97 => self.presence(),
             _ => self.leadership(),
         }
     }
 
+    /// An actor that is out of its mind: proposes steps that are not its turn. Whatever is unsafe of it is refused.
+    fn rogue(&mut self) -> Step {
+        let open = self.open_rollouts();
+        // What goes back in place is rare, and the easiest to harm.
+        let fragile = open.iter().find(|rollout| rollout.state == RolloutState::RollingBack && rollout.settings.in_place);
+        let Some(rollout) = fragile.or(self.random.pick(&open)).cloned() else { return Ok(()) };
+        let id = rollout.id;
+        let action = match (self.random.below(4), rollout.state.is_forward()) {
+            (0, true) => {
+                let targets = rollout.wave_targets(&self.members()) - &rollout.sets.changed - self.cordoned();
+                RolloutAction::ChangeTargets { rollout: id, targets, unreachable: RoaringBitmap::new() }
+            }
+            (1, true) => {
+                let (wave, gate, verdict) = (rollout.wave, rollout.gate, Verdict::Pass);
+                RolloutAction::RecordVerdict { rollout: id, wave, gate, verdict, evidence: evidence(verdict) }
+            }
+            (2, false) => RolloutAction::FinishRollback { rollout: id, unreachable: RoaringBitmap::new() },
+            (_, false) => RolloutAction::RevertTargets { rollout: id, targets: rollout.touched() - &rollout.sets.reverted },
+            _ => return Ok(()),
+        };
+        let mut command = self.world.command(action);
+        command.principal = Principal::system("rogue");
+        self.propose(command).map(drop)
+    }
+
     fn leadership(&mut self) -> Step {
         if self.random.chance(50) {
             self.epoch += 1;
-            self.watches.clear();
+            self.clocks.clear();
             self.gone_since.clear();
             let (epoch, server) = (Epoch(self.epoch), 1);
             let command = self.world.command(ClusterAction::BeginEpoch { epoch, server });
@@ -254,58 +279,58 @@ impl History {
     fn time(&mut self) -> Step {
         let passed = if self.random.chance(10) { 200_000 } else { self.random.below(12_000) as u64 };
         self.world.now.0 += passed;
+        if self.random.chance(5) {
+            // The leader's wall clock jumps, or is set right again.
+            self.world.wall_offset = *self.random.pick(&[0, 0, 3000, YEAR, -YEAR]).unwrap();
+        }
         for rollout in self.open_rollouts() {
             let elapsed = self.elapsed(&rollout);
-            if let (Some((_, watched)), false) = (self.watches.get_mut(&rollout.id), rollout.paused.is_some()) {
-                *watched = Millis(elapsed.0 + passed);
-                let (elapsed, rollout) = (*watched, rollout);
-                if rollout.state != RolloutState::Blocked && self.random.chance(40) {
-                    let (wave, gate) = (rollout.wave, rollout.gate);
-                    self.lead(RolloutAction::RecordElapsed { rollout: rollout.id, wave, gate, elapsed })?;
-                }
+            let record = self.clocks.entry(rollout.id).or_default().due_record(&rollout, elapsed);
+            if let Some(record) = record {
+                self.lead(record)?;
             }
         }
-        Ok(())
+        self.declare_lost()
+    }
+
+    fn monotonic(&self) -> Millis {
+        Millis(self.world.now.0)
     }
 
     fn elapsed(&mut self, rollout: &Rollout) -> Millis {
-        let (changed, reverted) = (rollout.sets.changed.len(), rollout.sets.reverted.len());
-        let stage = (rollout.state, rollout.wave, rollout.gate, changed, reverted, rollout.paused.is_some());
-        let watch = self.watches.entry(rollout.id).or_insert((stage, rollout.elapsed));
-        if watch.0 != stage {
-            *watch = (stage, rollout.elapsed);
-        }
-        watch.1
+        let now = self.monotonic();
+        self.clocks.entry(rollout.id).or_default().elapsed(rollout, now)
+    }
+
+    /// The leader declares those lost that have been gone for longer than the grace.
+    fn declare_lost(&mut self) -> Step {
+        let connected = connected(&self.world.tables).unwrap();
+        let now = self.world.now;
+        let gone = self.gone_since.iter().filter(|(_, since)| now.since(**since) > TARGET_GRACE);
+        let gone: RoaringBitmap = gone.map(|(target, _)| *target).collect();
+        let new = (gone - connected) - lost(&self.world.tables).unwrap();
+        if new.is_empty() { Ok(()) } else { self.lead(FleetAction::DeclareLost { targets: new }) }
     }
 
     /// What the leader would do with a rollout.
     pub fn decide(&mut self, rollout: &Rollout) -> Next {
-        let connected = connected(&self.world.tables).unwrap();
-        let now = self.world.now;
-        let lost = |target: &u32| {
-            let since = self.gone_since.get(target);
-            !connected.contains(*target) && since.is_some_and(|since| now.since(*since) > TARGET_GRACE)
-        };
-        let lost: RoaringBitmap = (0..self.agents.len() as u32).filter(lost).collect();
-        let environment: Environment = self.world.get(key("production"));
-        let blocked = blocked(&environment, self.deployment().as_ref(), rollout.purpose);
-        let blocked = blocked.filter(|_| rollout.state == RolloutState::Blocked);
         let elapsed = self.elapsed(rollout);
-        let seen = Seen { connected: &connected, lost: &lost, elapsed, blocked: blocked.as_ref() };
-        next(&self.world.tables, rollout, seen).unwrap()
+        let seen = Seen::from_state(&self.world.tables, rollout, elapsed).unwrap();
+        next(&self.world.tables, rollout, &seen).unwrap()
     }
 
     fn leader(&mut self) -> Step {
         self.waits.clear();
         for rollout in self.open_rollouts() {
             let mut next = self.decide(&rollout);
-            if next.waits_for.is_empty() {
-                return Err(format!("{} is {} and waits for nothing", rollout.id, rollout.state));
-            }
             if self.plant == Some(Plant::Stuck) && rollout.gate == Gate::Bake {
-                next = Next { action: None, waits_for: "the bake".into() };
+                next.action = None;
+                next.waits_for = Some(WaitReason::NextStep);
             }
-            self.waits.insert(rollout.id, next.waits_for);
+            let Some(waits_for) = next.waits_for else {
+                return Err(format!("{} is {} and waits for nothing", rollout.id, rollout.state));
+            };
+            self.waits.insert(rollout.id, waits_for);
             if let Some(action) = next.action {
                 self.lead(action)?;
             }
@@ -322,21 +347,22 @@ impl History {
         }
     }
 
-    /// Agents hear, work and report; reports get lost, are late or come twice.
+    /// Agents learn what they are assigned, work and report; reports get lost, are late or come twice.
     fn fleet(&mut self) -> Step {
         let deployment = self.deployment();
         let rollout = deployment.as_ref().and_then(|deployment| deployment.rollout).map(|id| self.world.get(key(id.0)));
         let members = self.members();
         let mut reports = Vec::new();
         for index in 0..self.agents.len() {
-            let told = deployment.as_ref().and_then(|deployment| assigned_release(deployment, rollout.as_ref(), index as u32));
-            let told = told.filter(|_| members.contains(index as u32));
+            let index_ = index as u32;
+            let assigned = deployment.as_ref().and_then(|deployment| assigned_release(deployment, rollout.as_ref(), index_));
+            let assigned = assigned.filter(|_| members.contains(index_));
             let agent = &mut self.agents[index];
             let idle = self.faults && self.random.chance(30);
             if agent.connected && !idle {
-                agent.hear(told);
+                agent.assign(assigned);
             }
-            if let Some(release) = self.agents[index].told.clone().filter(|_| !idle) {
+            if let Some(release) = self.agents[index].assigned.clone().filter(|_| !idle) {
                 let file = self.world.get::<Release>(release_key(&release)).file;
                 let in_place = file.service.values().any(|service| service.start == crate::pipeline_file::Start::InPlace);
                 let behaviour = self.behaviour(&release);
@@ -395,9 +421,10 @@ impl History {
         self.propose(command).map(drop)
     }
 
-    /// The faults stop: whatever was begun ends, and every target runs what it is told.
+    /// The faults stop: whatever was begun ends, and every target runs what it is assigned.
     fn settle(&mut self) -> Step {
         self.faults = false;
+        self.world.wall_offset = 0;
         self.in_flight.clear();
         self.presence()?;
         self.person(EnvironmentAction::Unfreeze { name: name("production") })?;
@@ -427,8 +454,8 @@ impl History {
             }
             // People answer what waits for them.
             for rollout in open.iter().filter(|_| round % 20 == 19) {
-                let waits = self.waits.get(&rollout.id).cloned().unwrap_or_default();
-                if rollout.paused.is_some() || waits.contains("promote or abort") {
+                let waits = self.waits.get(&rollout.id);
+                if rollout.paused.is_some() || waits.is_some_and(WaitReason::needs_person) {
                     self.person(RolloutAction::Abort { rollout: rollout.id, why: "it waits for me".into() })?;
                 }
             }
@@ -449,15 +476,15 @@ impl History {
 
     fn converged(&self) -> Step {
         let Some(deployment) = self.deployment() else { return Ok(()) };
-        if !deployment.held.is_empty() {
-            return Err(format!("nobody is cordoned, and still some are held: {:?}", deployment.held));
+        if !deployment.retained.is_empty() {
+            return Err(format!("nobody is cordoned, and still some are retained: {:?}", deployment.retained));
         }
         for index in self.members() {
             let agent = &self.agents[index as usize];
             let bad = deployment.stable.as_ref().is_some_and(|stable| matches!(self.behaviour(stable), Behaviour::Bad(_)));
-            if agent.told != deployment.stable || (agent.serves != deployment.stable && !bad) {
-                let (told, serves) = (&agent.told, &agent.serves);
-                return Err(format!("web-{index} is told {told:?} and serves {serves:?}, not {:?}", deployment.stable));
+            if agent.assigned != deployment.stable || (agent.serves != deployment.stable && !bad) {
+                let (assigned, serves) = (&agent.assigned, &agent.serves);
+                return Err(format!("web-{index} is assigned {assigned:?} and serves {serves:?}, not {:?}", deployment.stable));
             }
         }
         Ok(())

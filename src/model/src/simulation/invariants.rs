@@ -1,5 +1,5 @@
-//! What must always hold (docs: 2-domain, "What must always hold"), as assertions over state and events after every command.
-//! Keeps its own books of what was said and done: it does not ask the rules whether the rules were kept.
+//! The invariants (docs/ARCHITECTURE.md), as assertions over state and events after every command.
+//! Keeps its own books of what was reported and done: it does not ask the rules whether the rules were kept.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -33,6 +33,8 @@ use crate::{
 pub struct Checks {
     /// The state of each build and rollout, as the events tell it.
     states: BTreeMap<Subject, String>,
+    /// The adopted and the true time of the first event.
+    began: Option<(Timestamp, Timestamp)>,
     pub transitions: BTreeSet<(&'static str, String, String)>,
     head: Option<Digest>,
     at: Timestamp,
@@ -42,6 +44,10 @@ pub struct Checks {
     disturbed: BTreeMap<RolloutId, RoaringBitmap>,
     /// Told while they served nothing, and not healthy since.
     free: BTreeMap<RolloutId, RoaringBitmap>,
+    /// For each rollout that goes back: reverted while they served and not restored since, and when the last step was.
+    disturbed_back: BTreeMap<RolloutId, (RoaringBitmap, Timestamp)>,
+    /// All that each rollout reverted so far.
+    reverted: BTreeMap<RolloutId, RoaringBitmap>,
     /// All that each rollout told so far.
     told: BTreeMap<RolloutId, RoaringBitmap>,
     waves: BTreeMap<RolloutId, Vec<RoaringBitmap>>,
@@ -80,7 +86,7 @@ impl Checks {
         if history.is_stale(command) {
             return Err("3: a command with an old epoch was carried out".into());
         }
-        self.events(applied)?;
+        self.events(history, applied)?;
         self.reports(history, command);
         self.builds(history)?;
         self.rollouts(history, command)?;
@@ -89,7 +95,7 @@ impl Checks {
     }
 
     /// 10: each transition has exactly one event, in one unbroken chain, and time never runs backwards.
-    fn events(&mut self, applied: &Applied) -> Check {
+    fn events(&mut self, history: &History, applied: &Applied) -> Check {
         self.moved.clear();
         for event in &applied.events {
             if self.head.is_some_and(|head| head != event.previous) {
@@ -97,9 +103,15 @@ impl Checks {
             }
             self.head = Some(event.chain_hash());
             if event.at < self.at {
-                return Err(format!("time ran backwards at {}", event.seq));
+                return Err(format!("time: it ran backwards at {}", event.seq));
             }
             self.at = event.at;
+            // However wrong the wall clock is, time never passes more than six times as fast as it does.
+            let (began_at, began) = *self.began.get_or_insert((event.at, history.world.now));
+            let (adopted, passed) = (event.at.since(began_at), history.world.now.since(began));
+            if adopted.0 > 6 * passed.0 {
+                return Err(format!("time: {adopted} passed in {passed} at {}", event.seq));
+            }
             if !event.kind.is_build_transition() && !event.kind.is_rollout_transition() {
                 continue;
             }
@@ -126,6 +138,9 @@ impl Checks {
             for rollout in history.open_rollouts() {
                 let healthy = report.release.as_ref() == Some(&rollout.release) && report.progress == Progress::Healthy;
                 let told = rollout.sets.changed.contains(*target);
+                if report.release == rollout.stable && report.progress == Progress::Healthy {
+                    self.disturbed_back.entry(rollout.id).or_default().0.remove(*target);
+                }
                 if healthy {
                     self.disturbed.entry(rollout.id).or_default().remove(*target);
                     self.free.entry(rollout.id).or_default().remove(*target);
@@ -179,6 +194,43 @@ impl Checks {
             let rollout = history.world.rollout(*rollout);
             let before = self.told.insert(rollout.id, rollout.sets.changed.clone()).unwrap_or_default();
             self.availability(history, &rollout, &(&rollout.sets.changed - before))?;
+        }
+        if let Action::Rollout(RolloutAction::RevertTargets { rollout, .. }) = &command.action {
+            let rollout = history.world.rollout(*rollout);
+            let before = self.reverted.insert(rollout.id, rollout.sets.reverted.clone()).unwrap_or_default();
+            self.availability_back(history, &rollout, &(&rollout.sets.reverted - before))?;
+        }
+        Ok(())
+    }
+
+    /// 4, going back: a step never makes more unavailable than may be, but for those that were not back within the deadline.
+    fn availability_back(&mut self, history: &History, rollout: &Rollout, reverted: &RoaringBitmap) -> Check {
+        let (disturbed, last_step) = self.disturbed_back.entry(rollout.id).or_default();
+        if history.world.now.since(*last_step) > rollout.settings.rollback_deadline {
+            disturbed.clear();
+        }
+        *last_step = history.world.now;
+        let mut costs = false;
+        for target in reverted {
+            let Some(said) = self.said.get(&target).filter(|said| said.serving) else { continue };
+            if said.release != rollout.stable || said.progress != Progress::Healthy {
+                costs |= history.agents[target as usize].connected;
+                disturbed.insert(target);
+            }
+        }
+        if !rollout.settings.in_place || rollout.stable.is_none() || !costs {
+            return Ok(());
+        }
+        let members = history.members();
+        let counts = |target: &u32| history.agents[*target as usize].connected && members.contains(*target);
+        let disturbed: RoaringBitmap = disturbed.iter().filter(counts).collect();
+        if disturbed.len() > u64::from(rollout.settings.rollback_max_unavailable) {
+            let most = rollout.settings.rollback_max_unavailable;
+            return Err(format!("4: {} going back disturbs {disturbed:?}, and {most} may be", rollout.id));
+        }
+        let zones: BTreeSet<String> = disturbed.iter().map(|index| history.world.get::<Target>(key(index)).info.zone).collect();
+        if rollout.plan.spread_zone && zones.len() > 1 {
+            return Err(format!("4: {} going back disturbs the zones {zones:?} at once", rollout.id));
         }
         Ok(())
     }
@@ -244,6 +296,13 @@ impl Checks {
     /// What must hold where a rollout came to.
     fn arrived(&mut self, history: &History, rollout: &Rollout, to: &str) -> Check {
         let (id, release) = (rollout.id, &rollout.release);
+        if matches!(to, "rolled-back" | "failed") && rollout.rollback_reason.is_some() {
+            // What was not reverted by then goes back all at once.
+            let left = (rollout.touched() & history.members()) - self.reverted.get(&id).cloned().unwrap_or_default();
+            if !left.is_empty() {
+                return Err(format!("7: {id} is {to}, and {left:?} were not reverted before"));
+            }
+        }
         match to {
             // 7
             "rolled-back" => {
@@ -336,15 +395,15 @@ impl Checks {
         let Some(deployment) = history.deployment() else { return Ok(()) };
         let rollout = deployment.rollout.map(|id| history.world.rollout(id));
         for index in history.members() {
-            let told = assigned_release(&deployment, rollout.as_ref(), index);
+            let assigned = assigned_release(&deployment, rollout.as_ref(), index);
             // 6: who is in no wave is not moved by a rollout that has not ended.
             let mut planned = rollout.iter().flat_map(|rollout| &rollout.plan.waves).map(|wave| &wave.targets);
             if rollout.is_some() && !planned.any(|targets| targets.contains(index)) {
                 let release = rollout.as_ref().map(|rollout| &rollout.release);
-                let elsewhere = deployment.held.iter().chain(rollout.iter().flat_map(|rollout| &rollout.before));
-                let known = elsewhere.filter(|(_, targets)| targets.contains(index)).any(|(held, _)| *held == told);
-                if told.as_ref() == release && told != deployment.stable && !known {
-                    return Err(format!("6: target {index} is in no wave and was told {told:?}"));
+                let elsewhere = deployment.retained.iter().chain(rollout.iter().flat_map(|rollout| &rollout.before));
+                let known = elsewhere.filter(|(_, targets)| targets.contains(index)).any(|(kept, _)| *kept == assigned);
+                if assigned.as_ref() == release && assigned != deployment.stable && !known {
+                    return Err(format!("6: target {index} is in no wave and was assigned {assigned:?}"));
                 }
             }
         }

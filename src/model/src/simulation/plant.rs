@@ -1,8 +1,11 @@
-//! Broken rules, one for each invariant, that the simulation must notice. They break state around `apply`, never in it.
+//! Broken rules, at least one for each invariant, that the simulation must notice: state broken around `apply`, or a check of `apply`
+//! removed. The latter are noticed through what rogue actors propose.
+
+use std::cell::Cell;
 
 use crate::simulation::history::History;
 use crate::{
-    apply::Applied,
+    apply::{Applied, Check},
     build::{Attempt, Build},
     command::{Action, ArtifactAction, BuildAction, ClusterAction, Command, FleetAction, RolloutAction},
     pipeline::Pipeline,
@@ -40,10 +43,21 @@ pub enum Plant {
     ChangedRelease,
     /// Nothing ever passes a bake.
     Stuck,
+    /// `apply` does without this check.
+    Removed(Check),
+}
+
+thread_local! {
+    static REMOVED: Cell<Option<Check>> = const { Cell::new(None) };
+}
+
+/// The check that this thread's history does without.
+pub(crate) fn removed_check() -> Option<Check> {
+    REMOVED.get()
 }
 
 impl Plant {
-    pub const ALL: [Plant; 13] = [
+    pub const ALL: [Plant; 18] = [
         Plant::Concurrency,
         Plant::TwoAttempts,
         Plant::StaleEpoch,
@@ -57,6 +71,11 @@ impl Plant {
         Plant::Deleted,
         Plant::ChangedRelease,
         Plant::Stuck,
+        Plant::Removed(Check::Availability),
+        Plant::Removed(Check::RollbackAvailability),
+        Plant::Removed(Check::Verdict),
+        Plant::Removed(Check::EveryTargetReverted),
+        Plant::Removed(Check::Clock),
     ];
 }
 
@@ -76,12 +95,22 @@ impl Plant {
             Plant::TwoEvents => "10:",
             Plant::Deleted | Plant::ChangedRelease => "11:",
             Plant::Stuck => "liveness:",
+            Plant::Removed(Check::Availability | Check::RollbackAvailability) => "4:",
+            Plant::Removed(Check::Verdict) => "5:",
+            Plant::Removed(Check::EveryTargetReverted) => "7:",
+            Plant::Removed(Check::Clock) => "time:",
         }
     }
 }
 
 /// Applies `command` by the broken rules.
 pub fn apply(history: &mut History, plant: Plant, mut command: Command) -> Result<Applied, Rejection> {
+    if let Plant::Removed(check) = plant {
+        REMOVED.set(Some(check));
+        let outcome = history.world.propose(command);
+        REMOVED.set(None);
+        return outcome;
+    }
     match (plant, &mut command.action) {
         (Plant::StaleEpoch, action) if !matches!(action, Action::Cluster(ClusterAction::BeginEpoch { .. })) => {
             command.epoch = None

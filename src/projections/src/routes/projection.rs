@@ -16,7 +16,7 @@ use swell_model::{
     fleet::{Environment, Target, observation::Observation},
     ids::{EnvironmentName, PipelineName, PortName, ReleaseId, RolloutId, ServiceName, TargetName},
     release::Release,
-    rollout::{Deployment, OpenRollout, Rollout, assignment::Generation},
+    rollout::{Deployment, OpenRollout, Rollout, assignment::Generation, plan_input::lost},
     routing::{
         derive::traffic_port,
         table::{Instance, InstanceState, RouteTable, ServiceKey, ServiceRoute, Weights},
@@ -88,6 +88,7 @@ impl Routes {
         let cluster: Cluster = tables.get(&Key::all())?.unwrap_or_default();
         let mut routes = Self {
             generation: Generation { cluster: cluster.generation, index: applied },
+            lost: lost(tables)?,
             recent: RecentChanges::since(applied),
             ..Self::default()
         };
@@ -125,6 +126,7 @@ impl Routes {
                 Change::Cluster(cluster) => self.generation.cluster = cluster.generation,
                 Change::Environment(environment) => self.set_members(&environment.name, &environment.members, &mut touched),
                 Change::Target(target) => self.set_target(target, &mut touched),
+                Change::LostTargets(lost) => self.set_lost(&lost.targets, &mut touched),
                 Change::Release(release) => self.set_release(release, &mut touched),
                 Change::Rollout(rollout) => self.set_rollout(rollout, &mut touched),
                 Change::Deployment(deployment) => self.set_deployment(deployment, &mut touched),
@@ -140,11 +142,15 @@ impl Routes {
     /// targets are left out while others of their service serve.
     pub fn set_lost_targets(&mut self, lost: &RoaringBitmap) -> BTreeSet<ServiceKey> {
         let mut touched = Touched::default();
+        self.set_lost(lost, &mut touched);
+        self.finish(touched)
+    }
+
+    fn set_lost(&mut self, lost: &RoaringBitmap, touched: &mut Touched) {
         let moved = std::mem::replace(&mut self.lost, lost.clone()) ^ lost;
         if !moved.is_empty() {
-            self.touch_targets(&moved, &mut touched);
+            self.touch_targets(&moved, touched);
         }
-        self.finish(touched)
     }
 
     /// State that the routes follow from.

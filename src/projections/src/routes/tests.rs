@@ -55,7 +55,7 @@ impl Templates {
         let (mut world, file) = World::with_fleet(TARGETS, FILE);
         let release = world.release(1, &file);
         let rollout = world.start(&release, Purpose::Deploy).unwrap();
-        world.tell_wave(rollout);
+        world.change_wave(rollout);
         world.report(0, Some(&release), Progress::Healthy, true);
         let templates = Self {
             environment: world.get(key("production")),

@@ -120,7 +120,7 @@ fn rolling(world: &mut World, file: &PipelineFile) -> swell_model::ids::RolloutI
 const COMMANDS: &[(&str, Prepare)] = &[
     ("report of one target", |world, file| {
         let id = rolling(world, file);
-        world.tell_wave(id);
+        world.change_wave(id);
         let target = world.wave_targets(id).min().unwrap();
         let release = Some(world.rollout(id).release);
         let report = Report {

@@ -75,7 +75,7 @@ fn failing_actor_is_recorded_until_it_recovers() {
     world.ok(mark(Some("x".repeat(10_000))));
     let trouble: ActorFailure = world.get(actor_failure_key(&subject));
     assert!(trouble.since == first.since && trouble.why.len() <= 500, "{trouble:?}");
-    assert!(trouble.waits_for().contains("xxx"));
+    assert!(trouble.why.contains("xxx"));
     world.ok(mark(None));
     world.ok(mark(None));
     assert_eq!(world.tables.get::<ActorFailure>(&actor_failure_key(&subject)).unwrap(), None);
@@ -106,7 +106,7 @@ fn if_match_refuses_what_changed_so_a_promotion_counts_once() {
     let (mut world, file) = World::with_fleet(3, FILE);
     let release = world.release(1, &file);
     let id = world.start(&release, crate::rollout::Purpose::Deploy).unwrap();
-    world.tell_wave(id);
+    world.change_wave(id);
     let mut command = world.command(RolloutAction::Promote { rollout: id, why: "I looked".into() });
     command.if_revision = Some(1);
     assert_eq!(world.propose(command.clone()).unwrap_err().code(), "changed");

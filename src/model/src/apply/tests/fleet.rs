@@ -31,15 +31,15 @@ fn selected(count: u32) -> (World, PipelineFile) {
 }
 
 #[test]
-fn a_target_that_joins_gets_the_stable_release_and_the_new_one_at_the_end() {
+fn target_that_joins_gets_the_stable_release_and_the_new_one_at_the_end() {
     let (mut world, file) = World::with_fleet(3, FILE);
     let first = world.deployed(1, &file);
     let wider = PipelineFile::parse(&FILE.replace("{ http = \"auto\" }", "{ http = \"auto\", admin = \"auto\" }")).unwrap();
     let second = world.release(2, &wider);
     let id = world.start(&second, Purpose::Deploy).unwrap();
-    world.tell_wave(id);
+    world.change_wave(id);
     world.ok(FleetAction::Join { info: info(3) });
-    assert_eq!(world.told(3), Some(first));
+    assert_eq!(world.assigned(3), Some(first));
     let stranger =
         RolloutAction::ChangeTargets { rollout: id, targets: RoaringBitmap::from_iter([3]), unreachable: RoaringBitmap::new() };
     assert_eq!(world.refused(stranger), "illegal_transition");
@@ -49,43 +49,43 @@ fn a_target_that_joins_gets_the_stable_release_and_the_new_one_at_the_end() {
     world.judge(id, Verdict::Pass).unwrap();
     world.judge(id, Verdict::Pass).unwrap();
     world.complete(id);
-    assert_eq!(world.told(3), Some(second));
+    assert_eq!(world.assigned(3), Some(second));
     let desired = desired(&world.tables, &world.get(key(3u32)), 1).unwrap();
     let service = desired.deployments.into_values().next().unwrap().services.into_values().next().unwrap();
     assert!(service.ports.len() == 2 && service.ports.values().all(|ports| ports.len() == 2), "{:?}", service.ports);
 }
 
 #[test]
-fn a_target_that_leaves_counts_against_no_one() {
+fn target_that_leaves_counts_against_no_one() {
     let (mut world, file) = selected(4);
     world.deployed(1, &file);
     let second = world.release(2, &file);
     let id = world.start(&second, Purpose::Deploy).unwrap();
-    world.tell_wave(id);
+    world.change_wave(id);
     let canary = world.wave_targets(id).min().unwrap();
     world.report(canary, Some(&second), Progress::Failed, false);
     world.ok(FleetAction::Join { info: labelled(canary, "none") });
-    assert_eq!(world.told(canary), None);
+    assert_eq!(world.assigned(canary), None);
     world.ok(RolloutAction::Abort { rollout: id, why: "no".into() });
     world.ok(RolloutAction::FinishRollback { rollout: id, unreachable: RoaringBitmap::new() });
     assert_eq!(world.rollout(id).state, RolloutState::RolledBack);
 }
 
 #[test]
-fn a_cordoned_target_stays_on_what_it_runs_until_it_is_uncordoned() {
+fn cordoned_target_keeps_its_release_until_it_is_uncordoned() {
     let (mut world, file) = World::with_fleet(3, FILE);
     let first = world.deployed(1, &file);
     world.ok(FleetAction::Cordon { name: name("web-1"), why: "disk".into() });
     let (second, third) = (world.deployed(2, &file), world.deployed(3, &file));
-    assert_eq!((world.told(0), world.told(1)), (Some(third.clone()), Some(first.clone())));
+    assert_eq!((world.assigned(0), world.assigned(1)), (Some(third.clone()), Some(first.clone())));
     assert_ne!(second, third);
     world.ok(FleetAction::Uncordon { name: name("web-1") });
-    assert_eq!((world.told(1), world.deployment().held.len()), (Some(third), 0));
+    assert_eq!((world.assigned(1), world.deployment().retained.len()), (Some(third), 0));
     assert_eq!(world.refused(FleetAction::Cordon { name: name("web-9"), why: "disk".into() }), "not_found");
 }
 
 #[test]
-fn a_target_that_is_cordoned_during_a_rollout_is_not_changed() {
+fn target_cordoned_during_a_rollout_is_not_changed() {
     let (mut world, file) = World::with_fleet(3, FILE);
     world.deployed(1, &file);
     let second = world.release(2, &file);
@@ -98,7 +98,7 @@ fn a_target_that_is_cordoned_during_a_rollout_is_not_changed() {
 }
 
 #[test]
-fn two_services_have_two_pairs_and_a_full_range_refuses() {
+fn services_lease_one_pair_each_and_a_full_range_is_refused() {
     let text = FILE.replace("[deploy", "[service.api]\ncommand = [\"bin/api\"]\nports = { http = \"auto\" }\n[deploy");
     let file = PipelineFile::parse(&text).unwrap();
     let (mut world, _) = World::with_fleet(1, FILE);
@@ -116,7 +116,7 @@ fn two_services_have_two_pairs_and_a_full_range_refuses() {
 }
 
 #[test]
-fn a_port_of_ones_own_choice_is_never_one_that_a_target_gives_away() {
+fn fixed_port_within_the_range_of_a_target_is_refused() {
     let (mut world, _) = World::with_fleet(2, FILE);
     let of = |port: u32| PipelineFile::parse(&FILE.replace("\"auto\"", &port.to_string())).unwrap();
     let (within, outside) = (world.release(1, &of(20_000)), world.release(2, &of(8080)));
@@ -126,7 +126,7 @@ fn a_port_of_ones_own_choice_is_never_one_that_a_target_gives_away() {
 }
 
 #[test]
-fn ports_that_no_release_needs_any_more_are_let_go() {
+fn ports_that_no_release_needs_are_released() {
     let with = |ports: &str| PipelineFile::parse(&FILE.replace("{ http = \"auto\" }", ports)).unwrap();
     let (one, two) = (with("{ http = \"auto\" }"), with("{ http = \"auto\", admin = \"auto\" }"));
     let (mut world, _) = World::with_fleet(3, FILE);
@@ -143,7 +143,7 @@ fn ports_that_no_release_needs_any_more_are_let_go() {
 }
 
 #[test]
-fn a_target_has_a_pipeline_from_one_environment_only() {
+fn target_gets_a_pipeline_from_one_environment_only() {
     let (mut world, file) = selected(2);
     let release = world.deployed(1, &file);
     let create = |name_: &str, role: &str| EnvironmentAction::Create {
@@ -164,7 +164,7 @@ fn a_target_has_a_pipeline_from_one_environment_only() {
 }
 
 #[test]
-fn a_server_says_what_it_is_in_bounds_and_twice_is_once() {
+fn join_is_bounded_and_idempotent() {
     let mut world = World::new();
     assert_eq!(world.ok(FleetAction::Join { info: info(0) }).events.len(), 1);
     assert!(world.ok(FleetAction::Join { info: info(0) }).events.is_empty());

@@ -2,7 +2,7 @@
 
 use crate::apply::tests::{
     builds::failed,
-    waits::{LATE, decide, set, verdict},
+    waits::{LATE, decide, sample, set, verdict, waits},
 };
 use crate::{
     apply::testing::*,
@@ -12,7 +12,7 @@ use crate::{
     fleet::{Environment, observation::Progress},
     ids::{ReleaseId, RolloutId},
     pipeline_file::PipelineFile,
-    rollout::{Gate, Purpose, RolloutState, Verdict, plan_input::planned},
+    rollout::{Evidence, Gate, Purpose, RolloutState, Verdict, WaitReason, plan_input::planned},
     tables::{Tables, key},
     units::Millis,
 };
@@ -35,11 +35,11 @@ fn leave(world: &mut World, target: u32) {
 }
 
 #[test]
-fn a_share_of_failures_is_of_what_was_attempted_and_never_a_whole_wave() {
+fn max_failures_share_is_of_attempted_targets_and_never_a_whole_wave() {
     let (all, none) = (set(0..200), set([]));
     for (waves, may_fail, failing) in [("1", "\"2%\"", 1), ("10", "\"2%\"", 1), ("1", "3", 1), ("3", "3", 3)] {
         let (mut world, id, release) = rollout(200, &format!("waves = [{waves}, \"100%\"]\nmax_failures = {may_fail}\n"));
-        world.tell_wave(id);
+        world.change_wave(id);
         let canaries: Vec<u32> = world.wave_targets(id).iter().collect();
         for (place, canary) in canaries.iter().enumerate() {
             let progress = if place < failing { Progress::Failed } else { Progress::Healthy };
@@ -47,13 +47,13 @@ fn a_share_of_failures_is_of_what_was_attempted_and_never_a_whole_wave() {
         }
         let next = decide(&world, id, &all, &none, 1);
         assert!(
-            matches!(verdict(&next), Some((Verdict::Fail, why)) if why.contains("failed, and")),
+            matches!(verdict(&next), Some((Verdict::Fail, Evidence::TooManyFailures { .. } | Evidence::NoneHealthy { .. }))),
             "{waves} {may_fail}: {next:?}"
         );
         assert!(world.judge(id, Verdict::Pass).is_err(), "{waves} {may_fail}: nor does anyone else pass it");
     }
     let (mut world, id, release) = rollout(200, "waves = [50, \"100%\"]\nmax_failures = \"2%\"\n");
-    world.tell_wave(id);
+    world.change_wave(id);
     for (place, canary) in world.wave_targets(id).iter().enumerate() {
         world.report(canary, Some(&release), if place == 7 { Progress::Failed } else { Progress::Healthy }, true);
     }
@@ -61,7 +61,7 @@ fn a_share_of_failures_is_of_what_was_attempted_and_never_a_whole_wave() {
 }
 
 #[test]
-fn a_target_that_left_takes_nothing_of_what_may_be_unavailable() {
+fn target_that_left_takes_nothing_of_the_unavailability_budget() {
     let (mut world, id, release) = rollout(4, "strategy = \"rolling\"\nmax_unavailable = 1\n");
     let (all, none) = (set(0..4), set([]));
     world.ok(decide(&world, id, &all, &none, 0).action.unwrap());
@@ -75,22 +75,22 @@ fn a_target_that_left_takes_nothing_of_what_may_be_unavailable() {
 }
 
 #[test]
-fn a_wave_does_not_pass_on_what_its_dead_targets_said_once() {
+fn wave_does_not_pass_on_reports_of_targets_that_are_lost() {
     let (mut world, id, release) = rollout(9, "waves = [3, \"100%\"]\n");
-    world.tell_wave(id);
+    world.change_wave(id);
     let canaries: Vec<u32> = world.wave_targets(id).iter().collect();
     canaries.iter().for_each(|canary| world.report(*canary, Some(&release), Progress::Healthy, true));
     world.judge(id, Verdict::Pass).unwrap();
     assert_eq!(world.rollout(id).gate, Gate::Bake);
     let dead = set(canaries[..2].iter().copied());
     let next = decide(&world, id, &(set(0..9) - &dead), &dead, LATE);
-    assert!(next.action.is_none() && next.waits_for.contains("now lost"), "{next:?}");
+    assert_eq!(*waits(&next), WaitReason::HealthyTargetsLost { targets: sample(dead) });
     let back = decide(&world, id, &set(0..9), &set([]), LATE);
-    assert!(matches!(verdict(&back), Some((Verdict::Pass, why)) if why.starts_with("3 of 3")), "{back:?}");
+    assert!(matches!(verdict(&back), Some((Verdict::Pass, Evidence::Baked { healthy: 3, changed: 3, .. }))), "{back:?}");
 }
 
 #[test]
-fn who_could_not_be_told_in_its_wave_is_told_in_a_later_one_and_judged() {
+fn target_missed_by_its_wave_is_changed_and_judged_with_a_later_one() {
     let (mut world, id, release) = rollout(6, "waves = [3, \"100%\"]\n");
     let first: Vec<u32> = world.wave_targets(id).iter().collect();
     let (off, all, none) = (set([first[0]]), set(0..6), set([]));
@@ -108,25 +108,25 @@ fn who_could_not_be_told_in_its_wave_is_told_in_a_later_one_and_judged() {
     for target in world.rollout(id).plan.waves[1].targets.clone() {
         world.report(target, Some(&release), Progress::Healthy, true);
     }
-    let waits = decide(&world, id, &all, &none, 1);
-    assert!(waits.action.is_none() && waits.waits_for.contains("to become healthy"), "{waits:?}");
+    let next = decide(&world, id, &all, &none, 1);
+    assert!(matches!(waits(&next), WaitReason::Convergence { targets, .. } if *targets == sample(off.clone())), "{next:?}");
     world.report(first[0], Some(&release), Progress::Healthy, true);
     assert!(matches!(verdict(&decide(&world, id, &all, &none, 1)), Some((Verdict::Pass, _))));
 }
 
 #[test]
-fn deploying_the_stable_release_once_more_and_stopping_that_leaves_it_good() {
+fn aborted_redeploy_of_the_stable_release_does_not_quarantine_it() {
     let (mut world, file) = World::with_fleet(4, FILE);
     let good = world.deployed(1, &file);
     let id = world.start(&good, Purpose::Deploy).unwrap();
-    world.tell_wave(id);
+    world.change_wave(id);
     world.ok(RolloutAction::Abort { rollout: id, why: "a mistake".into() });
     assert_eq!(world.rollout(id).state, RolloutState::RollingBack);
     assert!(world.deployment().quarantined.is_empty());
 }
 
 #[test]
-fn going_back_has_the_time_that_the_slower_release_needs() {
+fn rollback_deadline_is_that_of_the_slower_release() {
     let health =
         |timeout: &str| FILE.replace("http = \"/healthz\" }", &format!("http = \"/healthz\", start_timeout = \"{timeout}\" }}"));
     let (slow, fast) = (PipelineFile::parse(&health("10m")).unwrap(), PipelineFile::parse(&health("10s")).unwrap());
@@ -138,7 +138,7 @@ fn going_back_has_the_time_that_the_slower_release_needs() {
 }
 
 #[test]
-fn an_old_commit_that_is_built_once_more_does_not_take_the_place_of_a_newer_one() {
+fn rebuilt_old_commit_does_not_replace_a_newer_release() {
     let text = FILE.replace("[deploy.production]\n", "[deploy.production]\nauto = [\"main\"]\n");
     let (mut world, file) = World::with_fleet(2, &text);
     let old = world.request(1);

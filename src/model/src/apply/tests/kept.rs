@@ -11,12 +11,13 @@ use crate::{
     ids::ReleaseId,
     pipeline::{Retention, Source},
     pipeline_file::PipelineFile,
+    principal::Principal,
     release::{
         Artifact, Release, release_key,
         retention::{expired_artifacts, unnamed_content},
     },
     repository::Bundle,
-    rollout::Purpose,
+    rollout::{Purpose, RollbackReason},
     routing::derive::route_table,
     tables::{ReadTables, Scan, Tables, key},
     units::{ByteSize, Millis, Timestamp},
@@ -53,7 +54,8 @@ fn artifact_that_could_be_gone_back_to_is_never_deleted() {
     let mut deployment = world.deployment();
     for release in &releases[3..] {
         let (release, rollout) = (release.clone(), id);
-        let quarantined = crate::rollout::Quarantined { release, rollout, why: "bad".into(), at: Timestamp(0) };
+        let reason = RollbackReason::Requested { by: Principal::system("test"), text: None };
+        let quarantined = crate::rollout::Quarantined { release, rollout, reason, at: Timestamp(0) };
         deployment.quarantined.push(quarantined);
     }
     world.put(&deployment);

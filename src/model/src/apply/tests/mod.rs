@@ -3,11 +3,14 @@
 #![allow(clippy::unwrap_used)]
 
 mod archive;
+mod backward;
 mod builds;
 mod commands;
 mod fleet;
 mod judging;
 mod kept;
+mod lost;
 mod rollback;
 mod rollouts;
+mod time;
 mod waits;

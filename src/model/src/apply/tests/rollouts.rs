@@ -10,7 +10,7 @@ use crate::{
         observation::{Progress, ReportOrigin, TargetReports},
     },
     pipeline_file::PipelineFile,
-    rollout::{Gate, Purpose, RolloutState, Verdict, plan_input::planned},
+    rollout::{BlockReason, Gate, Purpose, RolloutState, Verdict, plan_input::planned},
     units::{Amount, Millis},
     wire::AgentId,
 };
@@ -26,7 +26,7 @@ fn with(deploy: &str) -> PipelineFile {
 }
 
 #[test]
-fn a_canary_goes_wave_by_wave_and_each_transition_is_told_once() {
+fn canary_goes_wave_by_wave_with_one_event_for_each_transition() {
     let (mut world, file) = World::with_fleet(6, FILE);
     let release = world.release(1, &file);
     let id = world.start(&release, Purpose::Deploy).unwrap();
@@ -45,7 +45,7 @@ fn a_canary_goes_wave_by_wave_and_each_transition_is_told_once() {
 }
 
 #[test]
-fn targets_are_told_once_in_their_wave_and_only_at_its_start() {
+fn targets_change_once_in_their_wave_and_only_at_its_start() {
     let (mut world, file) = World::with_fleet(6, FILE);
     let release = world.release(1, &file);
     let id = world.start(&release, Purpose::Deploy).unwrap();
@@ -70,7 +70,7 @@ fn targets_are_told_once_in_their_wave_and_only_at_its_start() {
         wave: 0,
         gate: Gate::Convergence,
         verdict: Verdict::Pass,
-        evidence: String::new(),
+        evidence: evidence(Verdict::Pass),
     };
     assert_eq!(world.refused(again), "illegal_transition");
     // A pass that was reached before the failure was known is late.
@@ -81,7 +81,7 @@ fn targets_are_told_once_in_their_wave_and_only_at_its_start() {
 }
 
 #[test]
-fn in_place_services_never_lose_more_than_may_be_unavailable_nor_two_zones() {
+fn in_place_change_is_refused_beyond_max_unavailable_or_one_zone() {
     let file = with("strategy = \"rolling\"\nmax_unavailable = 2\nspread = \"zone\"");
     let mut file = file;
     file.service.values_mut().for_each(|service| service.start = crate::pipeline_file::Start::InPlace);
@@ -109,7 +109,7 @@ fn in_place_services_never_lose_more_than_may_be_unavailable_nor_two_zones() {
 }
 
 #[test]
-fn a_paused_rollout_stands_still_until_a_person_goes_on() {
+fn paused_rollout_refuses_steps_until_resumed_or_promoted() {
     let (mut world, file) = World::with_fleet(3, FILE);
     let release = world.release(1, &file);
     let id = world.start(&release, Purpose::Deploy).unwrap();
@@ -119,29 +119,29 @@ fn a_paused_rollout_stands_still_until_a_person_goes_on() {
     let tell = RolloutAction::ChangeTargets { rollout: id, targets, unreachable: RoaringBitmap::new() };
     assert_eq!(world.refused(tell), "illegal_transition");
     world.ok(RolloutAction::Resume { rollout: id });
-    world.tell_wave(id);
+    world.change_wave(id);
     world.ok(RolloutAction::Pause { rollout: id, why: "tea".into() });
     assert_eq!(world.judge(id, Verdict::Pass).unwrap_err().code(), "illegal_transition");
     world.ok(RolloutAction::Promote { rollout: id, why: "it is fine".into() });
     let rollout = world.rollout(id);
     assert!(rollout.paused.is_none() && rollout.state == RolloutState::CanaryCheck);
     assert_eq!(
-        world.refused(RolloutAction::RecordElapsed { rollout: id, wave: 1, gate: Gate::Bake, elapsed: Millis(1) }),
+        world.refused(RolloutAction::RecordElapsed { rollout: id, wave: 1, gate: Gate::Bake, targets: 1, elapsed: Millis(1) }),
         "illegal_transition"
     );
-    world.ok(RolloutAction::RecordElapsed { rollout: id, wave: 0, gate: Gate::Bake, elapsed: Millis(5000) });
-    let back = RolloutAction::RecordElapsed { rollout: id, wave: 0, gate: Gate::Bake, elapsed: Millis(4000) };
+    world.ok(RolloutAction::RecordElapsed { rollout: id, wave: 0, gate: Gate::Bake, targets: 1, elapsed: Millis(5000) });
+    let back = RolloutAction::RecordElapsed { rollout: id, wave: 0, gate: Gate::Bake, targets: 1, elapsed: Millis(4000) };
     assert_eq!(world.refused(back), "illegal_transition");
 }
 
 #[test]
-fn one_rollout_at_a_time_and_the_newest_waits() {
+fn second_rollout_waits_and_a_third_replaces_it() {
     let (mut world, file) = World::with_fleet(3, FILE);
     let releases: Vec<_> = (1..=3).map(|number| world.release(number, &file)).collect();
     let ids: Vec<_> = releases.iter().map(|release| world.start(release, Purpose::Deploy).unwrap()).collect();
     assert_eq!(world.rollout(ids[1]).state, RolloutState::Canceled, "a newer one takes its place");
     assert_eq!((world.rollout(ids[2]).state, world.deployment().next), (RolloutState::Blocked, Some(ids[2])));
-    assert_eq!(world.refused(RolloutAction::Unblock { rollout: ids[2] }), "unavailable");
+    assert_eq!(world.refused(RolloutAction::Unblock { rollout: ids[2] }), "held");
     world.complete(ids[0]);
     world.ok(RolloutAction::Unblock { rollout: ids[2] });
     assert_eq!(world.rollout(ids[2]).stable.as_ref(), Some(&releases[0]));
@@ -155,7 +155,9 @@ fn a_freeze_blocks_and_what_waited_is_not_followed_by_something_older() {
     assert_eq!(world.refused(freeze(" ")), "invalid");
     world.ok(freeze("holiday"));
     let waits = world.start(&old, Purpose::Deploy).unwrap();
-    assert!(world.rollout(waits).blocked.unwrap().to_string().contains("holiday"));
+    let blocked = world.rollout(waits).blocked;
+    assert!(matches!(&blocked, Some(BlockReason::Frozen(freeze)) if freeze.why == "holiday"), "{blocked:?}");
+    assert_eq!(world.refused(RolloutAction::Unblock { rollout: waits }), "frozen");
     world.ok(EnvironmentAction::Unfreeze { name: name(PRODUCTION) });
     let id = world.start(&new, Purpose::Deploy).unwrap();
     assert_eq!(world.rollout(waits).state, RolloutState::Canceled);
@@ -164,12 +166,12 @@ fn a_freeze_blocks_and_what_waited_is_not_followed_by_something_older() {
 }
 
 #[test]
-fn what_can_never_begin_ends_instead_of_waiting() {
+fn blocked_rollout_is_canceled_when_its_release_is_quarantined() {
     let (mut world, file) = World::with_fleet(3, FILE);
     let release = world.release(1, &file);
     let first = world.start(&release, Purpose::Deploy).unwrap();
     let second = world.start(&release, Purpose::Deploy).unwrap();
-    world.tell_wave(first);
+    world.change_wave(first);
     world.ok(RolloutAction::Abort { rollout: first, why: "no".into() });
     let targets = world.rollout(first).touched();
     world.ok(RolloutAction::RevertTargets { rollout: first, targets });
@@ -180,7 +182,7 @@ fn what_can_never_begin_ends_instead_of_waiting() {
 }
 
 #[test]
-fn a_deploy_by_plan_refuses_another_plan_and_unknown_things() {
+fn deploy_with_if_plan_is_refused_when_the_plan_changed() {
     let (mut world, file) = World::with_fleet(6, FILE);
     let release = world.release(1, &file);
     let plan = planned(&world.tables, &name(PRODUCTION), &release, Purpose::Deploy, 1).unwrap().digest(&release);
@@ -203,7 +205,7 @@ fn a_deploy_by_plan_refuses_another_plan_and_unknown_things() {
 }
 
 #[test]
-fn floors_hold_whatever_strategy_the_file_names() {
+fn policy_limits_hold_whatever_strategy_the_file_names() {
     let (mut world, _) = World::with_fleet(10, FILE);
     let policy = PolicyLimits { least_bake: Some(Millis(60_000)), first_wave_max: Some(Amount::Count(1)) };
     let zero = PolicyLimits { first_wave_max: Some(Amount::Count(0)), ..policy.clone() };
@@ -222,20 +224,20 @@ fn floors_hold_whatever_strategy_the_file_names() {
 }
 
 #[test]
-fn the_same_release_again_is_healthy_at_once() {
+fn redeploy_of_the_same_release_is_healthy_at_once() {
     let (mut world, file) = World::with_fleet(3, FILE);
     let release = world.deployed(1, &file);
     let id = world.start(&release, Purpose::Deploy).unwrap();
-    world.tell_wave(id);
+    world.change_wave(id);
     assert_eq!(world.rollout(id).sets.healthy, world.rollout(id).sets.changed, "nobody has anything new to say");
 }
 
 #[test]
-fn a_batch_of_five_thousand_reports_is_one_write() {
+fn batch_of_reports_is_one_event_per_rollout() {
     let (mut world, file) = World::with_fleet(20, FILE);
     let release = world.release(1, &file);
     let id = world.start(&release, Purpose::Deploy).unwrap();
-    world.tell_wave(id);
+    world.change_wave(id);
     let mut rollout = world.rollout(id);
     rollout.sets.changed = RoaringBitmap::from_iter(0..20);
     crate::tables::Tables::put(&mut world.tables, &rollout).unwrap();
@@ -266,7 +268,7 @@ fn report_that_is_not_newer_for_its_agent_changes_nothing() {
     let (mut world, file) = World::with_fleet(1, FILE);
     let release = world.release(1, &file);
     let id = world.start(&release, Purpose::Deploy).unwrap();
-    world.tell_wave(id);
+    world.change_wave(id);
     let report = |progress| crate::fleet::observation::Report {
         pipeline: name("shop"),
         release: Some(release.clone()),

@@ -8,8 +8,9 @@ use crate::{
     fleet::observation::Progress,
     ids::RolloutId,
     pipeline_file::PipelineFile,
+    principal::{Principal, Role},
     rollout::{
-        Blocked, Gate, Purpose, Verdict,
+        BlockReason, Evidence, FailureCause, Gate, PauseReason, Purpose, TargetSample, Verdict, WaitReason,
         decide::{Next, Seen, next},
     },
     units::Millis,
@@ -20,17 +21,28 @@ pub(super) fn set(targets: impl IntoIterator<Item = u32>) -> RoaringBitmap {
 }
 
 pub(super) fn decide(world: &World, id: RolloutId, connected: &RoaringBitmap, lost: &RoaringBitmap, elapsed_secs: u64) -> Next {
-    let blocked = Blocked::Rollout(RolloutId(77));
-    let elapsed = Millis::from_secs(elapsed_secs);
-    let seen = Seen { connected, lost, elapsed, blocked: Some(&blocked) };
-    next(&world.tables, &world.rollout(id), seen).unwrap()
+    let blocked = Some(BlockReason::Rollout(RolloutId(77)));
+    let (connected, lost, elapsed) = (connected.clone(), lost.clone(), Millis::from_secs(elapsed_secs));
+    next(&world.tables, &world.rollout(id), &Seen { connected, lost, elapsed, blocked }).unwrap()
 }
 
-pub(super) fn verdict(next: &Next) -> Option<(Verdict, &str)> {
+pub(super) fn verdict(next: &Next) -> Option<(Verdict, &Evidence)> {
     match &next.action {
         Some(RolloutAction::RecordVerdict { verdict, evidence, .. }) => Some((*verdict, evidence)),
         _ => None,
     }
+}
+
+/// What the rollout waits for, where nothing is to be done.
+pub(super) fn waits(next: &Next) -> &WaitReason {
+    assert!(next.action.is_none(), "{next:?}");
+    next.waits_for.as_ref().unwrap()
+}
+
+/// The sample of these targets.
+pub(super) fn sample(targets: impl IntoIterator<Item = u32>) -> TargetSample {
+    let names: Vec<_> = targets.into_iter().map(|number| name(&format!("web-{number}"))).collect();
+    TargetSample { count: names.len() as u64, names }
 }
 
 pub(super) const LATE: u64 = 3600;
@@ -46,7 +58,7 @@ fn begun() -> (World, RolloutId, u32, crate::ids::ReleaseId) {
 }
 
 #[test]
-fn it_tells_the_wave_then_waits_for_it_by_name() {
+fn wave_is_changed_then_waited_for_by_name() {
     let (mut world, id, canary, release) = begun();
     let (all, none) = (set(0..6), set([]));
     let first = decide(&world, id, &all, &none, 0);
@@ -54,40 +66,43 @@ fn it_tells_the_wave_then_waits_for_it_by_name() {
         first.action,
         Some(RolloutAction::ChangeTargets { rollout: id, targets: set([canary]), unreachable: none.clone() })
     );
-    world.tell_wave(id);
-    let waits = decide(&world, id, &all, &none, 1);
-    assert!(waits.action.is_none() && waits.waits_for.starts_with(&format!("web-{canary} to become healthy")), "{waits:?}");
+    world.change_wave(id);
+    let next = decide(&world, id, &all, &none, 1);
+    assert!(matches!(waits(&next), WaitReason::Convergence { targets, .. } if *targets == sample([canary])), "{next:?}");
     let late = decide(&world, id, &all, &none, LATE);
-    assert!(matches!(verdict(&late), Some((Verdict::Fail, why)) if why.contains("not healthy within")), "{late:?}");
+    assert!(
+        matches!(verdict(&late), Some((Verdict::Fail, Evidence::TooManyFailures { cause: Some(FailureCause::Deadline(_)), .. }))),
+        "{late:?}"
+    );
     world.report(canary, Some(&release), Progress::Healthy, true);
     assert!(matches!(verdict(&decide(&world, id, &all, &none, 1)), Some((Verdict::Pass, _))));
 }
 
 #[test]
-fn a_target_that_went_away_is_waited_for_until_it_is_lost() {
+fn disconnected_target_is_waited_for_until_it_is_lost() {
     let (mut world, id, canary, release) = begun();
     let (others, none) = (set(0..6) - set([canary]), set([]));
-    world.tell_wave(id);
+    world.change_wave(id);
     let away = decide(&world, id, &others, &none, LATE);
-    assert!(away.action.is_none() && away.waits_for.contains("to connect again"), "{away:?}");
+    assert_eq!(*waits(&away), WaitReason::Reconnection { targets: sample([canary]) });
     let lost = decide(&world, id, &others, &set([canary]), LATE);
     assert!(matches!(verdict(&lost), Some((Verdict::Fail, _))), "{lost:?}");
     world.report(canary, Some(&release), Progress::Healthy, true);
     world.judge(id, Verdict::Pass).unwrap();
     assert_eq!(world.rollout(id).gate, Gate::Bake);
     let baking = decide(&world, id, &others, &none, 3);
-    assert_eq!(baking.waits_for, "the bake: 3s of 10s");
-    for lost in [none, set([canary])] {
-        let baked = decide(&world, id, &others, &lost, 11);
-        assert!(baked.action.is_none() && baked.waits_for.contains("connect"), "no data is not good news: {baked:?}");
-    }
+    assert_eq!(*waits(&baking), WaitReason::Bake { elapsed: Millis::from_secs(3), duration: Millis::from_secs(10) });
+    let targets = sample([canary]);
+    assert_eq!(*waits(&decide(&world, id, &others, &none, 11)), WaitReason::Reconnection { targets: targets.clone() });
+    let lost = set([canary]);
+    assert_eq!(*waits(&decide(&world, id, &others, &lost, 11)), WaitReason::HealthyTargetsLost { targets });
     assert!(matches!(verdict(&decide(&world, id, &set(0..6), &set([]), 11)), Some((Verdict::Pass, _))));
 }
 
 #[test]
-fn flapping_during_the_bake_fails_it() {
+fn bake_fails_when_a_target_becomes_unhealthy() {
     let (mut world, id, canary, release) = begun();
-    world.tell_wave(id);
+    world.change_wave(id);
     world.report(canary, Some(&release), Progress::Healthy, true);
     world.judge(id, Verdict::Pass).unwrap();
     world.report(canary, Some(&release), Progress::Unhealthy, false);
@@ -95,36 +110,37 @@ fn flapping_during_the_bake_fails_it() {
 }
 
 #[test]
-fn a_wave_that_nobody_can_hear_never_passes_and_says_so() {
+fn wave_without_connected_targets_never_passes() {
     let (mut world, id, canary, _) = begun();
     let others = set(0..6) - set([canary]);
-    assert!(decide(&world, id, &others, &set([]), LATE).waits_for.contains("to connect"));
+    let away = decide(&world, id, &others, &set([]), LATE);
+    assert_eq!(*waits(&away), WaitReason::Connection { targets: sample([canary]) });
     let left_out = decide(&world, id, &others, &set([canary]), LATE).action.unwrap();
     assert!(
         matches!(&left_out, RolloutAction::ChangeTargets { targets, unreachable, .. } if targets.is_empty() && unreachable.contains(canary))
     );
     world.ok(left_out);
-    let waits = decide(&world, id, &others, &set([canary]), LATE);
-    assert!(waits.action.is_none() && waits.waits_for.contains("no data is not good news"), "{waits:?}");
+    assert_eq!(*waits(&decide(&world, id, &others, &set([canary]), LATE)), WaitReason::NoTargetsConnected { wave: 0 });
     // Once it is back it is told, and no longer left out.
     world.ok(decide(&world, id, &set(0..6), &set([]), 0).action.unwrap());
     assert!(world.rollout(id).sets.unreachable.is_empty());
 }
 
 #[test]
-fn targets_that_were_down_already_fail_nothing_and_pass_nothing() {
+fn targets_that_were_down_before_neither_fail_nor_pass_a_wave() {
     let (mut world, id, canary, release) = begun();
     world.report(canary, None, Progress::Unhealthy, false);
-    world.tell_wave(id);
+    world.change_wave(id);
     world.report(canary, Some(&release), Progress::Failed, false);
-    let waits = decide(&world, id, &set(0..6), &set([]), LATE);
-    assert!(waits.action.is_none() && waits.waits_for.contains("promote or abort"), "{waits:?}");
+    let next = decide(&world, id, &set(0..6), &set([]), LATE);
+    assert_eq!(*waits(&next), WaitReason::NoTargetsHealthy { wave: 0, targets: sample([canary]) });
+    assert!(waits(&next).needs_person());
     world.report(canary, Some(&release), Progress::Healthy, true);
     assert!(matches!(verdict(&decide(&world, id, &set(0..6), &set([]), 1)), Some((Verdict::Pass, _))), "it recovered");
 }
 
 #[test]
-fn failures_within_bounds_pass_but_a_spent_budget_does_not_hang() {
+fn wave_fails_when_failed_targets_exhaust_the_unavailability_budget() {
     let deploy = "strategy = \"rolling\"\nmax_unavailable = 1\nmax_failures = 1\n";
     let text = format!("{}{deploy}", FILE.replace("waves = [1, \"50%\", \"100%\"]\n", ""));
     let file = PipelineFile::parse(&text).unwrap();
@@ -136,37 +152,40 @@ fn failures_within_bounds_pass_but_a_spent_budget_does_not_hang() {
     world.ok(decide(&world, id, &all, &none, 0).action.unwrap());
     assert_eq!(world.rollout(id).sets.changed, set([0]));
     world.report(0, Some(&release), Progress::Failed, true);
-    let waits = decide(&world, id, &all, &none, 1);
-    assert!(waits.waits_for.ends_with("until others are available again"), "{waits:?}");
+    let next = decide(&world, id, &all, &none, 1);
+    assert_eq!(*waits(&next), WaitReason::Availability { targets: sample(1..4) });
     let late = decide(&world, id, &all, &none, LATE);
-    assert!(matches!(verdict(&late), Some((Verdict::Fail, why)) if why.contains("use up")), "{late:?}");
+    let evidence = Evidence::UnavailabilityExhausted { unchanged: sample(1..4), unavailable: sample([0]) };
+    assert_eq!(verdict(&late), Some((Verdict::Fail, &evidence)));
 }
 
 #[test]
-fn who_left_the_environment_is_not_waited_for() {
+fn target_that_left_the_environment_is_not_waited_for() {
     let (mut world, id, canary, _) = begun();
-    world.tell_wave(id);
+    world.change_wave(id);
     let mut environment: crate::fleet::Environment = world.get(crate::tables::key("production"));
     environment.members.remove(canary);
     crate::tables::Tables::put(&mut world.tables, &environment).unwrap();
-    let waits = decide(&world, id, &set(0..6), &set([]), LATE);
-    assert!(waits.action.is_none() && waits.waits_for.contains("every target of this wave left"), "{waits:?}");
+    assert_eq!(*waits(&decide(&world, id, &set(0..6), &set([]), LATE)), WaitReason::NoTargetsLeft { wave: 0 });
 }
 
 #[test]
-fn what_does_not_move_says_who_must() {
+fn blocked_and_paused_rollouts_say_what_they_wait_for() {
     let (mut world, id, _, release) = begun();
     let (all, none) = (set(0..6), set([]));
     let waiting = world.start(&release, Purpose::Deploy).unwrap();
-    assert_eq!(decide(&world, waiting, &all, &none, 0).waits_for, "rollout r77 is at work in this environment");
+    let blocked = WaitReason::Blocked(BlockReason::Rollout(RolloutId(77)));
+    assert_eq!(*waits(&decide(&world, waiting, &all, &none, 0)), blocked);
     world.ok(RolloutAction::Pause { rollout: id, why: "lunch".into() });
-    assert_eq!(decide(&world, id, &all, &none, 0).waits_for, "ada to resume it: lunch");
+    let paused = decide(&world, id, &all, &none, 0);
+    let reason = PauseReason::Requested("lunch".into());
+    assert_eq!(*waits(&paused), WaitReason::Paused { by: Principal::new(Role::Developer, "ada"), reason });
     world.ok(RolloutAction::Abort { rollout: id, why: "no".into() });
-    assert_eq!(decide(&world, id, &all, &none, 0).waits_for, "");
+    assert_eq!(decide(&world, id, &all, &none, 0).waits_for, None);
 }
 
 #[test]
-fn going_back_in_place_is_bounded_and_never_hangs() {
+fn in_place_rollback_is_bounded_and_gives_up_targets_after_the_deadline() {
     let text = format!("{FILE}max_unavailable = \"100%\"\nrollback = {{ max_unavailable = 1 }}\n")
         .replace("[1, \"50%\", \"100%\"]", "[4, \"100%\"]");
     let file =
@@ -175,7 +194,7 @@ fn going_back_in_place_is_bounded_and_never_hangs() {
     let good = world.deployed(1, &file);
     let bad = world.release(2, &file);
     let id = world.start(&bad, Purpose::Deploy).unwrap();
-    world.tell_wave(id);
+    world.change_wave(id);
     for target in world.wave_targets(id) {
         world.report(target, Some(&bad), Progress::Healthy, true);
     }
@@ -186,10 +205,17 @@ fn going_back_in_place_is_bounded_and_never_hangs() {
     // One that serves, and the one that is broken anyway.
     world.ok(decide(&world, id, &all, &none, 0).action.unwrap());
     assert_eq!(world.rollout(id).sets.reverted, set([touched[0], touched[1]]));
-    let waits = decide(&world, id, &all, &none, 1);
-    assert!(waits.action.is_none() && waits.waits_for.ends_with("to go back"), "{waits:?}");
+    let next = decide(&world, id, &all, &none, 1);
+    assert!(matches!(waits(&next), WaitReason::Restoration { .. }), "{next:?}");
     // They never come back: the others go all the same, a deadline apart.
     for _ in 0..2 {
+        let (wave, gate, elapsed) = (0, Gate::Convergence, Millis::from_secs(LATE));
+        let targets = world.rollout(id).targets_assigned();
+        assert_eq!(
+            decide(&world, id, &all, &none, LATE).action,
+            Some(RolloutAction::RecordElapsed { rollout: id, wave, gate, targets, elapsed })
+        );
+        world.ok(RolloutAction::RecordElapsed { rollout: id, wave, gate, targets, elapsed });
         world.ok(decide(&world, id, &all, &none, LATE).action.unwrap());
     }
     world.report(touched[3], Some(&good), Progress::Healthy, true);

@@ -2,14 +2,19 @@
 
 use roaring::RoaringBitmap;
 
-use crate::rollout::apply::{end, illegal, move_to, open, save, start::quarantine};
 use crate::{
-    apply::context::Context,
+    apply::{Check, context::Context, is_enforced},
     event::{DataKey, EventKind, Subject},
     fleet::observation::{Observation, Progress, observation_key},
     ids::{ReleaseId, RolloutId},
-    rejection::RuleError,
-    rollout::{Gate, Purpose, Rollout, RolloutState},
+    rejection::{Rejection, RuleError},
+    rollout::{
+        EndReason, Gate, Purpose, RollbackReason, Rollout, RolloutState,
+        apply::{end, illegal, move_to, open, save, start::quarantine},
+        availability,
+        plan_input::lost,
+        reason::bounded,
+    },
     tables::Tables,
     units::Millis,
 };
@@ -18,35 +23,40 @@ use crate::{
 pub(crate) fn abort<T: Tables>(context: &mut Context<'_, T>, id: RolloutId, why: &str) -> Result<Subject, RuleError> {
     let rollout = open(context, id, "be aborted")?;
     context.event(Subject::Rollout(id), EventKind::RolloutAbortRequested).note(why);
+    let (by, text) = (context.principal.clone(), bounded(why));
     match rollout.state {
         RolloutState::RollingBack => save(context, rollout),
-        RolloutState::Blocked => end(context, rollout, RolloutState::Canceled, Some(why)),
-        _ if rollout.touched().is_empty() => end(context, rollout, RolloutState::Canceled, Some(why)),
-        _ => begin(context, rollout, why),
+        RolloutState::Blocked => end(context, rollout, RolloutState::Canceled, Some(EndReason::Aborted { by, text })),
+        _ if rollout.touched().is_empty() => end(context, rollout, RolloutState::Canceled, Some(EndReason::Aborted { by, text })),
+        _ => begin(context, rollout, RollbackReason::Aborted { by, text }),
     }
 }
 
 /// Starts going back: the release is quarantined here, and a pause is over.
-pub(crate) fn begin<T: Tables>(context: &mut Context<'_, T>, mut rollout: Rollout, why: &str) -> Result<Subject, RuleError> {
+pub(crate) fn begin<T: Tables>(
+    context: &mut Context<'_, T>,
+    mut rollout: Rollout,
+    reason: RollbackReason,
+) -> Result<Subject, RuleError> {
     rollout.paused = None;
     rollout.elapsed = Millis(0);
     rollout.gate = Gate::Convergence;
-    rollout.why = Some(why.to_owned());
-    move_to(context, &mut rollout, RolloutState::RollingBack, Some(why))?;
+    move_to(context, &mut rollout, RolloutState::RollingBack, Some(&reason))?;
     // An aborted rollback went to a release that was good before, and so does one that deploys the stable release once more: nothing is
     // known against it.
     if rollout.purpose == Purpose::Deploy && rollout.stable.as_ref() != Some(&rollout.release) {
         let mut deployment = context.deployment(&rollout.environment, &rollout.pipeline)?;
-        quarantine(context, &mut deployment, &rollout.release, rollout.id, why)?;
+        quarantine(context, &mut deployment, &rollout.release, rollout.id, reason.clone())?;
         context.tables.put(&deployment)?;
     }
+    rollout.rollback_reason = Some(reason);
     if rollout.touched().is_empty() {
-        return end(context, rollout, RolloutState::RolledBack, Some("nothing was changed"));
+        return end(context, rollout, RolloutState::RolledBack, Some(EndReason::NothingChanged));
     }
     save(context, rollout)
 }
 
-/// Tells touched targets to go back to the stable release.
+/// Assigns touched targets the stable release again. Refuses what would break an invariant, whoever asks.
 pub(crate) fn revert_targets<T: Tables>(
     context: &mut Context<'_, T>,
     id: RolloutId,
@@ -56,23 +66,34 @@ pub(crate) fn revert_targets<T: Tables>(
     if rollout.state != RolloutState::RollingBack || !targets.is_subset(&rollout.touched()) {
         return Err(illegal(&rollout, "revert targets that it did not touch, or while it goes forward"));
     }
-    for index in targets {
+    // Before this step: who was not back in time does not keep the others.
+    rollout.sets.given_up = rollout.given_up();
+    for index in targets - &rollout.sets.reverted {
         let observed: Option<Observation> = context.tables.get(&observation_key(&rollout.pipeline, index))?;
-        // What was told both ways before it noticed says nothing new: what it said last counts, until it says something else.
         if is_restored(rollout.stable.as_ref(), observed.as_ref()) {
+            // A target that was changed and reverted before it noticed reports nothing new: its last report counts.
             rollout.sets.restored.insert(index);
+        } else if !observed.is_some_and(|observation| observation.report.serving) {
+            rollout.sets.down_before_revert.insert(index);
         }
     }
     rollout.sets.reverted |= targets;
+    let members = context.environment(&rollout.environment)?.members;
+    let lost = lost(context.tables)?;
+    if is_enforced(Check::RollbackAvailability)
+        && let Some(bound) = availability::violation_going_back(&rollout, &members, &lost, targets)
+    {
+        return Err(Rejection::TooManyUnavailable { subject: Subject::Rollout(id), bound }.into());
+    }
     rollout.elapsed = Millis(0);
     context.event(Subject::Rollout(id), EventKind::RolloutTargetsReverted).data(DataKey::Targets, targets.len());
     save(context, rollout)
 }
 
-/// Whether a target is back on the stable release, by what it said last; stopped, where there is none.
+/// Whether a target is back on the stable release, by its last report; stopped, where there is none.
 fn is_restored(stable: Option<&ReleaseId>, observed: Option<&Observation>) -> bool {
     match (stable, observed) {
-        // It was never told anything of this pipeline that it would have answered.
+        // It never noticed anything of this pipeline that it would have reported.
         (None, None) => true,
         (Some(_), None) => false,
         (stable, Some(observed)) => {
@@ -91,22 +112,19 @@ pub(crate) fn finish_rollback<T: Tables>(
     let mut rollout = open(context, id, "finish rolling back")?;
     // A target that left the environment counts against no one.
     let touched = rollout.touched() & context.environment(&rollout.environment)?.members;
-    if rollout.state != RolloutState::RollingBack || !touched.is_subset(&rollout.sets.reverted) {
-        return Err(illegal(&rollout, "finish rolling back before every touched target was told to"));
+    let all_reverted = touched.is_subset(&rollout.sets.reverted) || !is_enforced(Check::EveryTargetReverted);
+    if rollout.state != RolloutState::RollingBack || !all_reverted {
+        return Err(illegal(&rollout, "finish rolling back before every touched target was"));
     }
     let missing = touched - &rollout.sets.restored;
     let absent = &missing & unreachable;
     rollout.sets.unreachable |= &absent;
     let stuck = &missing - unreachable;
     if stuck.is_empty() {
-        let note = match (&rollout.stable, absent.len()) {
-            (None, _) => "there was no release to go back to: what it started is stopped".to_owned(),
-            (Some(stable), 0) => format!("every touched target is back on {stable}"),
-            (Some(stable), count) => format!("back on {stable}; {count} unreachable targets converge when they return"),
-        };
-        return end(context, rollout, RolloutState::RolledBack, Some(&note));
+        let reason = EndReason::Restored { unreachable: absent.len() };
+        return end(context, rollout, RolloutState::RolledBack, Some(reason));
     }
+    let reason = EndReason::NotRestored { targets: stuck.len() };
     rollout.sets.unrestored = stuck;
-    let note = format!("{} targets could not go back; a person is needed", rollout.sets.unrestored.len());
-    end(context, rollout, RolloutState::Failed, Some(&note))
+    end(context, rollout, RolloutState::Failed, Some(reason))
 }

@@ -2,9 +2,8 @@
 
 use roaring::RoaringBitmap;
 
-use crate::rollout::apply::{back, end, illegal, move_to, open, save};
 use crate::{
-    apply::context::Context,
+    apply::{Check, context::Context, is_enforced},
     event::{DataKey, EventKind, Subject},
     fleet::{
         Target,
@@ -12,12 +11,20 @@ use crate::{
     },
     ids::RolloutId,
     rejection::{Rejection, RuleError},
-    rollout::{Gate, Pause, Purpose, Rollout, RolloutState, Verdict, VerdictRecord, assignment::assigned_release, availability},
+    rollout::{
+        EndReason, Evidence, Gate, PauseReason, Purpose, RollbackReason, Rollout, RolloutState, Verdict, VerdictRecord,
+        WaveTally,
+        apply::{back, end, illegal, move_to, open, pause, save},
+        assignment::assigned_release,
+        availability,
+        plan_input::lost,
+        reason::{EventReason, bounded},
+    },
     tables::{Tables, key},
     units::Millis,
 };
 
-/// Tells targets of the present wave to run the release. Refuses what would break an invariant, whoever asks.
+/// Assigns targets of the present wave the release. Refuses what would break an invariant, whoever asks.
 pub(crate) fn change_targets<T: Tables>(
     context: &mut Context<'_, T>,
     id: RolloutId,
@@ -43,12 +50,11 @@ pub(crate) fn change_targets<T: Tables>(
         if !report.as_ref().is_some_and(|report| report.serving) {
             rollout.sets.down_before.insert(index);
         }
-        // A target that was told to run this release already says nothing new: what it said last counts.
+        // A target that was assigned this release already reports nothing new: its last report counts.
         let is_healthy =
             |report: Report| report.release.as_ref() == Some(&rollout.release) && report.progress == Progress::Healthy;
-        if assigned_release(&deployment, Some(&rollout), index).as_ref() == Some(&rollout.release)
-            && report.is_some_and(is_healthy)
-        {
+        let assigned = assigned_release(&deployment, Some(&rollout), index);
+        if assigned.as_ref() == Some(&rollout.release) && report.is_some_and(is_healthy) {
             rollout.sets.healthy.insert(index);
             rollout.sets.down_before.remove(index);
         }
@@ -59,8 +65,10 @@ pub(crate) fn change_targets<T: Tables>(
     rollout.sets.changed |= targets;
     rollout.sets.unreachable |= unreachable;
     rollout.sets.unreachable -= &rollout.sets.changed;
-    if let Some(why) = availability::violation(&rollout, &members, targets) {
-        return Err(Rejection::Unavailable { subject: Subject::Rollout(id), why }.into());
+    if is_enforced(Check::Availability)
+        && let Some(bound) = availability::violation(&rollout, &members, targets)
+    {
+        return Err(Rejection::TooManyUnavailable { subject: Subject::Rollout(id), bound }.into());
     }
     if !targets.is_empty() {
         // The deadline is a batch's: a new one has all of it.
@@ -81,13 +89,12 @@ pub(crate) fn change_targets<T: Tables>(
 pub(crate) fn record_elapsed<T: Tables>(
     context: &mut Context<'_, T>,
     id: RolloutId,
-    wave: u32,
-    gate: Gate,
+    (wave, gate, targets): (u32, Gate, u64),
     elapsed: Millis,
 ) -> Result<Subject, RuleError> {
     let mut rollout = open(context, id, "be watched")?;
-    if (rollout.wave, rollout.gate) != (wave, gate) || elapsed < rollout.elapsed {
-        return Err(illegal(&rollout, "be watched at another gate, or backwards"));
+    if (rollout.wave, rollout.gate, rollout.targets_assigned()) != (wave, gate, targets) || elapsed < rollout.elapsed {
+        return Err(illegal(&rollout, "be watched at another gate or batch, or backwards"));
     }
     rollout.elapsed = elapsed;
     save(context, rollout)
@@ -100,10 +107,10 @@ pub(crate) fn record_verdict<T: Tables>(
     wave: u32,
     gate: Gate,
     verdict: Verdict,
-    evidence: &str,
+    evidence: &Evidence,
 ) -> Result<Subject, RuleError> {
     let rollout = open(context, id, "be judged")?;
-    judge(context, rollout, (wave, gate), verdict, evidence)
+    judge(context, rollout, (wave, gate), verdict, evidence.clone())
 }
 
 fn judge<T: Tables>(
@@ -111,7 +118,7 @@ fn judge<T: Tables>(
     mut rollout: Rollout,
     (wave, gate): (u32, Gate),
     verdict: Verdict,
-    evidence: &str,
+    evidence: Evidence,
 ) -> Result<Subject, RuleError> {
     let id = rollout.id;
     if !rollout.state.is_forward() || (rollout.wave, rollout.gate) != (wave, gate) {
@@ -120,52 +127,53 @@ fn judge<T: Tables>(
     if rollout.paused.is_some() && verdict == Verdict::Pass {
         return Err(illegal(&rollout, "go on while it is paused"));
     }
-    if verdict != Verdict::Fail {
+    if verdict != Verdict::Fail && is_enforced(Check::Verdict) {
         let members = context.environment(&rollout.environment)?.members;
-        check_passable(&rollout, &members, verdict)?;
+        check_passable(&rollout, &members, &lost(context.tables)?, verdict)?;
     }
-    let by = context.principal.clone();
-    let record = VerdictRecord { wave, gate, verdict, evidence: evidence.to_owned(), by, at: context.at };
-    rollout.verdicts.push(record);
     let event = context.event(Subject::Rollout(id), EventKind::RolloutGateJudged);
-    event.data(DataKey::Wave, wave + 1).data(DataKey::Gate, gate.name()).data(DataKey::Verdict, verdict.name()).note(evidence);
+    event.data(DataKey::Wave, wave + 1).data(DataKey::Gate, gate.name()).data(DataKey::Verdict, verdict.name());
+    evidence.describe(event);
+    let (by, at) = (context.principal.clone(), context.at);
+    rollout.verdicts.push(VerdictRecord { wave, gate, verdict, evidence: evidence.clone(), by, at });
     match verdict {
         Verdict::Pass | Verdict::Overridden => pass(context, rollout),
-        // There is nothing better to go back to: its targets stay told to run the release, and a person looks.
-        Verdict::Fail if rollout.purpose == Purpose::Rollback => end(context, rollout, RolloutState::Failed, Some(evidence)),
+        // There is nothing better to go back to: its targets stay assigned the release, and a person looks.
+        Verdict::Fail if rollout.purpose == Purpose::Rollback => {
+            end(context, rollout, RolloutState::Failed, Some(EndReason::Verdict { wave, gate, evidence }))
+        }
         Verdict::Fail if rollout.settings.irreversible => {
-            let why = format!("{evidence}; the release is irreversible, so a person decides: promote or abort");
-            context.event(Subject::Rollout(id), EventKind::RolloutPaused).note(&why);
-            rollout.paused = Some(Pause { why, by: context.principal.clone(), at: context.at });
+            pause(context, &mut rollout, PauseReason::Irreversible(evidence));
             save(context, rollout)
         }
-        Verdict::Fail => back::begin(context, rollout, evidence),
+        Verdict::Fail => back::begin(context, rollout, RollbackReason::Verdict { wave, gate, evidence }),
     }
 }
 
-/// A verdict may be late: what its gate guards must hold when it is applied, not only when it was reached.
-fn check_passable(rollout: &Rollout, members: &RoaringBitmap, verdict: Verdict) -> Result<(), RuleError> {
-    let (sets, wave) = (&rollout.sets, rollout.wave_targets(members));
+/// A verdict may be late: what its gate guards must hold when it is applied, not only when it was reached. Deliberately computed again
+/// from the sets, and stricter than `decide`: at a passing convergence whoever is not healthy counts as failed, whatever the deadline.
+fn check_passable(rollout: &Rollout, members: &RoaringBitmap, lost: &RoaringBitmap, verdict: Verdict) -> Result<(), RuleError> {
+    let mut tally = WaveTally::new(rollout, members);
+    let at_convergence = rollout.gate == Gate::Convergence;
     // Nobody passes a wave that was not changed: what is left of it would change at once when the rollout ends.
-    if rollout.gate == Gate::Convergence && !wave.is_subset(&(&sets.changed | &sets.unreachable)) {
+    if at_convergence && !tally.unchanged().is_subset(&rollout.sets.unreachable) {
         return Err(illegal(rollout, "pass a wave that has targets left to change"));
     }
     if verdict == Verdict::Overridden {
         return Ok(());
     }
-    let told = &wave & &sets.changed;
-    let judged = if rollout.stable.is_some() { &told - &sets.down_before } else { told };
-    if rollout.purpose == Purpose::Deploy && !judged.is_empty() && judged.is_disjoint(&sets.healthy) {
+    if rollout.purpose == Purpose::Deploy && !tally.judged.is_empty() && tally.judged.is_disjoint(&tally.healthy) {
         return Err(illegal(rollout, "pass a wave that has no healthy target"));
     }
-    let mut failed = &sets.failed & &sets.changed & members;
-    if rollout.gate == Gate::Convergence && rollout.purpose == Purpose::Deploy {
-        failed |= (wave & &sets.changed) - &sets.healthy;
+    if at_convergence {
+        let mut unhealthy = &tally.changed - &tally.healthy;
+        if rollout.purpose == Purpose::Rollback {
+            // It goes back without the lost ones: they converge when they return.
+            unhealthy -= lost;
+        }
+        tally = tally.with_overdue(rollout, unhealthy);
     }
-    if rollout.stable.is_some() {
-        failed -= &sets.down_before;
-    }
-    if failed.len() > rollout.max_failures() {
+    if tally.has_too_many_failures() {
         return Err(illegal(rollout, "pass a gate while more targets fail than may"));
     }
     Ok(())
@@ -179,7 +187,7 @@ pub(crate) fn promote<T: Tables>(context: &mut Context<'_, T>, id: RolloutId, wh
     }
     rollout.paused = None;
     let (wave, gate) = (rollout.wave, rollout.gate);
-    judge(context, rollout, (wave, gate), Verdict::Overridden, why)
+    judge(context, rollout, (wave, gate), Verdict::Overridden, Evidence::Promoted(bounded(why)))
 }
 
 /// What follows a passed gate: the bake, the next wave, or the end.

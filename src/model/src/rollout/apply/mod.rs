@@ -1,4 +1,4 @@
-//! Rollouts: starting one, driving it forward, taking it back, and hearing what its targets say.
+//! Rollouts: starting one, driving it forward, taking it back, and counting what its targets report.
 //!
 //! `drive` and `back` hold the checks that make an unsafe step impossible, whoever asks for it.
 
@@ -18,22 +18,27 @@ use crate::{
     event::{DataKey, EventKind, Subject},
     fleet::{PortLease, Target, lease_key, port_leases},
     rejection::{Rejection, RuleError},
-    rollout::{Deployment, OpenRollout, Past, Pause, Purpose, Rollout, RolloutState, assignment::assigned_release},
+    rollout::{
+        Deployment, EndReason, OpenRollout, Past, Pause, PauseReason, Purpose, Rollout, RolloutState, StartReason,
+        assignment::assigned_release,
+        reason::{EventReason, bounded},
+    },
     tables::{Tables, key},
 };
 
 pub(crate) fn apply<T: Tables>(context: &mut Context<'_, T>, action: &RolloutAction) -> Result<Subject, RuleError> {
     match action {
         RolloutAction::Start { environment, release, purpose, why, if_plan } => {
-            let (purpose, why, if_plan, by) = (*purpose, why.clone(), *if_plan, context.principal.clone());
-            start::start(context, start::Request { environment, release, purpose, why, if_plan, by })
+            let (purpose, if_plan, by) = (*purpose, *if_plan, context.principal.clone());
+            let reason = StartReason::Requested(why.as_deref().map(bounded));
+            start::start(context, start::Request { environment, release, purpose, reason, if_plan, by })
         }
         RolloutAction::Unblock { rollout } => start::unblock(context, *rollout),
         RolloutAction::ChangeTargets { rollout, targets, unreachable } => {
             drive::change_targets(context, *rollout, targets, unreachable)
         }
-        RolloutAction::RecordElapsed { rollout, wave, gate, elapsed } => {
-            drive::record_elapsed(context, *rollout, *wave, *gate, *elapsed)
+        RolloutAction::RecordElapsed { rollout, wave, gate, targets, elapsed } => {
+            drive::record_elapsed(context, *rollout, (*wave, *gate, *targets), *elapsed)
         }
         RolloutAction::RecordVerdict { rollout, wave, gate, verdict, evidence } => {
             drive::record_verdict(context, *rollout, *wave, *gate, *verdict, evidence)
@@ -45,9 +50,7 @@ pub(crate) fn apply<T: Tables>(context: &mut Context<'_, T>, action: &RolloutAct
             if rollout.state == RolloutState::RollingBack {
                 return Err(illegal(&rollout, "be paused: what was touched goes back first"));
             }
-            let pause = Pause { why: why.clone(), by: context.principal.clone(), at: context.at };
-            rollout.paused.get_or_insert(pause);
-            context.event(Subject::Rollout(rollout.id), EventKind::RolloutPaused).note(why);
+            pause(context, &mut rollout, PauseReason::Requested(bounded(why)));
             save(context, rollout)
         }
         RolloutAction::Resume { rollout } => {
@@ -61,6 +64,12 @@ pub(crate) fn apply<T: Tables>(context: &mut Context<'_, T>, action: &RolloutAct
         RolloutAction::Abort { rollout, why } => back::abort(context, *rollout, why),
         RolloutAction::Promote { rollout, why } => drive::promote(context, *rollout, why),
     }
+}
+
+/// Pauses `rollout`. A rollout that is paused already keeps its first reason.
+fn pause<T: Tables>(context: &mut Context<'_, T>, rollout: &mut Rollout, reason: PauseReason) {
+    reason.describe(context.event(Subject::Rollout(rollout.id), EventKind::RolloutPaused));
+    rollout.paused.get_or_insert(Pause { reason, by: context.principal.clone(), at: context.at });
 }
 
 /// The rollout, if it has not ended and is as the client saw it.
@@ -80,7 +89,7 @@ fn move_to<T: Tables>(
     context: &mut Context<'_, T>,
     rollout: &mut Rollout,
     next: RolloutState,
-    why: Option<&str>,
+    reason: Option<&dyn EventReason>,
 ) -> Result<(), RuleError> {
     if !rollout.state.may_become(next) {
         return Err(illegal(rollout, &format!("become {next}")));
@@ -93,8 +102,8 @@ fn move_to<T: Tables>(
         .data(DataKey::Pipeline, &rollout.pipeline)
         .data(DataKey::Environment, &rollout.environment)
         .data(DataKey::Release, &rollout.release);
-    if let Some(why) = why {
-        event.note(why);
+    if let Some(reason) = reason {
+        reason.describe(event);
     }
     Ok(())
 }
@@ -110,17 +119,18 @@ fn end<T: Tables>(
     context: &mut Context<'_, T>,
     mut rollout: Rollout,
     end: RolloutState,
-    why: Option<&str>,
+    reason: Option<EndReason>,
 ) -> Result<Subject, RuleError> {
     let was_forward = rollout.state.is_forward();
-    move_to(context, &mut rollout, end, why)?;
+    move_to(context, &mut rollout, end, reason.as_ref().map(|reason| reason as &dyn EventReason))?;
     rollout.paused = None;
+    rollout.end_reason = reason;
     let mut deployment = context.deployment(&rollout.environment, &rollout.pipeline)?;
     // A rollback that fails on its way forward has nothing better to go back to: its release is the stable one all the same.
     let gave_up = end == RolloutState::Failed && was_forward && rollout.purpose == Purpose::Rollback;
     if end == RolloutState::Deployed || gave_up {
-        hold_cordoned(context, &mut deployment, &rollout)?;
-        let_ports_go(context, &deployment, &rollout)?;
+        retain_cordoned(context, &mut deployment, &rollout)?;
+        release_ports(context, &deployment, &rollout)?;
         deployment.stable = Some(rollout.release.clone());
     }
     deployment.rollout = deployment.rollout.filter(|id| *id != rollout.id);
@@ -132,9 +142,9 @@ fn end<T: Tables>(
     save(context, rollout)
 }
 
-/// Lets go of the `auto` ports that neither the new stable release nor the one before it has, where the new one is known to run. Those
+/// Releases the `auto` ports that neither the new stable release nor the one before it has, where the new one is known to run. Those
 /// of the one before stay for now: its instances may still be draining. Going back further leases again.
-fn let_ports_go<T: Tables>(context: &mut Context<'_, T>, deployment: &Deployment, rollout: &Rollout) -> Result<(), RuleError> {
+fn release_ports<T: Tables>(context: &mut Context<'_, T>, deployment: &Deployment, rollout: &Rollout) -> Result<(), RuleError> {
     let mut gone = BTreeSet::new();
     for former in deployment.rollback_candidates() {
         gone.extend(port_leases::auto_ports(&context.release(former)?));
@@ -152,25 +162,24 @@ fn let_ports_go<T: Tables>(context: &mut Context<'_, T>, deployment: &Deployment
     Ok(())
 }
 
-/// No rollout changes a cordoned target: those that this one left out stay on what they were told to run.
-fn hold_cordoned<T: Tables>(context: &Context<'_, T>, deployment: &mut Deployment, rollout: &Rollout) -> Result<(), RuleError> {
+/// No rollout changes a cordoned target: those that this one left out stay on what they are assigned.
+fn retain_cordoned<T: Tables>(context: &Context<'_, T>, deployment: &mut Deployment, rollout: &Rollout) -> Result<(), RuleError> {
     for index in &rollout.sets.changed {
-        deployment.release_hold(index);
+        deployment.release_retained(index);
     }
     let members = context.environment(&rollout.environment)?.members;
     for index in members - &rollout.sets.changed {
         let target: Option<Target> = context.tables.get(&key(index))?;
         if target.is_none_or(|target| target.cordoned.is_none()) {
-            deployment.release_hold(index);
+            deployment.release_retained(index);
             continue;
         }
-        match assigned_release(deployment, Some(rollout), index) {
-            Some(release) if release == rollout.release => deployment.release_hold(index),
-            told => {
-                deployment.hold(index, told);
-                true
-            }
-        };
+        let assigned = assigned_release(deployment, Some(rollout), index);
+        if assigned.as_ref() == Some(&rollout.release) {
+            deployment.release_retained(index);
+        } else {
+            deployment.retain(index, assigned);
+        }
     }
     Ok(())
 }

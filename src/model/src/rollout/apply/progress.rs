@@ -1,4 +1,4 @@
-//! What targets say, as the open rollouts count it: one write a rollout for a whole batch of reports.
+//! What targets report, as the open rollouts count it: one write a rollout for a whole batch of reports.
 
 use std::collections::BTreeMap;
 
@@ -80,7 +80,13 @@ fn count(rollout: &mut Rollout, observation: &Observation, at: Timestamp) -> boo
     let failed = about && matches!(report.progress, Observed::Failed | Observed::Unhealthy);
     if reverting {
         let restored = if rollout.stable.is_none() { Observed::Stopped } else { Observed::Healthy };
-        set(&mut rollout.sets.restored, about && report.progress == restored);
+        let restored = about && report.progress == restored;
+        set(&mut rollout.sets.restored, restored);
+        if restored {
+            // From now on its failures are ours.
+            set(&mut rollout.sets.down_before_revert, false);
+            set(&mut rollout.sets.given_up, false);
+        }
         set(&mut rollout.sets.unrestored, failed);
     } else if rollout.sets.changed.contains(target) {
         let healthy = about && report.progress == Observed::Healthy;

@@ -4,19 +4,21 @@ use std::collections::BTreeMap;
 
 use roaring::RoaringBitmap;
 
-use crate::rollout::apply::{end, illegal, move_to, open, save};
 use crate::{
     apply::context::Context,
     digest::Digest,
-    event::{DataKey, EventKind, Subject, cut},
+    event::{DataKey, EventKind, Subject},
     fleet::{PortLease, Target, port_leases::missing},
     ids::{EnvironmentName, ReleaseId, RolloutId},
     principal::Principal,
     rejection::{Rejection, RuleError},
     release::{Artifact, Release},
     rollout::{
-        Before, Deployment, Gate, OpenRollout, Purpose, Quarantined, Rollout, RolloutState, Sets,
+        Before, BlockReason, Deployment, EndReason, Gate, OpenRollout, Purpose, Quarantined, RollbackReason, Rollout,
+        RolloutState, Sets, StartReason,
+        apply::{end, illegal, move_to, open, save},
         plan_input::{Planned, blocked, planned},
+        reason::EventReason,
     },
     tables::{Tables, key},
     units::Millis,
@@ -25,14 +27,11 @@ use crate::{
 /// From so many on, those quarantined releases are forgotten whose artifacts are gone: nobody can deploy them any more.
 const QUARANTINED_LOOKED_THROUGH: usize = 50;
 
-/// The longest reason that a quarantine keeps, in bytes.
-const QUARANTINE_WHY_BYTES_MAX: usize = 2000;
-
 pub(crate) struct Request<'a> {
     pub environment: &'a EnvironmentName,
     pub release: &'a ReleaseId,
     pub purpose: Purpose,
-    pub why: Option<String>,
+    pub reason: StartReason,
     pub if_plan: Option<Digest>,
     pub by: Principal,
 }
@@ -51,9 +50,9 @@ pub(crate) fn start<T: Tables>(context: &mut Context<'_, T>, request: Request<'_
     // From here on nothing is rejected: a rollout that starts by itself must leave nothing half done.
     context.cluster.next_rollout += 1;
     let mut deployment = context.deployment(request.environment, &release.id.pipeline)?;
-    let before = told_before(context, &deployment)?;
+    let before = assigned_before(context, &deployment)?;
     if request.purpose == Purpose::Rollback {
-        preempt(context, &mut deployment, id, request.release, request.why.as_deref())?;
+        preempt(context, &mut deployment, id, request.release, &request.reason)?;
     }
     let Planned { plan, settings, stable, blocked, .. } = planned;
     let mut rollout = Rollout {
@@ -76,7 +75,9 @@ pub(crate) fn start<T: Tables>(context: &mut Context<'_, T>, request: Request<'_
         verdicts: Vec::new(),
         failures: Vec::new(),
         preempted_by: None,
-        why: request.why,
+        start_reason: request.reason,
+        rollback_reason: None,
+        end_reason: None,
         by: request.by,
         created_at: context.at,
         started_at: None,
@@ -135,7 +136,7 @@ fn take_place<T: Tables>(context: &mut Context<'_, T>, rollout: &Rollout, deploy
     let Some(waiting) = deployment.next.take() else { return Ok(()) };
     let waiting = context.rollout(waiting)?;
     if !waiting.state.is_end() {
-        end(context, waiting, RolloutState::Canceled, Some(&format!("{} takes its place in the queue", rollout.id)))?;
+        end(context, waiting, RolloutState::Canceled, Some(EndReason::Superseded { by: rollout.id }))?;
         *deployment = context.deployment(&rollout.environment, &rollout.pipeline)?;
     }
     Ok(())
@@ -144,8 +145,10 @@ fn take_place<T: Tables>(context: &mut Context<'_, T>, rollout: &Rollout, deploy
 /// Waits behind what blocks it.
 fn wait<T: Tables>(context: &mut Context<'_, T>, rollout: &Rollout, deployment: &mut Deployment) {
     deployment.next = Some(rollout.id);
-    let why = rollout.blocked.as_ref().map(ToString::to_string).unwrap_or_default();
-    context.event(Subject::Rollout(rollout.id), EventKind::RolloutBlocked).note(why);
+    let event = context.event(Subject::Rollout(rollout.id), EventKind::RolloutBlocked);
+    if let Some(blocked) = &rollout.blocked {
+        blocked.describe(event);
+    }
 }
 
 /// What blocked it is gone: it is planned again, for what is true now.
@@ -157,7 +160,12 @@ pub(crate) fn unblock<T: Tables>(context: &mut Context<'_, T>, id: RolloutId) ->
     let mut deployment = context.deployment(&rollout.environment, &rollout.pipeline)?;
     let environment = context.environment(&rollout.environment)?;
     if let Some(still) = blocked(&environment, Some(&deployment), rollout.purpose) {
-        return Err(Rejection::Unavailable { subject: Subject::Rollout(id), why: still.to_string() }.into());
+        return Err(match still {
+            BlockReason::Rollout(holder) => {
+                Rejection::Held { subject: Subject::Rollout(id), holder: Subject::Rollout(holder) }.into()
+            }
+            BlockReason::Frozen(_) => Rejection::Frozen(Subject::Environment(rollout.environment)).into(),
+        });
     }
     let release = context.release(&rollout.release)?;
     let now = planned(context.tables, &rollout.environment, &rollout.release, rollout.purpose, id.0);
@@ -165,30 +173,32 @@ pub(crate) fn unblock<T: Tables>(context: &mut Context<'_, T>, id: RolloutId) ->
     let (now, leases) = match now {
         Ok(now) => now,
         // It can never begin, such as a release that was quarantined meanwhile: it ends instead of waiting for ever.
-        Err(RuleError::Rejected(why)) => return end(context, rollout, RolloutState::Canceled, Some(&why.to_string())),
+        Err(RuleError::Rejected(rejection)) => {
+            return end(context, rollout, RolloutState::Canceled, Some(EndReason::Refused(Box::new(rejection))));
+        }
         Err(error) => return Err(error),
     };
     rollout.plan = now.plan;
     rollout.settings = now.settings;
     rollout.stable = now.stable;
-    rollout.before = told_before(context, &deployment)?;
+    rollout.before = assigned_before(context, &deployment)?;
     begin(context, &mut rollout, &mut deployment, leases)?;
     context.tables.put(&deployment)?;
     save(context, rollout)
 }
 
-/// Which targets are told to run something else than the stable release: those that the open rollout has moved.
-fn told_before<T: Tables>(context: &Context<'_, T>, deployment: &Deployment) -> Result<Before, RuleError> {
+/// The targets that are assigned something else than the stable release: those that the open rollout has moved.
+fn assigned_before<T: Tables>(context: &Context<'_, T>, deployment: &Deployment) -> Result<Before, RuleError> {
     let Some(open) = deployment.rollout else { return Ok(Vec::new()) };
     let rollout = context.rollout(open)?;
-    let mut told: BTreeMap<Option<ReleaseId>, RoaringBitmap> = BTreeMap::new();
+    let mut assigned: BTreeMap<Option<ReleaseId>, RoaringBitmap> = BTreeMap::new();
     let moved = &rollout.sets.changed - &rollout.sets.reverted;
     for (release, targets) in &rollout.before {
-        *told.entry(release.clone()).or_default() |= &(targets - &rollout.sets.changed) - &rollout.sets.reverted;
+        *assigned.entry(release.clone()).or_default() |= &(targets - &rollout.sets.changed) - &rollout.sets.reverted;
     }
-    *told.entry(Some(rollout.release.clone())).or_default() |= moved;
-    told.retain(|release, targets| *release != deployment.stable && !targets.is_empty());
-    Ok(told.into_iter().collect())
+    *assigned.entry(Some(rollout.release.clone())).or_default() |= moved;
+    assigned.retain(|release, targets| *release != deployment.stable && !targets.is_empty());
+    Ok(assigned.into_iter().collect())
 }
 
 /// A rollback asked for by a person takes the place of what is at work and of what waits. The releases that it goes back from
@@ -198,9 +208,12 @@ fn preempt<T: Tables>(
     deployment: &mut Deployment,
     by: RolloutId,
     to: &ReleaseId,
-    why: Option<&str>,
+    reason: &StartReason,
 ) -> Result<(), RuleError> {
-    let why = why.unwrap_or("rolled back by hand");
+    let text = match reason {
+        StartReason::Requested(text) => text.clone(),
+        StartReason::Branch(_) => None,
+    };
     let mut gone_back_from: Vec<(ReleaseId, RolloutId)> = Vec::new();
     for id in [deployment.rollout, deployment.next].into_iter().flatten() {
         let mut open = context.rollout(id)?;
@@ -211,12 +224,13 @@ fn preempt<T: Tables>(
             gone_back_from.push((open.release.clone(), id));
         }
         open.preempted_by = Some(by);
-        end(context, open, RolloutState::Preempted, Some(&format!("{by} rolls back: {why}")))?;
+        end(context, open, RolloutState::Preempted, Some(EndReason::Preempted { by, text: text.clone() }))?;
     }
     *deployment = context.deployment(&deployment.environment, &deployment.pipeline)?;
     gone_back_from.extend(deployment.stable.clone().filter(|stable| stable != to).map(|stable| (stable, by)));
     for (release, rollout) in gone_back_from {
-        quarantine(context, deployment, &release, rollout, why)?;
+        let reason = RollbackReason::Requested { by: context.principal.clone(), text: text.clone() };
+        quarantine(context, deployment, &release, rollout, reason)?;
     }
     Ok(())
 }
@@ -227,7 +241,7 @@ pub(crate) fn quarantine<T: Tables>(
     deployment: &mut Deployment,
     release: &ReleaseId,
     rollout: RolloutId,
-    why: &str,
+    reason: RollbackReason,
 ) -> Result<(), RuleError> {
     if deployment.quarantined.iter().any(|kept| kept.release == *release) {
         return Ok(());
@@ -243,15 +257,14 @@ pub(crate) fn quarantine<T: Tables>(
         }
         deployment.quarantined = kept;
     }
-    let why = cut(why, QUARANTINE_WHY_BYTES_MAX);
-    let quarantined = Quarantined { release: release.clone(), rollout, why: why.clone(), at: context.at };
-    deployment.quarantined.push(quarantined);
     let event = context.event(Subject::Environment(deployment.environment.clone()), EventKind::EnvironmentReleaseQuarantined);
-    event.data(DataKey::Release, release).data(DataKey::Rollout, rollout).note(why);
+    event.data(DataKey::Release, release).data(DataKey::Rollout, rollout);
+    reason.describe(event);
+    deployment.quarantined.push(Quarantined { release: release.clone(), rollout, reason, at: context.at });
     Ok(())
 }
 
-/// Starts the rollouts of the environments that deploy one of `branches` by themselves. One that cannot start is told, and stops no other.
+/// Starts the rollouts of the environments that deploy one of `branches` by themselves. One that cannot start leaves an event, and stops no other.
 pub(crate) fn start_automatically<T: Tables>(
     context: &mut Context<'_, T>,
     release: &Release,
@@ -260,7 +273,7 @@ pub(crate) fn start_automatically<T: Tables>(
 ) -> Result<(), RuleError> {
     for (environment, deploy) in &release.file.deploy {
         let Some(branch) = branches.iter().find(|branch| deploy.deploys_by_itself(branch)) else { continue };
-        let why = Some(format!("{branch} deploys by itself"));
+        let reason = StartReason::Branch(branch.clone());
         let newer = newest_there(context, environment, release)?;
         let started = match newer {
             Some(same) if same == release.id => continue,
@@ -270,7 +283,7 @@ pub(crate) fn start_automatically<T: Tables>(
             })),
             None => {
                 let (release, purpose, by) = (&release.id, Purpose::Deploy, by.clone());
-                start(context, Request { environment, release, purpose, why, if_plan: None, by })
+                start(context, Request { environment, release, purpose, reason, if_plan: None, by })
             }
         };
         match started {

@@ -3,16 +3,16 @@
 
 use roaring::RoaringBitmap;
 
-/// Where a wave stands. All are sets of target numbers of the environment.
+/// What the next batch depends on. All are sets of target numbers of the environment.
 #[derive(Debug, Clone, Copy)]
-pub struct WaveState<'s> {
+pub struct BatchInput<'s> {
     /// The targets of the wave that can be reached: the others might come back, and stop, when the budget is spent.
     pub members: &'s RoaringBitmap,
-    /// Those of any wave that this rollout told to change.
+    /// Those of any wave that this rollout changed.
     pub started: &'s RoaringBitmap,
     /// Those of `started` that run the new release and are healthy now. One that fails later leaves this set.
     pub settled: &'s RoaringBitmap,
-    /// Those that serve nothing healthy now, or served nothing when they were told to change, by no doing of ours.
+    /// Those that serve nothing healthy now, or served nothing before they were changed, by no doing of ours.
     /// A target leaves this set when it has once been healthy: after that its failures are ours.
     pub down_before: &'s RoaringBitmap,
     /// The targets of each zone: [`super::Plan::zones`]. Only looked at with `spread_zone`.
@@ -23,14 +23,14 @@ pub struct WaveState<'s> {
     pub spread_zone: bool,
 }
 
-/// The targets that count against the budget: those that this rollout told to change and that are not healthy on the new
+/// The targets that count against the budget: those that this rollout changed and that are not healthy on the new
 /// release, whether they still serve the old one or not: each may stop at any moment, so each is counted from the start. Targets
 /// that served nothing before cost nothing.
-pub fn at_risk(state: &WaveState<'_>) -> RoaringBitmap {
+pub fn at_risk(state: &BatchInput<'_>) -> RoaringBitmap {
     state.started - state.settled - state.down_before
 }
 
-/// The targets of the wave to change now, besides those that already were told.
+/// The targets of the wave to change now, besides those that already were changed.
 ///
 /// - Those that serve nothing are changed at once, outside the budget: repairing is free.
 /// - Of the others, as many as `max_unavailable` leaves, the lowest numbers first.
@@ -39,7 +39,7 @@ pub fn at_risk(state: &WaveState<'_>) -> RoaringBitmap {
 ///   count as a zone of their own.
 ///
 /// So when failed targets have used up the budget, nothing more is changed, and the wave's deadline decides.
-pub fn next_batch(state: &WaveState<'_>) -> RoaringBitmap {
+pub fn next_batch(state: &BatchInput<'_>) -> RoaringBitmap {
     let left = state.members - state.started;
     let free = &left & state.down_before;
     let at_risk = at_risk(state);

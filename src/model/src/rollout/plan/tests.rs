@@ -131,7 +131,7 @@ fn bitmap(members: impl IntoIterator<Item = u32>) -> RoaringBitmap {
 /// A state of ten targets, zones 0..5 and 5..10, with a budget of three.
 fn pick(started: &[u32], settled: &[u32], down_before: &[u32], spread_zone: bool) -> Vec<u32> {
     let set = |list: &[u32]| bitmap(list.iter().copied());
-    let state = WaveState {
+    let state = BatchInput {
         members: &bitmap(0..10),
         started: &set(started),
         settled: &set(settled),
@@ -266,7 +266,7 @@ proptest! {
             let converging = &started - &settled;
             match kind {
                 0 => {
-                    let state = WaveState {
+                    let state = BatchInput {
                         members: &(&planned.waves[wave].targets - &unreachable),
                         started: &started,
                         settled: &settled,
@@ -280,7 +280,7 @@ proptest! {
                     // The worst case: all of them stop at once.
                     stopped |= &batch - &down_before;
                     let now_started = &started | &batch;
-                    let risked = at_risk(&WaveState { started: &now_started, ..state });
+                    let risked = at_risk(&BatchInput { started: &now_started, ..state });
                     prop_assert!(risked.is_superset(&stopped));
                     started = now_started;
                 }
@@ -308,7 +308,7 @@ proptest! {
         for wave in &planned.waves {
             let mut rounds = 0;
             while !wave.targets.is_subset(&settled) {
-                let state = WaveState {
+                let state = BatchInput {
                     members: &wave.targets,
                     started: &settled,
                     settled: &settled,
