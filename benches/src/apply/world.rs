@@ -26,9 +26,9 @@ use swell_model::{
     pipeline::{Retention, Source},
     pipeline_file::PipelineFile,
     principal::Principal,
-    rollout::{Gate, Purpose, Rollout, Verdict},
+    rollout::{Gate, Purpose, Rollout, Verdict, reason::Evidence},
     tables::{MemoryTables, ReadTables as _, key},
-    units::{ByteSize, Timestamp},
+    units::{ByteSize, Millis, Timestamp},
     wire::AgentId,
 };
 
@@ -92,6 +92,7 @@ impl World {
             action,
             principal: Principal::system("bench"),
             at: Timestamp(self.index * 1000),
+            monotonic: Default::default(),
             idempotency_key: None,
             fingerprint: None,
             epoch: None,
@@ -156,8 +157,8 @@ impl World {
                 }
             }
             let (wave, gate) = (rollout.wave, rollout.gate);
-            let verdict =
-                RolloutAction::RecordVerdict { rollout: id, wave, gate, verdict: Verdict::Pass, evidence: "measured".into() };
+            let evidence = Evidence::Baked { healthy: self.targets.into(), changed: self.targets.into(), duration: Millis(0) };
+            let verdict = RolloutAction::RecordVerdict { rollout: id, wave, gate, verdict: Verdict::Pass, evidence };
             self.apply(verdict.into())?;
         }
     }

@@ -38,6 +38,8 @@ pub struct Checks {
     pub transitions: BTreeSet<(&'static str, String, String)>,
     head: Option<Digest>,
     at: Timestamp,
+    /// The sequence of each target's newest report.
+    sequences: BTreeMap<u32, u64>,
     /// What each target said last.
     said: BTreeMap<u32, Report>,
     /// For each rollout: told while they served, and not healthy since.
@@ -133,7 +135,15 @@ impl Checks {
 
     fn reports(&mut self, history: &History, command: &Command) {
         let Action::Fleet(FleetAction::Report { targets }) = &command.action else { return };
-        for (target, report) in targets.iter().flat_map(|said| said.reports.iter().map(move |report| (&said.target, report))) {
+        for (target, origin, report) in
+            targets.iter().flat_map(|said| said.reports.iter().map(move |report| (&said.target, &said.origin, report)))
+        {
+            // One that was overtaken by a newer one says nothing new.
+            let newest = self.sequences.entry(*target).or_default();
+            if origin.sequence <= *newest {
+                continue;
+            }
+            *newest = origin.sequence;
             self.said.insert(*target, report.clone());
             for rollout in history.open_rollouts() {
                 let healthy = report.release.as_ref() == Some(&rollout.release) && report.progress == Progress::Healthy;

@@ -16,7 +16,7 @@ use swell_model::{
     command::{BuildAction, ClusterAction, Command, RepositoryAction},
     event::Subject,
     fleet::{
-        Environment, PortLease, Presence, Target, TargetByName,
+        Environment, LostTargets, PortLease, Presence, Target, TargetByAddress, TargetByName,
         observation::{Observation, Progress},
     },
     pipeline::{ConsideredRef, Pipeline},
@@ -65,6 +65,8 @@ macro_rules! of_table {
             Table::OpenRollouts => $function::<OpenRollout>($argument),
             Table::Observations => $function::<Observation>($argument),
             Table::PortLeases => $function::<PortLease>($argument),
+            Table::TargetsByAddress => $function::<TargetByAddress>($argument),
+            Table::LostTargets => $function::<LostTargets>($argument),
             Table::Runners => $function::<Runner>($argument),
             Table::ActorFailures => $function::<ActorFailure>($argument),
             Table::Answers => $function::<Answer>($argument),
