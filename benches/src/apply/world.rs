@@ -26,7 +26,7 @@ use swell_model::{
     pipeline::{Retention, Source},
     pipeline_file::PipelineFile,
     principal::Principal,
-    rollout::{Gate, Purpose, Rollout, Verdict, reason::Evidence},
+    rollout::{Evidence, Gate, Purpose, Rollout, Verdict},
     tables::{MemoryTables, ReadTables as _, key},
     units::{ByteSize, Millis, Timestamp},
     wire::AgentId,

@@ -33,6 +33,7 @@ pub const PROTOCOL_VERSION: u16 = 2;
 
 /// What an agent says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(clippy::large_enum_variant)] // one hello a session: a box would only cost an allocation
 pub enum AgentToServer {
     /// The first frame of a session.
     Hello(AgentHello),

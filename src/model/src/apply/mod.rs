@@ -29,8 +29,6 @@ use crate::{
 /// The most of an actor's failure that state keeps.
 const ACTOR_FAILURE_BYTES_MAX: usize = 500;
 
-/// The most events that one command forgets, so that it costs little to apply.
-
 /// How many outdated answers one command forgets at the most.
 const ANSWERS_FORGOTTEN_AT_ONCE: usize = 4;
 

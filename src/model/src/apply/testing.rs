@@ -59,6 +59,7 @@ pub struct World {
 }
 
 impl World {
+    #[allow(clippy::new_without_default)] // a world has a pipeline and an environment: not the empty one that a default stands for
     pub fn new() -> Self {
         let mut world = Self {
             tables: MemoryTables::new(),
