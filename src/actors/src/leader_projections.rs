@@ -35,7 +35,7 @@ pub(super) struct LeaderProjections {
 }
 
 impl LeaderProjections {
-    /// What state says.
+    /// Computes every projection from state.
     ///
     /// # Errors
     /// When state cannot be read.

@@ -28,7 +28,7 @@ pub struct Options {
     pub node: Node,
     /// This server's number.
     pub server: u64,
-    /// Where bytes are kept.
+    /// The store of artifacts, logs and bundles, shared by the cluster.
     pub content: Arc<dyn ContentStore>,
     /// The repositories that Groundswell hosts.
     pub repositories: HostedRepositories,

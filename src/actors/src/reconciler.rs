@@ -18,10 +18,9 @@ use tokio_util::task::AbortOnDropHandle;
 use super::leader_context::LeaderContext;
 use swell_model::{interfaces::ProposeError, tables::TablesError};
 
-/// When to reconcile next.
+/// The time of the next reconciliation, as the last one asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Requeue {
-    /// When something changes.
     OnChange,
     /// After so long, or when something changes.
     After(Duration),
@@ -29,7 +28,7 @@ pub(super) enum Requeue {
     Done,
 }
 
-/// Why a reconciliation failed. The supervisor restarts the actor from state.
+/// An error that ends a reconciler; its supervisor starts the actor again from state.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ReconcileError {
     #[error(transparent)]

@@ -38,7 +38,7 @@ pub struct LocalRunner {
     pub name: RunnerName,
     /// What it offers to the scheduler.
     pub resources: Resources,
-    /// What runs its attempts.
+    /// Runs the attempts assigned to this runner.
     pub attempts: Attempts,
 }
 

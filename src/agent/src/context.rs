@@ -19,17 +19,17 @@ pub(super) struct Context {
     pub reserve: ByteSize,
     pub client: reqwest::Client,
     pub token: String,
-    /// `http://ADDRESS:PORT` each.
+    /// Base addresses of the servers, each as `http://ADDRESS:PORT`.
     pub servers: Vec<String>,
     /// The server of the present session.
     pub server: watch::Sender<Option<String>>,
     pub reports: Reports,
-    /// Where monotonic milliseconds begin.
+    /// The zero of this agent's monotonic milliseconds.
     pub clock: Instant,
 }
 
 impl Context {
-    /// Monotonic milliseconds.
+    /// Returns the milliseconds since `clock`; they never run backwards.
     pub fn now(&self) -> u64 {
         self.clock.elapsed().as_millis() as u64
     }

@@ -39,7 +39,7 @@ pub(super) struct Origin {
     pub servers: Vec<String>,
 }
 
-/// Where one release goes.
+/// The folders that the delivery of one release writes to.
 #[derive(Debug, Clone)]
 pub(super) struct Place {
     /// The folder of the release, which is made.

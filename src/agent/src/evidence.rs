@@ -24,7 +24,7 @@ const TEXT_BYTES_MAX: usize = 1 << 10;
 /// What was last seen of an instance.
 #[derive(Debug, Clone, Default)]
 pub(super) struct LastSeen {
-    /// How its process ended.
+    /// The end of its process; `None` while it runs.
     pub exit: Option<ExitRecord>,
     /// What the last probe that failed answered.
     pub probe: Option<String>,

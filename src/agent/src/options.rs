@@ -158,7 +158,7 @@ pub enum AgentError {
     Scheme {
         /// The address as it was written.
         server: String,
-        /// What it begins with.
+        /// The URL scheme that it begins with, without `://`.
         scheme: String,
     },
     /// Instances would not be isolated.

@@ -43,7 +43,7 @@ const FAILED_STEP_PAUSE: Duration = Duration::from_secs(1);
 /// After so many steps without a pause something is wrong with the rules: slow down rather than spin.
 const STEPS_MAX: u32 = 200;
 
-/// Why a step failed. It is tried again.
+/// An error of a step; the step is repeated after a pause.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum StepError {
     #[error(transparent)]

@@ -70,7 +70,7 @@ pub(super) struct Watch {
     pub health: Health,
     pub stop_timeout: Millis,
     pub probe_state: ProbeState,
-    /// Where monotonic milliseconds begin.
+    /// The zero of this agent's monotonic milliseconds.
     pub clock: Instant,
     pub probe_events: mpsc::Sender<((u64, u64), ProbeEvent)>,
 }

@@ -41,7 +41,7 @@ pub struct Cli {
     pub command: Command,
 }
 
-/// Every command.
+/// The subcommands of `swell`, in the order of its help
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Runs everything on this machine: a server with a runner, a gateway and a few agents

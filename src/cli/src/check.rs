@@ -9,7 +9,7 @@ use super::failure::Failure;
 pub struct Check {
     pub name: String,
     pub ok: bool,
-    /// What was found.
+    /// Finding in one line, as shown beside the name.
     pub detail: String,
     /// What to do about a failed check.
     pub hint: Option<String>,

@@ -105,7 +105,7 @@ impl Settings {
         Self::from_sources(globals, &Sources { var: &var, folder: &folder, system_file: Path::new(SYSTEM_FILE) })
     }
 
-    /// Reads `sources`.
+    /// Reads the settings from flags, variables and files; the first of these that has a value wins.
     pub fn from_sources(globals: &Globals, sources: &Sources<'_>) -> Result<Self> {
         let files = files(globals, sources)?;
         let setting = |key: &Key| {

@@ -40,7 +40,7 @@ pub struct Context {
     /// The time zone of displayed times.
     pub zone: TimeZone,
     pub pace: Pace,
-    /// Ctrl-C.
+    /// Tells when the user presses Ctrl-C.
     pub interrupt: Interrupt,
     pub var: Variables,
 }

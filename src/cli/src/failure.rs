@@ -93,7 +93,7 @@ impl Failure {
         &self.0.code
     }
 
-    /// What failed and why.
+    /// The sentence that says what failed and why.
     pub fn detail(&self) -> &str {
         &self.0.detail
     }

@@ -33,7 +33,7 @@ impl Interrupt {
         self.pressed.cancelled().await;
     }
 
-    /// Simulates Ctrl-C.
+    /// Acts as if the user had pressed Ctrl-C.
     #[cfg(test)]
     pub fn press(&self) {
         self.pressed.cancel();

@@ -13,15 +13,15 @@ use serde_json::{Value, json};
 
 use super::failure::Result;
 
-/// When to use colors.
+/// The value of `--color`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum ColorChoice {
     /// On a terminal
     #[default]
     Auto,
-    /// Always
+    /// Also in pipes and files
     Always,
-    /// Never
+    /// Not even on a terminal
     Never,
 }
 
@@ -57,7 +57,7 @@ pub enum Tone {
     Bad,
     /// Yellow: in progress, or worth attention.
     Notice,
-    /// Dim: secondary.
+    /// Dim: of secondary importance.
     Faint,
 }
 

@@ -22,7 +22,7 @@ fn data_dir(role: &str, is_root: bool, var: impl Fn(&str) -> Option<PathBuf>) ->
     state.unwrap_or_else(|| PathBuf::from("/var/lib")).join("swell").join(role)
 }
 
-/// `swell dev`
+/// Options of `swell dev`
 #[derive(Debug, Clone, Args)]
 pub struct DevArgs {
     /// Folder for all data
@@ -45,7 +45,7 @@ pub struct DevArgs {
     pub first_port: u16,
 }
 
-/// `swell server`
+/// Options of `swell server`
 #[derive(Debug, Clone, Args)]
 pub struct ServerArgs {
     /// Folder for state and artifacts
@@ -101,7 +101,7 @@ pub struct Upstream {
     pub data: Option<PathBuf>,
 }
 
-/// `swell agent`
+/// Options of `swell agent`
 #[derive(Debug, Clone, Args)]
 pub struct AgentArgs {
     #[command(flatten)]
@@ -132,7 +132,7 @@ pub struct AgentArgs {
     pub allow_unisolated: bool,
 }
 
-/// `swell gateway`
+/// Options of `swell gateway`
 #[derive(Debug, Clone, Args)]
 pub struct GatewayArgs {
     #[command(flatten)]

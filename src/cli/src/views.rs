@@ -79,7 +79,7 @@ macro_rules! views {
 }
 
 views! {
-    /// A build.
+    /// A build of one commit, with its attempts.
     Build {
         id: String, pipeline: String, commit: String, git_ref: String, state: Named<BuildState>, ended: bool, waits_for: Option<String>,
         cancel_asked: bool, failure: Option<String>, attempts: Vec<Attempt>, attempt_count: u32, artifact: Option<String>,
@@ -95,10 +95,10 @@ views! {
         phase: String, started_at: u64, ended_at: Option<u64>, skipped: bool, exit_code: Option<i32>,
         memory_peak_bytes: Option<u64>,
     }
-    /// Why an attempt failed.
+    /// The reason why an attempt failed, with the end of its output.
     BuildFailure { phase: Option<String>, reason: String, hint: String, output: String, }
 
-    /// A rollout.
+    /// A rollout of one release to an environment, with its waves.
     Rollout {
         id: String, pipeline: String, environment: String, release: String, stable: Option<String>, purpose: Named<Purpose>,
         state: Named<RolloutState>, ended: bool, waits_for: Option<String>, paused: Option<Pause>, total: u64, counts: Counts, wave: u32,
@@ -106,7 +106,7 @@ views! {
         preempted_by: Option<String>, why: Option<String>, by: String, created_at: u64, started_at: Option<u64>,
         ended_at: Option<u64>,
     }
-    /// A pause.
+    /// A pause or freeze, with its reason and author.
     Pause { why: String, by: String, at: u64, }
     /// Targets by state.
     Counts { waiting: u64, changing: u64, healthy: u64, failed: u64, reverting: u64, restored: u64, unreachable: u64, }
@@ -139,7 +139,7 @@ views! {
         strategy: String, in_place: bool, bake_ms: u64, max_unavailable: u64, irreversible: bool,
     }
 
-    /// An event.
+    /// An entry of the event log.
     Event {
         seq: String, at: u64, by: String, subject: String, kind: String, from: Option<String>, to: Option<String>,
         note: Option<String>, data: BTreeMap<String, String>,
@@ -147,7 +147,7 @@ views! {
     /// The evidence about a build or rollout.
     Why { id: String, summary: String, hint: Option<String>, build: Option<Build>, rollout: Option<Rollout>, events: Vec<Event>, }
 
-    /// A pipeline.
+    /// A pipeline with its settings.
     Pipeline {
         name: String, source: Value, file: String, concurrency: u32, supersede: bool, retention_releases: u32,
         retention_age_ms: u64, newest_release: Option<String>, created_at: u64,
@@ -156,17 +156,17 @@ views! {
     Repository { name: String, path: String, default_branch: String, created_at: u64, refs: Vec<Ref>, }
     /// A ref of a hosted repository.
     Ref { name: String, commit: String, moved_at: u64, moved_by: String, }
-    /// An artifact.
+    /// An artifact in the content store; `deleted_at` is set once its bytes are gone.
     Artifact {
         digest: String, size_bytes: u64, unpacked_bytes: u64, manifest: String, pipeline: String, commit: String,
         created_at: u64, deleted_at: Option<u64>,
     }
-    /// A release.
+    /// A numbered release of a pipeline: an artifact with the pipeline file of its commit.
     Release {
         id: String, pipeline: String, number: u64, artifact: String, build: String, commit: String, git_ref: String, by: String,
         created_at: u64, file: Value,
     }
-    /// An environment.
+    /// An environment with the targets that its selector matches.
     Environment {
         name: String, selector: BTreeMap<String, String>, members: TargetSet, frozen: Option<Pause>, least_bake_ms: Option<u64>,
         first_wave_max: Option<String>, created_at: u64,
@@ -180,7 +180,7 @@ views! {
     Past { release: String, rollout: String, end: String, at: u64, }
     /// A release that was rolled back.
     Quarantined { release: String, rollout: String, why: String, at: u64, }
-    /// A target.
+    /// A target of the fleet, with its last reports.
     Target {
         name: String, region: String, zone: String, labels: BTreeMap<String, String>, address: String, connected: bool,
         cordoned: Option<String>, agent_version: String, joined_at: u64, observations: Vec<Observation>,

@@ -131,31 +131,37 @@ pub struct Invocation {
 }
 
 impl Invocation {
+    /// Runs it in the repository at `git_dir`; to be called before [`Self::args`].
     pub fn in_repository(mut self, git_dir: &Path) -> Self {
         self.command.arg("--git-dir").arg(git_dir);
         self
     }
 
+    /// Appends arguments, without a shell.
     pub fn args<S: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
         self.command.args(args);
         self
     }
 
+    /// Adds environment variables.
     pub fn envs<K: AsRef<OsStr>, V: AsRef<OsStr>>(mut self, vars: impl IntoIterator<Item = (K, V)>) -> Self {
         self.command.envs(vars);
         self
     }
 
+    /// Gives the bytes to its standard input, which is empty otherwise.
     pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
         self.stdin = bytes.into();
         self
     }
 
+    /// Sets the time after which it is killed and fails with [`GitError::TimedOut`].
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
+    /// Sets the most bytes of standard output that are read; more fails with [`GitError::TooLarge`].
     pub fn stdout_bytes_max(mut self, bytes: usize) -> Self {
         self.stdout_bytes_max = bytes;
         self

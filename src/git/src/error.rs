@@ -79,6 +79,7 @@ impl GitError {
         matches!(self, Self::Unreachable { .. } | Self::TimedOut { .. } | Self::State { .. } | Self::Io { .. })
     }
 
+    /// Makes a function that turns an I/O error into [`Self::Io`]; `what` completes "failed to …".
     pub fn io(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { what, path, source }

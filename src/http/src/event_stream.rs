@@ -166,7 +166,7 @@ fn subject(text: &str) -> Option<Subject> {
     }
 }
 
-/// What a stream carries.
+/// An item of an event stream.
 pub enum StreamItem {
     Event(EncodedEvent),
     /// Everything up to here was sent, or is not wanted.

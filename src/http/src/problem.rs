@@ -44,7 +44,7 @@ pub struct ProblemView {
     pub kind: String,
     /// HTTP status in words.
     pub title: String,
-    /// HTTP status.
+    /// Status code of the HTTP response.
     pub status: u16,
     /// What failed, on what, and why.
     pub detail: String,

@@ -26,7 +26,7 @@ use swell_model::{
 #[derive(Debug, Clone, PartialEq)]
 struct AssignedRelease {
     release: DesiredRelease,
-    /// [`DesiredRelease::shared_hash`].
+    /// Identifies what all targets share: [`DesiredRelease::shared_hash`].
     hash: Digest,
 }
 
@@ -118,7 +118,7 @@ impl Assignments {
         Ok(changed)
     }
 
-    /// How new it is.
+    /// Returns the generation of the state that the assignments were computed from.
     pub fn generation(&self) -> Generation {
         self.generation
     }

@@ -46,7 +46,7 @@ pub struct BuildQueue {
 }
 
 impl BuildQueue {
-    /// What state says.
+    /// Computes the queue from state.
     ///
     /// # Errors
     /// When state cannot be read.

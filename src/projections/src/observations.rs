@@ -18,7 +18,7 @@ pub struct Observations {
 }
 
 impl Observations {
-    /// What state says.
+    /// Computes the sums from state.
     ///
     /// # Errors
     /// When state cannot be read.

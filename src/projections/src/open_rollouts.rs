@@ -11,7 +11,7 @@ use swell_model::{
     tables::{ReadTables, SCAN_RECORDS_MAX, Scan, TablesError, key},
 };
 
-/// What a rollout concerns.
+/// The pipeline, environment and targets that a rollout affects.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Concern {
     pub pipeline: PipelineName,
@@ -25,7 +25,7 @@ pub struct Concern {
 pub struct OpenRollouts(BTreeMap<RolloutId, Concern>);
 
 impl OpenRollouts {
-    /// What state says.
+    /// Computes the open rollouts from state.
     ///
     /// # Errors
     /// When state cannot be read.

@@ -18,7 +18,7 @@ pub struct Presence {
 }
 
 impl Presence {
-    /// What state says.
+    /// Computes from state which targets are connected, and to which server.
     ///
     /// # Errors
     /// When state cannot be read.

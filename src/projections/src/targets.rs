@@ -22,7 +22,7 @@ pub struct Targets {
 }
 
 impl Targets {
-    /// What state says.
+    /// Computes the indexes of all targets from state.
     ///
     /// # Errors
     /// When state cannot be read.

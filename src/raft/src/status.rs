@@ -5,7 +5,7 @@ use serde::Serialize;
 /// The leader, as this node knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct Leadership {
-    /// Raft term.
+    /// The Raft term that this node knows; a change of leader raises it.
     pub term: u64,
     /// Whether this node believes that it leads. It may have been deposed already: safety rests on epochs.
     pub is_leader: bool,
@@ -17,7 +17,7 @@ pub struct Leadership {
 #[derive(Debug, Clone, Serialize)]
 pub struct Status {
     pub node_id: u64,
-    /// Raft term.
+    /// The Raft term that this node knows; a change of leader raises it.
     pub term: u64,
     /// The leader, if one is known.
     pub leader: Option<u64>,

@@ -33,7 +33,7 @@ impl fmt::Display for Commands {
 pub struct Answers(pub Vec<Result<Outcome, Rejection>>);
 
 openraft::declare_raft_types!(
-    /// openraft's parameters.
+    /// The types that this program gives to openraft.
     pub Types:
         D = Commands,
         R = Answers,

@@ -57,7 +57,7 @@ pub struct RepositoryState {
 pub enum Access {
     /// Fetch and clone.
     Read,
-    /// Also push.
+    /// Fetch, clone and push.
     Write {
         /// Who pushes, for the event log.
         pusher: String,

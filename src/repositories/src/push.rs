@@ -142,7 +142,7 @@ pub(super) struct PushSession {
     pub cache: Cache,
 }
 
-/// What the hook sends.
+/// A request of the `pre-receive` hook: the refs to be moved.
 struct HookRequest {
     quarantine: Option<PathBuf>,
     updates: Vec<RefUpdate>,

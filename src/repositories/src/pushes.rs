@@ -30,7 +30,7 @@ const CHUNK_TIMEOUT: Duration = Duration::from_secs(60);
 pub struct Pushes {
     pub node: Node,
     pub proposer: Arc<dyn Proposer>,
-    /// Where bundles are kept.
+    /// The store of the bundles that pushes are kept in.
     pub content: Arc<dyn ContentStore>,
 }
 

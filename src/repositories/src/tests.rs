@@ -28,7 +28,7 @@ mod leftovers;
 struct Cluster {
     repositories: Mutex<BTreeMap<String, RepositoryState>>,
     bundles: Mutex<BTreeMap<Digest, Vec<u8>>>,
-    /// Of `shop`.
+    /// The bundles of the repository `shop`, oldest first.
     order: Mutex<Vec<Digest>>,
     pushes: Mutex<Vec<PushRequest>>,
     refuse: Mutex<Option<Rejection>>,

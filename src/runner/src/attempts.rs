@@ -83,7 +83,7 @@ pub struct GitSource {
 pub struct AttemptJob {
     /// The build, as state has it.
     pub build: Build,
-    /// Which of its attempts.
+    /// Number of the attempt within the build.
     pub attempt: u32,
     /// The path of the pipeline file in the repository.
     pub file: String,
@@ -98,7 +98,7 @@ pub struct AttemptsOptions {
     pub data_dir: PathBuf,
     /// This runner's name, as state knows it.
     pub runner: RunnerName,
-    /// What starts shims.
+    /// Starts the shims that run phases.
     pub shim: ShimRuntime,
     /// What this machine allows: see [`super::isolation::probe`].
     pub isolation: Level,
@@ -132,7 +132,7 @@ struct Inner {
     options: AttemptsOptions,
     /// Why phases are not isolated, where they are not.
     unisolated: Option<String>,
-    /// `attempts/`.
+    /// The folder `attempts/` below `data_dir`.
     root: PathBuf,
     /// Tells this runner's control groups from those of another on the same machine.
     tag: String,

@@ -41,7 +41,7 @@ pub enum CgroupError {
     /// A group that should be ours alone has processes already.
     #[error("control group {path} is in use by {count} processes; reap what ran in it, or name another")]
     InUse {
-        /// The group.
+        /// Path of the group below the control group tree.
         path: String,
         /// How many are in it.
         count: usize,
@@ -49,9 +49,9 @@ pub enum CgroupError {
     /// Processes remain although they were killed.
     #[error("{count} processes in control group {path} do not die; they probably hang in a system call (a dead network disk?)")]
     Undead {
-        /// The group.
+        /// Path of the group below the control group tree.
         path: String,
-        /// How many are left.
+        /// Number of processes that remain.
         count: usize,
     },
 }

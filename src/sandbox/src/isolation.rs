@@ -49,7 +49,7 @@ pub enum Level {
 pub struct IsolationReport {
     /// In the order in which they were made.
     pub checks: Vec<Check>,
-    /// What follows from them.
+    /// The level of isolation that the checks allow.
     pub level: Level,
 }
 

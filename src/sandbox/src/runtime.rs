@@ -57,13 +57,13 @@ pub enum RuntimeError {
     /// It ended, or hung, before it had recorded itself. Nothing was run.
     #[error("the shim in {} did not begin: {why}", dir.display())]
     NotReady {
-        /// Its folder.
+        /// The shim's folder.
         dir: PathBuf,
-        /// What it said.
+        /// The shim's message, or that it hung.
         why: String,
     },
-    /// It could not be signalled.
-    #[error("signalling shim {0}")]
+    /// It could not be signaled.
+    #[error("signaling shim {0}")]
     Signal(i32, #[source] io::Error),
     /// It could not be waited for.
     #[error("waiting for shim {0}")]
@@ -81,7 +81,7 @@ pub enum RuntimeError {
 pub enum ShimStatus {
     /// No shim has recorded itself here: nothing was run.
     NotStarted,
-    /// It lives. The process is the shim.
+    /// The shim lives; the process is its own, not the command's.
     Running(ProcessRef),
     /// It ended and said how. It may still be removing what it made.
     Exited(ExitRecord),
@@ -134,7 +134,7 @@ pub async fn clear(dir: &Path) -> Result<(), RuntimeError> {
     blocking(move || Ok(reap(&dir)?)).await
 }
 
-/// Starts shims.
+/// Starts shims from one executable.
 #[derive(Debug, Clone)]
 pub struct ShimRuntime {
     executable: PathBuf,
@@ -216,7 +216,7 @@ pub struct ShimHandle {
 }
 
 impl ShimHandle {
-    /// Its folder.
+    /// Returns the shim's folder.
     pub fn dir(&self) -> &Path {
         &self.dir
     }

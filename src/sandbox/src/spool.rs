@@ -28,7 +28,7 @@ pub const SPOOL_FILE: &str = "spool";
 /// The rotated file's name.
 pub const ROTATED_FILE: &str = "spool.1";
 
-/// Where bytes came from.
+/// The source of a piece of output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stream {
@@ -49,7 +49,6 @@ pub struct Frame {
     pub next_offset: u64,
     /// When the shim read it.
     pub at: Timestamp,
-    /// From where.
     pub stream: Stream,
     /// The bytes, in no particular encoding.
     pub bytes: Vec<u8>,
@@ -82,15 +81,12 @@ pub enum SpoolError {
     /// The file system said no.
     #[error("reading {}", path.display())]
     Io {
-        /// The file.
         path: PathBuf,
-        /// Why.
         source: io::Error,
     },
     /// Not a frame: the file was damaged.
     #[error("{} is damaged at byte {position}: not a frame of output; what comes before it is intact", path.display())]
     Damaged {
-        /// The file.
         path: PathBuf,
         /// Place in the file.
         position: u64,

@@ -27,17 +27,17 @@ pub enum TokensError {
     /// Others could read it.
     #[error("others can read the token in `{}` (mode {mode:o}): run `chmod 600` on it, or delete it for a new one", path.display())]
     Exposed {
-        /// The file.
+        /// Path of the token file.
         path: PathBuf,
-        /// Its permissions.
+        /// Permission bits of the file, of which those of group and others must be zero.
         mode: u32,
     },
     /// Not what this program wrote.
     #[error("`{}` does not hold a {role} token: delete it to get a new one", path.display())]
     Damaged {
-        /// The file.
+        /// Path of the token file.
         path: PathBuf,
-        /// What it should be.
+        /// The role whose token belongs in the file.
         role: Role,
     },
     /// The system has no randomness.

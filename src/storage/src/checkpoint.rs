@@ -42,7 +42,7 @@ pub struct Manifest {
 pub struct FileRecord {
     /// Without a folder.
     pub name: String,
-    /// In bytes.
+    /// The file's length, in bytes.
     pub size: u64,
     pub sha256: Digest,
 }
@@ -72,7 +72,7 @@ impl SnapshotDir {
         }
     }
 
-    /// The folder.
+    /// Returns the snapshot's folder.
     pub fn path(&self) -> &Path {
         &self.path
     }

@@ -16,7 +16,7 @@ use swell_model::tables::{Key, ReadTables, Record, Scan, Tables, TablesError};
 pub struct Counts {
     /// Records asked for by their key, whether or not there was one.
     pub gets: u64,
-    /// Ranges read.
+    /// Scans of key ranges, however many records they returned.
     pub scans: u64,
     /// Records that the ranges returned.
     pub scanned_records: u64,

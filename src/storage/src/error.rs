@@ -33,7 +33,7 @@ pub enum StorageError {
     LogLost {
         /// Folder of the log.
         log: PathBuf,
-        /// Its last entry.
+        /// Index of the last entry that the log has; `None` when it is empty.
         end: Option<u64>,
         /// The last entry that it is known to have had.
         flushed: u64,
@@ -50,7 +50,7 @@ pub enum StorageError {
     StateBehindLog {
         /// Folder of the state.
         state: PathBuf,
-        /// Its last applied entry.
+        /// Index of the last entry that state has applied.
         applied: u64,
         /// Folder of the log.
         log: PathBuf,
@@ -73,7 +73,7 @@ pub enum StorageError {
         /// The operating system's or RocksDB's message.
         cause: String,
     },
-    /// Anything else.
+    /// An operation failed for a reason that no other variant names.
     #[error("failed to {tried} {path}: {cause}", path = path.display())]
     Failed {
         /// A verb, such as `open`.

@@ -219,7 +219,7 @@ impl RaftLog {
         queue.reserve().await.map_err(|_| self.ended_error())
     }
 
-    /// The folder.
+    /// Returns the folder of the log.
     pub fn path(&self) -> &Path {
         &self.shared().path
     }

@@ -81,7 +81,7 @@ impl StateDb {
         &self.db
     }
 
-    /// The folder.
+    /// Returns the folder of the database.
     pub fn path(&self) -> &Path {
         &self.path
     }

@@ -28,17 +28,14 @@ pub enum Error {
     /// The bytes are not those that were saved. They are left as they are.
     #[error("{} is damaged: {reason}; restore it from a backup, or move it away to start without it", path.display())]
     Damaged {
-        /// The file.
         path: PathBuf,
-        /// What does not match.
+        /// The check that failed, as part of a sentence.
         reason: String,
     },
     /// The value has no MessagePack form; a defect of the caller.
     #[error("failed to encode the value for {}: {source}; please report it", path.display())]
     Encoding {
-        /// The file.
         path: PathBuf,
-        /// What cannot be encoded.
         source: rmp_serde::encode::Error,
     },
 }

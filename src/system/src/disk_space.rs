@@ -40,7 +40,6 @@ pub enum SpaceError {
     Unknown {
         /// Which path was asked about.
         path: PathBuf,
-        /// What the system said.
         source: io::Error,
     },
 }
@@ -51,7 +50,7 @@ pub const RESERVE_BYTES_MAX: u64 = 256 << 20;
 /// Size and room of a file system, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Room {
-    /// Its whole size.
+    /// Bytes of the whole file system, used or not.
     pub capacity: u64,
     /// Free to an ordinary user.
     pub free: u64,

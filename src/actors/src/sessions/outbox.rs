@@ -22,7 +22,7 @@ pub(super) enum End {
     Refused(Refusal),
 }
 
-/// What to send next.
+/// Messages that wait to be sent to one agent; a newer one replaces an older one of its kind.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Pending {
     /// Its desired state may have changed.

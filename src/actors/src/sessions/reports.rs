@@ -140,7 +140,7 @@ struct Answered {
     _credits: [OwnedSemaphorePermit; 2],
 }
 
-/// What is proposed next.
+/// Reports collected for the next proposal, with the messages that it answers.
 #[derive(Default)]
 struct Batch {
     reports: BTreeMap<(u32, PipelineName), (ReportOrigin, Report)>,
@@ -179,7 +179,7 @@ impl Batch {
         FleetAction::Report { targets }
     }
 
-    /// What one target reports.
+    /// Makes the action that proposes the reports of one target alone.
     fn of_target(&self, target: u32) -> FleetAction {
         let is_its = |((of, _), _): &(&(u32, PipelineName), &(ReportOrigin, Report))| *of == target;
         let reports = self.reports.iter().filter(is_its).map(|(key, report)| (key.clone(), report.clone())).collect();

@@ -37,7 +37,7 @@ struct Session {
     outbox: Arc<Outbox>,
 }
 
-/// Whose session ended lately.
+/// An agent whose session ended lately.
 struct Departed {
     agent: AgentId,
     address: IpAddr,

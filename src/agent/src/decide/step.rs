@@ -10,7 +10,7 @@ use swell_model::{
 /// What is wrong with a new instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in super::super) enum Fault {
-    /// It ended by itself.
+    /// Its process ended without being asked to.
     Died,
     /// No probe passed within `start_timeout`.
     NeverAnswered,
@@ -63,7 +63,7 @@ impl Step {
     }
 }
 
-/// What to do next.
+/// A decision of the rules: one step, or a wait.
 #[derive(Debug, PartialEq, Eq)]
 pub(in super::super) enum Next {
     Do(Step),

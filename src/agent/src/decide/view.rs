@@ -17,13 +17,13 @@ pub const UNHEALTHY_AFTER_FAILURES: u32 = 3;
 pub(in super::super) enum Desired {
     /// No server said yet: instances keep running.
     Unknown,
-    /// No release.
+    /// No release is assigned: instances are stopped.
     Nothing,
-    /// This release.
     Release(Box<DesiredRelease>),
 }
 
 impl Desired {
+    /// The assigned release, if a server named one.
     pub fn release(&self) -> Option<&DesiredRelease> {
         match self {
             Desired::Release(release) => Some(release),
@@ -42,7 +42,6 @@ pub(in super::super) enum Process {
         /// Whether it ended by itself; otherwise it was stopped, or never started, or the machine was.
         died: bool,
     },
-    /// It runs.
     Up {
         /// When it was started or adopted.
         since: u64,
@@ -83,7 +82,7 @@ impl Observed {
 
 /// All that a decision depends on.
 pub(in super::super) struct View<'a> {
-    /// Monotonic milliseconds.
+    /// The time of the decision, in monotonic milliseconds.
     pub now: u64,
     pub desired: &'a Desired,
     pub journal: &'a Journal,
@@ -103,14 +102,17 @@ impl<'a> View<'a> {
         self.journal.instances.iter().filter(|instance| instance.role != Role::Leaving)
     }
 
+    /// The instances that are to be stopped.
     pub fn leaving(&self) -> impl Iterator<Item = &'a Instance> + Clone + use<'a> {
         self.journal.instances.iter().filter(|instance| instance.role == Role::Leaving)
     }
 
+    /// The observation of an instance; one that was never observed counts as down and startable now.
     pub fn observed(&self, instance: &Instance) -> Observed {
         self.observed.get(&instance.id).copied().unwrap_or(Observed::down(self.now))
     }
 
+    /// The observed state of an instance's process.
     pub fn process(&self, instance: &Instance) -> Process {
         self.observed(instance).process
     }

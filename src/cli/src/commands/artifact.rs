@@ -28,12 +28,12 @@ use swell_model::{
 /// The shortest accepted prefix of a digest, in digits.
 const PREFIX_MIN: usize = 4;
 
-/// `swell artifact`
+/// Subcommands of `swell artifact`
 #[derive(Debug, clap::Subcommand)]
 pub enum ArtifactCommand {
     /// Uploads an artifact built elsewhere and makes a release of it
     Push(PushArgs),
-    /// Lists artifacts
+    /// Lists the artifacts of all pipelines or of one, newest first
     Ls(ListArgs),
     /// Shows an artifact
     Show {

@@ -11,7 +11,7 @@ use crate::{
     views::{self, Cluster, Ready},
 };
 
-/// `swell cluster`
+/// Subcommands of `swell cluster`
 #[derive(Debug, clap::Subcommand)]
 pub enum ClusterCommand {
     /// Shows the leader, applied log index, disk usage, targets and runners

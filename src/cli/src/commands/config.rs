@@ -10,7 +10,7 @@ use crate::{
     output::table,
 };
 
-/// `swell config`
+/// Subcommands of `swell config`
 #[derive(Debug, clap::Subcommand)]
 pub enum ConfigCommand {
     /// Shows every setting and its value

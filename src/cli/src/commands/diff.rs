@@ -21,7 +21,7 @@ pub struct DiffArgs {
     pub b: String,
 }
 
-/// One difference.
+/// A value that differs between two releases; `None` on the side that lacks it.
 #[derive(Debug, Clone, PartialEq)]
 struct Change {
     path: String,

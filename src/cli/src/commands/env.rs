@@ -19,12 +19,12 @@ use swell_model::units::{Amount, Millis};
 /// How many targets are listed by name.
 const NAMED_MAX: usize = 20;
 
-/// `swell env`
+/// Subcommands of `swell env`
 #[derive(Debug, clap::Subcommand)]
 pub enum EnvCommand {
     /// Creates an environment
     Create(CreateArgs),
-    /// Lists environments
+    /// Lists the environments of the cluster
     Ls,
     /// Shows an environment and what runs there
     Show {

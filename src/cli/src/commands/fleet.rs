@@ -13,10 +13,10 @@ use crate::{
     views::{self, Target},
 };
 
-/// `swell fleet`
+/// Subcommands of `swell fleet`
 #[derive(Debug, clap::Subcommand)]
 pub enum FleetCommand {
-    /// Lists targets
+    /// Lists the targets of the fleet
     Ls(ListArgs),
     /// Shows a target and what runs there
     Show {

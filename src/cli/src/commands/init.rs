@@ -13,7 +13,7 @@ use crate::{
     failure::{Exit, Failure, Result, file_error},
 };
 
-/// `swell init`
+/// Options of `swell init`
 #[derive(Debug, clap::Args)]
 pub struct InitArgs {
     /// File to write [default: swell.toml in the root of the repository]

@@ -16,7 +16,7 @@ use crate::{
 /// The longest token, in bytes.
 const TOKEN_BYTES_MAX: u64 = 4096;
 
-/// `swell login`
+/// Options of `swell login`, which has only the global ones
 #[derive(Debug, clap::Args)]
 pub struct LoginArgs {}
 

@@ -12,12 +12,12 @@ use crate::{
 };
 use swell_model::units::Millis;
 
-/// `swell pipeline`
+/// Subcommands of `swell pipeline`
 #[derive(Debug, clap::Subcommand)]
 pub enum PipelineCommand {
     /// Creates a pipeline for a repository
     Create(CreateArgs),
-    /// Lists pipelines
+    /// Lists the pipelines of the cluster
     Ls,
     /// Shows a pipeline
     Show {

@@ -12,14 +12,14 @@ use crate::{
     views::{self, Repository},
 };
 
-/// `swell repo`
+/// Subcommands of `swell repo`
 #[derive(Debug, clap::Subcommand)]
 pub enum RepoCommand {
     /// Creates a hosted repository
     Create {
         /// Name of the repository
         name: String,
-        /// Default branch
+        /// Name of the branch that a clone checks out
         #[arg(long, default_value = "main", value_name = "NAME")]
         default_branch: String,
     },

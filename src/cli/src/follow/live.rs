@@ -20,10 +20,10 @@ use crate::{
 };
 use swell_model::units::Millis;
 
-/// How following ended.
+/// The result of following a build or rollout.
 #[derive(Debug)]
 pub struct Followed {
-    /// Its last known state.
+    /// The resource in its last known state.
     pub resource: FollowedResource,
     /// The same as the server sent it.
     pub value: Value,

@@ -17,9 +17,9 @@ use swell_model::{
 /// The kind of resource that an id names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ResourceKind {
-    /// `b42`
+    /// Named by an id such as `b42`.
     Build,
-    /// `r7`
+    /// Named by an id such as `r7`.
     Rollout,
 }
 

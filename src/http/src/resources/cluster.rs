@@ -19,7 +19,7 @@ pub struct ClusterView {
     server: u64,
     /// Number of the leader, if this server knows one.
     leader: Option<u64>,
-    /// Raft term.
+    /// Raft term that this server knows; it grows with each election.
     term: u64,
     /// Last log index that this server has applied.
     applied: Option<u64>,

@@ -40,7 +40,7 @@ pub struct CheckView {
     name: String,
     /// Whether the check passed.
     ok: bool,
-    /// What was found.
+    /// Finding of the check in one line.
     detail: String,
 }
 

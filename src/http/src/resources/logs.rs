@@ -53,7 +53,7 @@ pub struct LogLine {
     pub stderr: bool,
     /// Phase of the build.
     pub phase: String,
-    /// The output.
+    /// Output of the phase, in the order in which it was written.
     pub text: String,
 }
 

@@ -38,7 +38,7 @@ pub struct BuildView {
     pub attempt_count: u32,
     /// Requested CPU, in thousandths.
     pub cpu_millis: u32,
-    /// Requested memory.
+    /// Memory that the build requests, in bytes.
     pub memory_bytes: u64,
     /// Digest of the artifact, once it is stored.
     pub artifact: Option<String>,
@@ -75,7 +75,7 @@ pub struct AttemptView {
     pub log: Option<String>,
     /// `succeeded`, `failed`, `timed-out`, `lost` or `canceled`, once it has ended.
     pub end: Option<String>,
-    /// Why it failed.
+    /// Failure of the attempt, if it failed.
     pub failure: Option<FailureView>,
     /// Time of its end.
     pub ended_at: Option<u64>,
@@ -94,18 +94,18 @@ pub struct PhaseView {
     pub skipped: bool,
     /// Exit code of its main process; 128 plus the number of the signal that ended it.
     pub exit_code: Option<i32>,
-    /// Peak memory.
+    /// Most memory used at once, in bytes.
     pub memory_peak_bytes: Option<u64>,
     /// CPU time used.
     pub cpu_time_ms: Option<u64>,
 }
 
-/// Why an attempt failed.
+/// Failure of an attempt, with the end of its output.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct FailureView {
     /// Phase that failed, if it was one.
     pub phase: Option<String>,
-    /// What failed and why.
+    /// Sentence that says what failed and why.
     pub reason: String,
     /// What to do about it.
     pub hint: String,

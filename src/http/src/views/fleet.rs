@@ -85,7 +85,7 @@ pub struct DeploymentView {
     pub quarantined: Vec<QuarantinedView>,
 }
 
-/// Ended rollout.
+/// Rollout that has ended in this environment.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct PastView {
     /// Id of the release.
@@ -178,9 +178,9 @@ pub struct ObservationView {
     pub progress: String,
     /// Whether every service has a healthy instance.
     pub serving: bool,
-    /// Running instances.
+    /// Instances whose processes run on the target.
     pub instances: Vec<InstanceView>,
-    /// Last failure.
+    /// Last failure that the target reported for the release.
     pub failure: Option<TargetFailureView>,
     /// Time of the report.
     pub at: u64,

@@ -87,7 +87,7 @@ pub struct RepositoryView {
     pub name: String,
     /// Path on this server that git pushes to and fetches from.
     pub path: String,
-    /// Default branch.
+    /// Name of the branch that a clone checks out.
     pub default_branch: String,
     /// Time of its creation.
     pub created_at: u64,

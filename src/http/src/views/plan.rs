@@ -49,7 +49,7 @@ pub struct PlanView {
     pub waves: Vec<PlannedWaveView>,
     /// Settings of the rollout.
     pub settings: SettingsView,
-    /// Least durations.
+    /// Least durations of the rollout and of reverting it.
     pub timing: TimingView,
     /// Settings of the pipeline file that this version does not support.
     pub warnings: Vec<String>,

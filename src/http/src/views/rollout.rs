@@ -192,7 +192,7 @@ pub struct FailedTargetView {
     pub reverting: bool,
     /// Time of the failure.
     pub at: u64,
-    /// What the target reported.
+    /// Failure as the target reported it.
     #[serde(flatten)]
     pub failure: TargetFailureView,
 }
@@ -202,7 +202,7 @@ pub struct FailedTargetView {
 pub struct TargetFailureView {
     /// Name of the service, if one failed.
     pub service: Option<String>,
-    /// What failed and why.
+    /// Sentence that says what failed and why.
     pub reason: String,
     /// What to do about it.
     pub hint: String,

@@ -39,9 +39,8 @@ pub enum FolderError {
     /// It is not what was written.
     #[error("{} is damaged: {why}", path.display())]
     Damaged {
-        /// Which file.
         path: PathBuf,
-        /// What is wrong.
+        /// The first mismatch that was found.
         why: String,
     },
 }
@@ -49,7 +48,7 @@ pub enum FolderError {
 /// The checkout, once it is whole.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct CheckedOut {
-    /// `SOURCE_DATE_EPOCH`.
+    /// The time of the commit, in seconds since 1970; phases see it as `SOURCE_DATE_EPOCH`.
     pub committed_at_s: u64,
     /// The pipeline file of the commit.
     pub file: PipelineFile,

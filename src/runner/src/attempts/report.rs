@@ -39,7 +39,6 @@ struct Told {
 /// What became of what was told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Answer {
-    /// It is applied.
     Applied,
     /// State refuses it, whoever repeats it.
     Refused,

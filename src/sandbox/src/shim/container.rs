@@ -297,7 +297,7 @@ fn raise_loopback(pid: Pid) -> io::Result<()> {
     raised
 }
 
-/// netdevice(7).
+/// Raises the loopback interface of the current network namespace, as in netdevice(7).
 fn set_loopback_up() -> io::Result<()> {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
     let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;

@@ -176,7 +176,7 @@ const CLONE_NEWTIME: u64 = 0x80;
 const EPERM: u32 = 1;
 /// clone3(2) passes its flags in memory, where a filter cannot see them; at "no such call" the C library falls back to clone(2).
 const ENOSYS: u32 = 38;
-/// personality(2): no randomisation, page zero, old layout, readable means executable.
+/// personality(2): no randomization, page zero, old layout, readable means executable.
 const WEAKENING_PERSONALITIES: [u64; 4] = [0x0004_0000, 0x0010_0000, 0x0020_0000, 0x0040_0000];
 /// Set in the argument 0xffffffff, which only asks for the current personality.
 const PERSONALITY_QUERY_BIT: u64 = 0x8000_0000;

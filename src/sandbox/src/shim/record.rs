@@ -29,19 +29,16 @@ pub enum RecordError {
     /// The file system said no.
     #[error("{what} {}", path.display())]
     Io {
-        /// What was tried.
+        /// A verb for the message, such as `reading`.
         what: &'static str,
         /// On which file.
         path: PathBuf,
-        /// Why not.
         source: io::Error,
     },
     /// It is not what was written: the file was damaged.
     #[error("{} is damaged; remove the folder after `reap`", path.display())]
     Damaged {
-        /// Which file.
         path: PathBuf,
-        /// What is wrong.
         source: serde_json::Error,
     },
 }
@@ -55,7 +52,7 @@ pub struct ProcessRef {
     pub pid: i32,
     /// When it started, in clock ticks since boot.
     pub start_ticks: u64,
-    /// `/proc/sys/kernel/random/boot_id`.
+    /// Identifies the boot: the content of `/proc/sys/kernel/random/boot_id`.
     pub boot_id: String,
 }
 
@@ -86,7 +83,7 @@ fn stat(pid: i32) -> Option<(char, u64)> {
     Some((state, fields.nth(18)?.parse().ok()?))
 }
 
-/// How it ended.
+/// The end of a command, as its shim recorded it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExitRecord {
@@ -122,7 +119,7 @@ pub enum Outcome {
     Exited(i32),
     /// A signal ended it: its number.
     Signaled(i32),
-    /// It never ran.
+    /// The command could not be started.
     Failed(Failure),
 }
 
@@ -130,9 +127,9 @@ pub enum Outcome {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Failure {
-    /// What was tried.
+    /// The operation that failed.
     pub what: String,
-    /// What went wrong.
+    /// The cause, such as the system's message.
     pub why: String,
     /// What a person can do about it.
     pub way_out: String,

@@ -147,7 +147,7 @@ pub enum SpecError {
     /// It could not be read.
     #[error("reading {}", .0.display())]
     Read(PathBuf, #[source] io::Error),
-    /// It is not understood.
+    /// The file is not a spec as this program writes it.
     #[error("parsing {}", .0.display())]
     Parse(PathBuf, #[source] serde_json::Error),
     /// It asks for what cannot be.

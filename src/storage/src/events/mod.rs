@@ -360,7 +360,7 @@ impl EventStore {
         self.shared.db.flush_wal(true).map_err(self.shared.failed("sync"))
     }
 
-    /// The folder.
+    /// Returns the folder of the event log.
     pub fn path(&self) -> &Path {
         &self.shared.path
     }

@@ -41,7 +41,7 @@ pub enum SegmentError {
     UnknownFormat(u8),
 }
 
-/// What a segment holds.
+/// The range, size and hashes of a segment's events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Summary {
     /// First and last event; `None` where it holds none.
