@@ -80,10 +80,7 @@ impl OutputPolicy {
 pub enum SpoolError {
     /// The file system said no.
     #[error("reading {}", path.display())]
-    Io {
-        path: PathBuf,
-        source: io::Error,
-    },
+    Io { path: PathBuf, source: io::Error },
     /// Not a frame: the file was damaged.
     #[error("{} is damaged at byte {position}: not a frame of output; what comes before it is intact", path.display())]
     Damaged {

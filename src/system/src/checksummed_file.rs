@@ -34,10 +34,7 @@ pub enum Error {
     },
     /// The value has no MessagePack form; a defect of the caller.
     #[error("failed to encode the value for {}: {source}; please report it", path.display())]
-    Encoding {
-        path: PathBuf,
-        source: rmp_serde::encode::Error,
-    },
+    Encoding { path: PathBuf, source: rmp_serde::encode::Error },
 }
 
 /// Reads the value of the file at `path`; `None` when there is no such file.

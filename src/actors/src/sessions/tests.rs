@@ -36,7 +36,7 @@ struct Server {
 impl Server {
     async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let node = Node::start(Options::new(&dir.path().join("node"), 1)).await.unwrap();
+        let node = Node::start(Options::new(dir.path().join("node"), 1)).await.unwrap();
         timeout(PATIENCE, node.leadership().wait_for(|now| now.is_leader)).await.unwrap().unwrap();
         let content = Embedded::open(dir.path().join("content"), EmbeddedOptions::default()).await.unwrap();
         let (sessions, tasks) = Sessions::start(node.clone(), 1, Arc::new(content));

@@ -37,10 +37,7 @@ pub enum RecordError {
     },
     /// It is not what was written: the file was damaged.
     #[error("{} is damaged; remove the folder after `reap`", path.display())]
-    Damaged {
-        path: PathBuf,
-        source: serde_json::Error,
-    },
+    Damaged { path: PathBuf, source: serde_json::Error },
 }
 
 /// A process, told apart from a later one with the same id by when it started (clock ticks since boot, field 22 of
