@@ -114,6 +114,7 @@ fn print_golden() {
     world.request(3);
     let expiry = ArtifactExpiry { expires_at: Timestamp(7), digest: artifact(9).digest };
     world.tables.put(&expiry).unwrap();
+    world.tables.put(&LostTargets { targets: [3].into_iter().collect() }).unwrap();
     world.ok(ClusterAction::RecordActorFailure { subject: Subject::Cluster, why: Some("it fails".into()) });
     let with_key = RepositoryAction::Create { name: name("docs"), default_branch: "main".into() };
     let command = Command { idempotency_key: Some("again".into()), ..world.command(with_key) };
